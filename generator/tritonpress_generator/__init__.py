@@ -1,0 +1,1 @@
+"""Compresses a BERT-family encoder under an accuracy gate and writes a Triton model repository."""

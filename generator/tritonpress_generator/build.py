@@ -1,0 +1,188 @@
+"""The generator, read top to bottom: recipe to checkpoint to engine to model repository."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tritonpress_generator import ensemble, export, gate, repository
+from tritonpress_generator import recipe as recipes
+from tritonpress_generator.checkpoint import load_encoder, load_tokenizer, resolve
+from tritonpress_generator.engines.onnxruntime import session_infer
+from tritonpress_generator.errors import InputError
+from tritonpress_generator.infer import Infer, latency_ms
+from tritonpress_generator.progress import Progress
+from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder
+
+LATENCY_TOKENS = 32
+_GOLDEN_REQUESTS = 12
+_PARITY_TEXTS = 12
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the closing table."""
+
+    stage: str
+    size_bytes: int
+    latency_ms: float
+    """Of one sequence of `LATENCY_TOKENS` tokens, in process."""
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build has written."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    rows: list[Row]
+
+
+def build(recipe_path: Path, out: Path, *, progress: Progress | None = None) -> Built:
+    """Returns what was written into the model repository `out` for the recipe at `recipe_path`.
+
+    Raises:
+        InputError: The recipe, the checkpoint or the data is at fault.
+        GateError: What would be served is less accurate than agreed; `out` is as it was.
+    """
+    say = progress or Progress()
+    recipe = recipes.load(recipe_path)
+    task, engine = recipe.task, recipe.engine
+    data = task.module.load_data(recipe)
+
+    say.stage(f"checkpoint {recipe.checkpoint.source}")
+    checkpoint = resolve(recipe.checkpoint, base=recipe.path.parent)
+    tokenizer = load_tokenizer(checkpoint)
+    reference = load_encoder(checkpoint)
+    _check_length(recipe, reference)
+    text_encoder = _text_encoder(recipe, tokenizer, max_bytes=task.config.max_query_bytes)
+    item_encoder = _text_encoder(recipe, tokenizer, max_bytes=1 << 30)
+
+    say.stage("baseline in FP32")
+    model, outputs = task.module.head(reference, checkpoint, task.config)
+    baseline_infer = export.torch_infer(model, tuple(outputs))
+    index = task.module.index(baseline_infer, item_encoder, data, task.config)
+    baseline = task.module.evaluate(baseline_infer, text_encoder, data, index)
+    rows = [Row("torch FP32", checkpoint.size_bytes, _latency(baseline_infer), baseline.metrics)]
+
+    say.stage("export to ONNX")
+    encoder = load_encoder(checkpoint, attention=export.ATTENTION)
+    for stage in recipe.passes:
+        encoder = stage.module.apply(encoder, stage.config)
+    model, outputs = task.module.head(encoder, checkpoint, task.config)
+    graph = export.export(model, outputs)
+    feeds = list(task.module.feeds(item_encoder, data.texts[:: max(1, len(data.texts) // 512)]))
+    parity_feeds = _parity_feeds(item_encoder, data.texts, recipe.serve.max_length)
+    torch_infer = baseline_infer if not recipe.passes else export.torch_infer(model, tuple(outputs))
+    serialized = graph.SerializeToString()
+    fp32_infer = session_infer(serialized)
+    parity = export.check_parity(torch_infer, fp32_infer, parity_feeds)
+    fp32 = task.module.evaluate(fp32_infer, text_encoder, data, index)
+    rows.append(Row("ONNX FP32", len(serialized), _latency(fp32_infer), fp32.metrics))
+
+    for stage in recipe.graph:
+        say.stage(f"graph: {stage.word}")
+        graph = stage.module.apply(graph, stage.config, feeds)
+
+    say.stage(f"engine: {engine.word}")
+    with tempfile.TemporaryDirectory(prefix="tritonpress-") as work:
+        engine.module.build(graph, Path(work) / "1")
+        infer = engine.module.load(Path(work) / "1", engine.config)
+    size = len(graph.SerializeToString())
+
+    say.stage(f"gate: {recipe.gate.metric}")
+    served = task.module.evaluate(infer, text_encoder, data, index)
+    rows.append(Row(" + ".join([stage.word for stage in recipe.graph] or [engine.word]), size, _latency(infer), served.metrics))
+    verdict = gate.check(recipe.gate, baseline.metrics, served.metrics)
+
+    say.stage(f"repository {out}")
+    manifest = {
+        "workload": recipe.name,
+        "task": task.word,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "checkpoint": {
+            "source": checkpoint.source,
+            "revision": recipe.checkpoint.revision,
+            "sha256": checkpoint.sha256,
+            "bytes": checkpoint.size_bytes,
+        },
+        "recipe": recipe.text,
+        "versions": _versions() | engine.module.versions(),
+        "gated_on": {"machine": platform.machine(), "processor": processor()},
+        "parity": asdict(parity),
+        "gate": asdict(verdict),
+        "stages": [asdict(row) for row in rows],
+        "golden": {
+            # FP32 pooling rounds differently in a padded batch, by about 1e-7; the encoder itself does not.
+            "score_tolerance": 1e-4,
+            "requests": task.module.golden_requests(data, served, count=_GOLDEN_REQUESTS),
+        },
+    }
+    steps = [
+        ensemble.tokenizer_step(recipe, tokenizer),
+        ensemble.engine_step(recipe, graph, outputs),
+        ensemble.postprocessing_step(
+            recipe, outputs, lambda version_dir: task.module.write_postprocessing(version_dir, index, data)
+        ),
+    ]
+    folder = repository.write(out, recipe.name, steps, ensemble.ensemble_config(recipe, outputs), manifest)
+    written = repository.read_manifest(out, recipe.name)
+    say.done()
+    return Built(folder, written, rows)
+
+
+def processor() -> str:
+    """Returns the processor's name as the system gives it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _text_encoder(recipe: recipes.Recipe, tokenizer: Any, *, max_bytes: int) -> TextEncoder:
+    serve = recipe.serve
+    return TextEncoder(
+        tokenizer, max_length=serve.max_length, pad_to_multiple_of=serve.pad_to_multiple_of, max_bytes=max_bytes
+    )
+
+
+def _check_length(recipe: recipes.Recipe, encoder: Any) -> None:
+    """Refuses a `max_length` beyond the model's positions, which would fail at the first long text."""
+    config = encoder.config
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return
+    # RoBERTa and its kin begin to count behind the padding token.
+    table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
+    offset = config.pad_token_id + 1 if getattr(table, "padding_idx", None) is not None else 0
+    if recipe.serve.max_length > positions - offset:
+        raise InputError(
+            f"{recipe.path}: serve.max_length must be at most {positions - offset} (the model's positions), "
+            f"got {recipe.serve.max_length}; lower it"
+        )
+
+
+def _parity_feeds(encoder: TextEncoder, texts: list[str], max_length: int) -> list[dict[str, Any]]:
+    """Returns real token ids at several lengths: single texts, the longest possible one, and a padded batch."""
+    chosen = texts[:: max(1, len(texts) // _PARITY_TEXTS)][:_PARITY_TEXTS]
+    rows = encoder.encode([text.encode() for text in chosen])
+    long = encoder.encode([" ".join(texts * (1 + max_length // len(texts))).encode()])
+    batches = [[row] for row in rows[:4]] + [[row[: 2 + i]] for i, row in enumerate(rows[4:6])] + [long, rows]
+    return [dict(zip(export.INPUTS, encoder.pad(batch), strict=True)) for batch in batches]
+
+
+def _latency(infer: Infer) -> float:
+    tokens = np.full((1, LATENCY_TOKENS), 5, np.int64)
+    return latency_ms(infer, {"input_ids": tokens, "attention_mask": np.ones_like(tokens)})
+
+
+def _versions() -> dict[str, str]:
+    packages = ("tritonpress", "torch", "transformers", "tokenizers", "onnx", "tritonclient", "nvidia-pytriton")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}

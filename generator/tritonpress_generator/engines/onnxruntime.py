@@ -1,0 +1,105 @@
+"""ONNX Runtime on the CPU: Triton's `onnxruntime` backend."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnxruntime
+from pydantic import Field
+from tritonclient.grpc import model_config_pb2 as pb
+
+from tritonpress_generator.errors import InputError
+from tritonpress_generator.infer import Array, Infer
+from tritonpress_generator.recipe import Settings
+
+PLATFORM = "onnxruntime_onnx"
+
+
+class Config(Settings):
+    instances: int | None = Field(default=None, ge=1, le=256)
+    """Sessions of the engine that run side by side; default: 1."""
+    intra_op_thread_count: int | None = Field(default=None, ge=1, le=256)
+    """Threads of one session; default: the cores that this process may use, divided by the instances."""
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """Instances and threads, decided."""
+
+    instances: int
+    intra_op_thread_count: int
+
+
+def sizing(config: Config) -> Sizing:
+    """Returns the recipe's instances and threads, or those that fit this machine.
+
+    One instance with all cores is the default: it has the lowest latency, and several instances that each take all
+    cores slow each other down (https://github.com/triton-inference-server/server/issues/7213).
+    """
+    instances = config.instances or 1
+    cores = len(os.sched_getaffinity(0))
+    return Sizing(instances, config.intra_op_thread_count or max(1, cores // instances))
+
+
+def build(model: onnx.ModelProto, version_dir: Path) -> None:
+    """Writes the engine into Triton's version folder `version_dir`."""
+    version_dir.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, version_dir / "model.onnx")
+
+
+def load(version_dir: Path, config: Config) -> Infer:
+    """Returns the engine in `version_dir`, with the threads that one served instance has.
+
+    Raises:
+        InputError: ONNX Runtime refuses the file.
+    """
+    return session_infer(version_dir / "model.onnx", threads=sizing(config).intra_op_thread_count)
+
+
+def session_infer(model: Path | bytes, *, threads: int | None = None) -> Infer:
+    """Returns an ONNX model as an `Infer`.
+
+    Args:
+        model: A file, or the serialised model.
+        threads: Of the session; default: the cores that this process may use.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(
+            str(model) if isinstance(model, Path) else model, options, providers=["CPUExecutionProvider"]
+        )
+    # ONNX Runtime's exceptions share no class but RuntimeError and Exception itself.
+    except Exception as exc:  # noqa: BLE001
+        raise InputError(f"engine: ONNX Runtime refuses the model ({' '.join(str(exc).split())[:300]})") from exc
+    inputs = [tensor.name for tensor in session.get_inputs()]
+    outputs = [tensor.name for tensor in session.get_outputs()]
+
+    def infer(feed: Mapping[str, Array]) -> dict[str, Array]:
+        return dict(zip(outputs, session.run(outputs, {name: feed[name] for name in inputs}), strict=True))
+
+    return infer
+
+
+def model_config(config: Config) -> pb.ModelConfig:
+    """Returns the engine's part of Triton's config: who runs it, where, with how many threads."""
+    size = sizing(config)
+    return pb.ModelConfig(
+        platform=PLATFORM,
+        instance_group=[pb.ModelInstanceGroup(kind=pb.ModelInstanceGroup.KIND_CPU, count=size.instances)],
+        parameters={
+            "intra_op_thread_count": pb.ModelParameter(string_value=str(size.intra_op_thread_count)),
+            "inter_op_thread_count": pb.ModelParameter(string_value="1"),
+        },
+    )
+
+
+def versions() -> dict[str, str]:
+    """Returns what the engine was built and gated with, for the manifest."""
+    return {"onnxruntime": onnxruntime.__version__}

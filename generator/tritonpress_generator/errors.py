@@ -1,0 +1,35 @@
+"""The errors that the generator raises.
+
+    GeneratorError           every error of this package; `exit_status` is the command's
+    ├── InputError           the input is at fault (recipe, checkpoint, data, repository): status 2
+    ├── GateError            the build ran and its accuracy is below the agreed limit: status 1
+    └── VerificationError    the repository is served and answers otherwise than it should: status 1
+
+A message is one line: the thing, the rule, the value found, the remedy.
+"""
+
+from __future__ import annotations
+
+
+class GeneratorError(Exception):
+    """Every error of this package."""
+
+    exit_status = 2
+
+
+class InputError(GeneratorError):
+    """The input is at fault."""
+
+    exit_status = 2
+
+
+class GateError(GeneratorError):
+    """The artefact is less accurate than agreed."""
+
+    exit_status = 1
+
+
+class VerificationError(GeneratorError):
+    """The served repository does not answer as its manifest says."""
+
+    exit_status = 1

@@ -1,0 +1,144 @@
+"""INT8 for the CPU: unsigned activations with fixed, calibrated scales, signed weights with a scale a channel.
+
+Activations are unsigned because ONNX Runtime's products of signed with signed bytes are an order of magnitude slower.
+Their scales are fixed at build time: dynamic quantisation takes its scales over a whole batch, so that an answer
+depends on its neighbours. Every product of activations with a constant weight becomes one QuantizeLinear and one
+`com.microsoft.MatMulIntegerToFloat` that adds the bias; attention's own products, softmax and LayerNormalization stay
+in FP32. Embedding tables keep a scale a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
+from pydantic import Field
+
+from tritonpress_generator.errors import InputError
+from tritonpress_generator.infer import Array
+from tritonpress_generator.onnx_graph import GraphEditor
+from tritonpress_generator.quantization import quantize_int8_symmetric, uint8_parameters
+from tritonpress_generator.recipe import Settings
+
+_SMALLEST_TABLE = 256
+
+
+class Config(Settings):
+    precision: Literal["int8"] = "int8"
+    """The type of the weights and activations of matrix products."""
+    calibration: Literal["min_max"] = "min_max"
+    """How an activation's range is chosen: the smallest and largest value seen."""
+    samples: int = Field(default=256, ge=1)
+    """How many of the task's texts are run to see the ranges."""
+
+
+def apply(model: onnx.ModelProto, config: Config, samples: Sequence[dict[str, Array]]) -> onnx.ModelProto:
+    """Returns `model` with quantised products and embedding tables.
+
+    Args:
+        model: FP32.
+        config: The settings.
+        samples: The task's texts as the model's inputs, one sequence each.
+
+    Raises:
+        InputError: There is nothing to calibrate with, or nothing to quantise.
+    """
+    if not samples:
+        raise InputError("quantize: calibration needs at least 1 text, got 0; the task must have texts")
+    quantized = onnx.ModelProto()
+    quantized.CopyFrom(model)
+    editor = GraphEditor(quantized)
+    products = [node for node in quantized.graph.node if _is_linear(editor, node)]
+    if not products:
+        raise InputError("quantize: the graph has no product with constant weights; quantise it only once")
+    ranges = _ranges(model, [node.input[0] for node in products], samples[: config.samples])
+    for node in products:
+        _quantize_product(editor, node, *ranges[node.input[0]])
+    for node in [node for node in quantized.graph.node if node.op_type == "Gather"]:
+        _quantize_table(editor, node)
+    editor.use_opset("com.microsoft", 1)
+    editor.remove_unused()
+    return quantized
+
+
+def _is_linear(editor: GraphEditor, node: onnx.NodeProto) -> bool:
+    """Says whether `node` multiplies activations with a constant FP32 matrix."""
+    if node.op_type != "MatMul":
+        return False
+    weight = editor.constant(node.input[1])
+    return weight is not None and weight.ndim == 2 and weight.dtype == np.float32
+
+
+def _ranges(
+    model: onnx.ModelProto, names: list[str], samples: Sequence[dict[str, Array]]
+) -> dict[str, tuple[float, float]]:
+    """Returns the smallest and the largest value that each of the tensors `names` takes over `samples`."""
+    names = list(dict.fromkeys(names))
+    observed = onnx.ModelProto()
+    observed.CopyFrom(model)
+    observed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    session = onnxruntime.InferenceSession(observed.SerializeToString(), providers=["CPUExecutionProvider"])
+    low = dict.fromkeys(names, 0.0)
+    high = dict.fromkeys(names, 0.0)
+    for feed in samples:
+        for name, tensor in zip(names, session.run(names, dict(feed)), strict=True):
+            low[name] = min(low[name], float(tensor.min()))
+            high[name] = max(high[name], float(tensor.max()))
+    return {name: (low[name], high[name]) for name in names}
+
+
+def _quantize_product(editor: GraphEditor, node: onnx.NodeProto, low: float, high: float) -> None:
+    """Replaces a MatMul, and the bias's Add behind it, by QuantizeLinear and MatMulIntegerToFloat."""
+    name = node.name or node.output[0]
+    weight = editor.constant(node.input[1])
+    scale, zero_point = uint8_parameters(low, high)
+    codes, weight_scales = quantize_int8_symmetric(np.asarray(weight), axis=1)
+    constants = {
+        "scale": np.array(scale),
+        "zero_point": np.array(zero_point),
+        "weight": codes,
+        "weight_scales": weight_scales,
+    }
+    names = {key: editor.add_constant(f"{name}/int8/{key}", value) for key, value in constants.items()}
+    inputs = [f"{name}/int8/input", names["weight"], names["scale"], names["weight_scales"], names["zero_point"], ""]
+    output = node.output[0]
+    add = editor.only_consumer(output, "Add")
+    bias = next((i for i in add.input if (c := editor.constant(i)) is not None and c.ndim == 1), None) if add else None
+    if add is not None and bias is not None:
+        inputs.append(bias)
+        output = add.output[0]
+        editor.model.graph.node.remove(add)
+    product = helper.make_node(
+        "MatMulIntegerToFloat", inputs, [output], name=f"{name}/int8", domain="com.microsoft"
+    )
+    quantize = helper.make_node(
+        "QuantizeLinear", [node.input[0], names["scale"], names["zero_point"]], [inputs[0]], name=f"{name}/int8/quantize"
+    )
+    editor.replace(node, [quantize, product])
+    editor.refresh()
+
+
+def _quantize_table(editor: GraphEditor, node: onnx.NodeProto) -> None:
+    """Replaces a look-up in a large FP32 table by one of codes and one of the rows' scales."""
+    table = editor.constant(node.input[0])
+    if table is None or table.ndim != 2 or table.dtype != np.float32 or table.shape[0] < _SMALLEST_TABLE:
+        return
+    name = node.name or node.output[0]
+    codes, scales = quantize_int8_symmetric(table, axis=0)
+    code_table = editor.add_constant(f"{name}/int8/table", codes)
+    scale_table = editor.add_constant(f"{name}/int8/scales", scales[:, None])
+    make = helper.make_node
+    editor.replace(
+        node,
+        [
+            make("Gather", [code_table, node.input[1]], [f"{name}/int8/codes"], axis=0),
+            make("Cast", [f"{name}/int8/codes"], [f"{name}/int8/values"], to=TensorProto.FLOAT),
+            make("Gather", [scale_table, node.input[1]], [f"{name}/int8/row_scales"], axis=0),
+            make("Mul", [f"{name}/int8/values", f"{name}/int8/row_scales"], [node.output[0]]),
+        ],
+    )
+    editor.refresh()

@@ -1,0 +1,35 @@
+"""Finds the file that a recipe's word names: `graph: [fuse]` is `graph/fuse.py`."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from tritonpress_generator.errors import InputError
+
+
+def names(kind: str) -> list[str]:
+    """Returns the words that a recipe may use for `kind` (`tasks`, `passes`, `graph`, `engines`), sorted."""
+    folder = Path(__file__).parent / kind
+    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+
+
+def find(kind: str, word: str, *, path: str) -> ModuleType:
+    """Returns the module that `word` names; imported only now, so that nobody pays for what is not asked for.
+
+    Args:
+        kind: `tasks`, `passes`, `graph` or `engines`.
+        word: The recipe's word.
+        path: Where in the recipe the word stands, for the message.
+
+    Raises:
+        InputError: There is no such file.
+    """
+    known = names(kind)
+    if word not in known:
+        close = difflib.get_close_matches(word, known, n=1)
+        remedy = f"did you mean {close[0]!r}? " if close else ""
+        raise InputError(f"{path}: unknown word {word!r}; {remedy}available: {', '.join(known) or 'none yet'}")
+    return import_module(f"tritonpress_generator.{kind}.{word}")

@@ -1,0 +1,166 @@
+"""Reads and checks a recipe: what is built, from what, and how good it must stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tritonpress_generator import plugins
+from tritonpress_generator.errors import InputError
+
+NAME_PATTERN = r"^[a-z][a-z0-9_]{0,62}$"
+
+
+class Settings(BaseModel):
+    """A part of a recipe: immutable, and a misspelt key is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CheckpointConfig(Settings):
+    source: str = Field(min_length=1)
+    """A hub id (`organisation/name`), a folder (absolute, or beginning with `.`: relative to the recipe), or `package:NAME`."""
+    revision: str | None = None
+    """The hub's branch, tag or commit; only for hub ids."""
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """The expected SHA-256 of the weights (`model.safetensors`); checked before they are read."""
+
+
+class GateConfig(Settings):
+    dataset: str
+    """JSONL of the task's labelled examples, relative to the recipe."""
+    metric: str
+    """One of the task's metrics."""
+    keep: float = Field(default=0.99, gt=0, le=1)
+    """The share of the FP32 baseline's metric that what is served must keep."""
+
+
+class ServeConfig(Settings):
+    max_batch_size: int = Field(default=16, ge=1, le=1024)
+    """The most sequences in one execution of the engine, and in one request of a client."""
+    max_queue_delay_microseconds: int = Field(default=0, ge=0, le=1_000_000)
+    """How long the dynamic batcher waits for companions. 0: it takes what has queued while the engine was busy."""
+    max_length: int = Field(default=256, ge=8)
+    """The most tokens a sequence may have, special tokens included; the model's positions are the upper bound."""
+    pad_to_multiple_of: int = Field(default=8, ge=1, le=128)
+    """Sequences are padded to the next multiple, so that requests of similar length share a batch."""
+    tokenizer_instances: int = Field(default=1, ge=1, le=64)
+    """Processes of the tokenizer's step."""
+
+
+class _RecipeText(Settings):
+    """The recipe as it is written; the words are resolved to their files afterwards."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    task: str | dict[str, Any]
+    checkpoint: CheckpointConfig
+    passes: list[str | dict[str, Any]] = []
+    graph: list[str | dict[str, Any]] = []
+    gate: GateConfig
+    engine: str | dict[str, Any]
+    serve: ServeConfig = ServeConfig()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A word of the recipe: its file and its checked settings."""
+
+    word: str
+    module: ModuleType
+    config: Any
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe; every word found, every setting typed."""
+
+    path: Path
+    name: str
+    task: Stage
+    checkpoint: CheckpointConfig
+    passes: tuple[Stage, ...]
+    graph: tuple[Stage, ...]
+    gate: GateConfig
+    engine: Stage
+    serve: ServeConfig
+    text: str
+
+    def file(self, relative: str) -> Path:
+        """Returns the path of a file that the recipe names, relative to the recipe."""
+        return (self.path.parent / relative).resolve()
+
+
+def load(path: Path) -> Recipe:
+    """Returns the recipe in the YAML file `path`.
+
+    Raises:
+        InputError: The file cannot be read, a key is unknown, a value is out of range, a word names no file.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InputError(f"recipe {path}: cannot be read ({exc}); give the path of a YAML recipe") from exc
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as exc:
+        raise InputError(f"recipe {path}: is not YAML ({' '.join(str(exc).split())})") from exc
+    if not isinstance(data, dict):
+        raise InputError(f"recipe {path}: must be a mapping with the keys {', '.join(_RecipeText.model_fields)}")
+    raw = _checked(_RecipeText, data, where=str(path))
+    recipe = Recipe(
+        path=path,
+        name=raw.name,
+        task=_stage("tasks", raw.task, path=path, key="task"),
+        checkpoint=raw.checkpoint,
+        passes=tuple(_stage("passes", p, path=path, key=f"passes[{i}]") for i, p in enumerate(raw.passes)),
+        graph=tuple(_stage("graph", p, path=path, key=f"graph[{i}]") for i, p in enumerate(raw.graph)),
+        gate=raw.gate,
+        engine=_stage("engines", raw.engine, path=path, key="engine"),
+        serve=raw.serve,
+        text=text,
+    )
+    if recipe.gate.metric not in recipe.task.module.METRICS:
+        known = ", ".join(recipe.task.module.METRICS)
+        raise InputError(f"{path}: gate.metric: unknown metric {recipe.gate.metric!r}; {recipe.task.word} has: {known}")
+    return recipe
+
+
+def _stage(kind: str, raw: str | dict[str, Any], *, path: Path, key: str) -> Stage:
+    """Returns the stage that `word` or `{word: {settings}}` describes."""
+    if isinstance(raw, dict) and len(raw) != 1:
+        raise InputError(f"{path}: {key}: give one word, or one word with its settings, got {sorted(map(str, raw))}")
+    word, settings = (raw, {}) if isinstance(raw, str) else next(iter(raw.items()))
+    module = plugins.find(kind, str(word), path=f"{path}: {key}")
+    return Stage(str(word), module, _checked(module.Config, settings or {}, where=f"{path}: {key}.{word}"))
+
+
+def _checked(model: type[Any], data: Any, *, where: str) -> Any:
+    """Returns `data` as `model`, or says in one line what is wrong, where, and what is allowed."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as exc:
+        error = exc.errors()[0]
+        # pydantic puts the union's branch (`str`, `dict[str,any]`) into the location: the user wrote no such key.
+        location = ".".join(str(part) for part in error["loc"] if str(part) not in {"str", "dict[str,any]"})
+        if error["type"] == "extra_forbidden":
+            owner = _model_at(model, error["loc"][:-1])
+            rule = f"unknown key; allowed: {', '.join(owner.model_fields)}"
+        elif error["type"] == "missing":
+            rule = "is missing; add it"
+        else:
+            rule = f"{error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+        raise InputError(f"{where}: {location}: {rule}") from exc
+
+
+def _model_at(model: type[Any], location: tuple[int | str, ...]) -> type[Any]:
+    """Returns the settings class at `location` inside `model`."""
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            model = field.annotation
+    return model

@@ -1,0 +1,73 @@
+"""Finds the items of a catalogue that are nearest to an embedding, exactly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Catalogue:
+    """The items' ids, titles and unit-length embeddings."""
+
+    def __init__(self, ids: Sequence[str], titles: Sequence[str], embeddings: NDArray[np.float32], top_k: int) -> None:
+        """Keeps the items.
+
+        Args:
+            ids: One an item.
+            titles: One an item.
+            embeddings: FP32 `(items, width)`, each of length 1.
+            top_k: How many items an answer has, at most the number of items.
+        """
+        self.ids = np.array([item_id.encode() for item_id in ids], dtype=np.object_)
+        self.embeddings = np.ascontiguousarray(embeddings)
+        self.top_k = top_k
+        self._by_title: dict[str, list[int]] = {}
+        for index, title in enumerate(titles):
+            self._by_title.setdefault(_normalized(title), []).append(index)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Catalogue:
+        """Returns the catalogue that `items.json` and `embeddings.npy` in `folder` describe."""
+        items = json.loads((folder / "items.json").read_text(encoding="utf-8"))
+        embeddings = np.load(folder / "embeddings.npy", allow_pickle=False)
+        return cls(items["ids"], items["titles"], embeddings, items["top_k"])
+
+    def rank(self, embedding: NDArray[np.float32], query: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Returns the indices and cosine similarities of the `top_k` nearest items, best first, ties by index.
+
+        A query of several lines is a list of titles that a customer has seen: those items are not recommended again.
+        Each query is multiplied on its own, since a product of several rounds differently and could order a near tie
+        otherwise.
+
+        Args:
+            embedding: FP32 `(width,)`, of length 1.
+            query: The text that the embedding stands for.
+        """
+        scores: NDArray[np.float32] = self.embeddings @ embedding
+        ranked = scores
+        seen = self._seen(query)
+        if seen:
+            ranked = scores.copy()
+            ranked[seen] = -np.inf
+        best = np.argpartition(-ranked, self.top_k - 1)[: self.top_k] if self.top_k < ranked.size else np.arange(ranked.size)
+        # A tie at the border would make the choice arbitrary: take all of the last score, then order by index.
+        candidates = np.flatnonzero(ranked >= ranked[best].min())
+        order = np.lexsort((candidates, -ranked[candidates]))
+        top = candidates[order][: self.top_k]
+        return top, scores[top]
+
+    def _seen(self, query: str) -> list[int]:
+        lines = query.splitlines()
+        if len(lines) < 2:
+            return []
+        seen = [index for line in lines for index in self._by_title.get(_normalized(line), [])]
+        # An answer always has `top_k` items.
+        return seen[: max(0, self.ids.size - self.top_k)]
+
+
+def _normalized(title: str) -> str:
+    return " ".join(title.casefold().split())

@@ -1,0 +1,44 @@
+"""Triton's tokenizer step: BYTES `[batch, 1]` to `input_ids` and `attention_mask`, INT64 `[batch, seq]`."""
+
+import json
+import sys
+from pathlib import Path
+
+import triton_python_backend_utils as pb_utils
+
+sys.path.insert(0, str(Path(__file__).parent))
+from text_encoder import InvalidTextError, TextEncoder  # noqa: E402 (lies beside this file)
+
+
+class TritonPythonModel:
+    """Tokenises all texts of one execution at once; a bad text refuses its own request and no other."""
+
+    def initialize(self, args):
+        self.encoder = TextEncoder.from_folder(Path(__file__).parent)
+        self.name = json.loads(args["model_config"])["input"][0]["name"]
+
+    def execute(self, requests):
+        batches = [pb_utils.get_input_tensor_by_name(request, self.name).as_numpy().ravel() for request in requests]
+        try:
+            rows = self.encoder.encode([text for batch in batches for text in batch])
+        except InvalidTextError:
+            return [self._answer_alone(batch) for batch in batches]
+        responses = []
+        start = 0
+        for batch in batches:
+            responses.append(self._response(rows[start : start + len(batch)]))
+            start += len(batch)
+        return responses
+
+    def _answer_alone(self, batch):
+        try:
+            return self._response(self.encoder.encode(list(batch)))
+        except InvalidTextError as error:
+            message = f"{self.name}[{error.index}] {error}"
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
+
+    def _response(self, rows):
+        input_ids, attention_mask = self.encoder.pad(rows)
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor("input_ids", input_ids), pb_utils.Tensor("attention_mask", attention_mask)]
+        )

@@ -1,0 +1,91 @@
+"""Turns texts into padded token ids, or says which text cannot be served and why."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+# A request's few texts are tokenised in less time than it takes to wake other threads, which the engine needs anyway.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from tokenizers import Tokenizer  # noqa: E402 (reads the environment when it is imported)
+
+
+class InvalidTextError(ValueError):
+    """A text that cannot be served; `index` is its place among the texts given."""
+
+    def __init__(self, index: int, message: str) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+class TextEncoder:
+    """A tokenizer with the limits of a recipe."""
+
+    def __init__(self, tokenizer: Tokenizer, *, max_length: int, pad_to_multiple_of: int, max_bytes: int) -> None:
+        """Takes the tokenizer over.
+
+        Args:
+            tokenizer: Truncates to `max_length` from now on.
+            max_length: The most tokens of a text, special tokens included; what is beyond is cut off.
+            pad_to_multiple_of: Lengths are rounded up to a multiple of this, `max_length` at most.
+            max_bytes: The most bytes of a text.
+        """
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(max_length)
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        self._multiple = pad_to_multiple_of
+        self._max_bytes = max_bytes
+        self._special = tokenizer.num_special_tokens_to_add(is_pair=False)
+        token = next((t for t in ("[PAD]", "<pad>") if tokenizer.token_to_id(t) is not None), None)
+        self._pad_id = 0 if token is None else tokenizer.token_to_id(token)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> TextEncoder:
+        """Returns the encoder that `tokenizer.json` and `settings.json` in `folder` describe."""
+        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        return cls(Tokenizer.from_file(str(folder / "tokenizer.json")), **settings)
+
+    def encode(self, texts: Sequence[bytes]) -> list[list[int]]:
+        """Returns each text's token ids, special tokens included.
+
+        Args:
+            texts: UTF-8.
+
+        Raises:
+            InvalidTextError: A text is too long in bytes, not UTF-8, or without anything to read.
+        """
+        decoded = [self._decode(index, text) for index, text in enumerate(texts)]
+        encodings = self._tokenizer.encode_batch_fast(decoded)
+        ids: list[list[int]] = [encoding.ids for encoding in encodings]
+        for index, row in enumerate(ids):
+            if len(row) <= self._special or not decoded[index].strip():
+                raise InvalidTextError(index, "must have text, got only white space or control characters; send some")
+        return ids
+
+    def pad(self, ids: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns `input_ids` and `attention_mask`, INT64 `(len(ids), seq)`, padded on the right."""
+        longest = max(map(len, ids))
+        width = max(longest, min(-(-longest // self._multiple) * self._multiple, self._max_length))
+        input_ids = np.full((len(ids), width), self._pad_id, np.int64)
+        attention_mask = np.zeros((len(ids), width), np.int64)
+        for row, tokens in enumerate(ids):
+            input_ids[row, : len(tokens)] = tokens
+            attention_mask[row, : len(tokens)] = 1
+        return input_ids, attention_mask
+
+    def _decode(self, index: int, text: bytes) -> str:
+        if len(text) > self._max_bytes:
+            raise InvalidTextError(index, f"must be at most {self._max_bytes} bytes, got {len(text)}; send less")
+        try:
+            return text.decode("utf-8")
+        except UnicodeDecodeError as exc:
+            raise InvalidTextError(
+                index, f"must be UTF-8, got byte 0x{text[exc.start]:02x} at {exc.start}; encode it as UTF-8"
+            ) from exc

@@ -1,0 +1,92 @@
+"""Loads a repository in real Triton and replays each workload's golden requests."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tritonpress_client.connection import Connection
+from tritonpress_server import TritonServer
+
+from tritonpress_generator import repository
+from tritonpress_generator.errors import VerificationError
+from tritonpress_generator.infer import Array
+
+_THREADS = 8
+
+
+def verify(path: Path) -> dict[str, int]:
+    """Returns, for each workload in the repository `path`, how many answers were compared; all were right.
+
+    The golden requests are asked one by one, all in batches, and by several clients at once.
+
+    Raises:
+        InputError: There is no workload, or a manifest is missing.
+        VerificationError: A file is not as it was written, or an answer differs.
+    """
+    manifests = {name: repository.read_manifest(path, name) for name in repository.workloads(path)}
+    for name, manifest in manifests.items():
+        problems = repository.changed_files(path, manifest)
+        if problems:
+            raise VerificationError(f"{name}: {'; '.join(problems)}; the manifest says otherwise: build it again")
+    with TritonServer(path) as server:
+        return {name: _replay(server.grpc_url, name, manifest) for name, manifest in manifests.items()}
+
+
+def _replay(url: str, name: str, manifest: dict[str, Any]) -> int:
+    golden = manifest["golden"]
+    requests = golden["requests"]
+    tolerance = float(golden["score_tolerance"])
+    batch = repository_batch(manifest)
+    with Connection(url, timeout_s=60.0) as connection:
+        compared = 0
+        for start, size in _slices(len(requests), batch):
+            part = requests[start : start + size]
+            answer = connection.infer(name, _stacked(part))
+            compared += _compare(name, part, answer, tolerance, how=f"in a batch of {size}")
+
+        def alone(request: dict[str, Any]) -> int:
+            return _compare(name, [request], connection.infer(name, _stacked([request])), tolerance, how="alone")
+
+        compared += sum(map(alone, requests))
+        with ThreadPoolExecutor(_THREADS) as pool:
+            compared += sum(pool.map(alone, requests * 4))
+    return compared
+
+
+def repository_batch(manifest: dict[str, Any]) -> int:
+    """Returns how many requests one batch of the replay holds."""
+    return min(8, len(manifest["golden"]["requests"]))
+
+
+def _slices(total: int, size: int) -> list[tuple[int, int]]:
+    return [(start, min(size, total - start)) for start in range(0, total, size)]
+
+
+def _stacked(requests: list[dict[str, Any]]) -> dict[str, Array]:
+    return {
+        key: np.array([[request["inputs"][key].encode()] for request in requests], np.object_)
+        for key in requests[0]["inputs"]
+    }
+
+
+def _compare(
+    name: str, requests: list[dict[str, Any]], answer: dict[str, Array], tolerance: float, *, how: str
+) -> int:
+    for row, request in enumerate(requests):
+        for key, expected in request["outputs"].items():
+            got = [value.decode() if isinstance(value, bytes) else float(value) for value in answer[key][row]]
+            if isinstance(expected[0], float):
+                worst = float(np.max(np.abs(np.subtract(got, expected))))
+                if not worst <= tolerance:
+                    raise VerificationError(
+                        f"{name}: {key} of {request['inputs']} asked {how} must be within {tolerance:g} of the "
+                        f"build's, is {worst:.3g} away; build it on this machine, or with this ONNX Runtime"
+                    )
+            elif got != expected:
+                raise VerificationError(
+                    f"{name}: {key} of {request['inputs']} asked {how} must be {expected}, got {got}; build it again"
+                )
+    return len(requests)
