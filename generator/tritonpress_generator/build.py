@@ -63,14 +63,14 @@ def build(recipe_path: Path, out: Path, *, progress: Progress | None = None) -> 
     tokenizer = load_tokenizer(checkpoint)
     reference = load_encoder(checkpoint)
     _check_length(recipe, reference)
-    text_encoder = _text_encoder(recipe, tokenizer, max_bytes=task.config.max_query_bytes)
-    item_encoder = _text_encoder(recipe, tokenizer, max_bytes=1 << 30)
+    query_encoder = text_encoder(recipe, tokenizer, max_bytes=task.config.max_query_bytes)
+    item_encoder = text_encoder(recipe, tokenizer, max_bytes=1 << 30)
 
     say.stage("baseline in FP32")
     model, outputs = task.module.head(reference, checkpoint, task.config)
     baseline_infer = export.torch_infer(model, tuple(outputs))
     index = task.module.index(baseline_infer, item_encoder, data, task.config)
-    baseline = task.module.evaluate(baseline_infer, text_encoder, data, index)
+    baseline = task.module.evaluate(baseline_infer, query_encoder, data, index)
     rows = [Row("torch FP32", checkpoint.size_bytes, _latency(baseline_infer), baseline.metrics)]
 
     say.stage("export to ONNX")
@@ -85,7 +85,7 @@ def build(recipe_path: Path, out: Path, *, progress: Progress | None = None) -> 
     serialized = graph.SerializeToString()
     fp32_infer = session_infer(serialized)
     parity = export.check_parity(torch_infer, fp32_infer, parity_feeds)
-    fp32 = task.module.evaluate(fp32_infer, text_encoder, data, index)
+    fp32 = task.module.evaluate(fp32_infer, query_encoder, data, index)
     rows.append(Row("ONNX FP32", len(serialized), _latency(fp32_infer), fp32.metrics))
 
     for stage in recipe.graph:
@@ -99,8 +99,10 @@ def build(recipe_path: Path, out: Path, *, progress: Progress | None = None) -> 
     size = len(graph.SerializeToString())
 
     say.stage(f"gate: {recipe.gate.metric}")
-    served = task.module.evaluate(infer, text_encoder, data, index)
-    rows.append(Row(" + ".join([stage.word for stage in recipe.graph] or [engine.word]), size, _latency(infer), served.metrics))
+    served = task.module.evaluate(infer, query_encoder, data, index)
+    rows.append(
+        Row(" + ".join([stage.word for stage in recipe.graph] or [engine.word]), size, _latency(infer), served.metrics)
+    )
     verdict = gate.check(recipe.gate, baseline.metrics, served.metrics)
 
     say.stage(f"repository {out}")
@@ -143,10 +145,13 @@ def processor() -> str:
     """Returns the processor's name as the system gives it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
-def _text_encoder(recipe: recipes.Recipe, tokenizer: Any, *, max_bytes: int) -> TextEncoder:
+def text_encoder(recipe: recipes.Recipe, tokenizer: Any, *, max_bytes: int) -> TextEncoder:
+    """Returns the tokenizer with the limits of the recipe, for texts of `max_bytes` at most."""
     serve = recipe.serve
     return TextEncoder(
         tokenizer, max_length=serve.max_length, pad_to_multiple_of=serve.pad_to_multiple_of, max_bytes=max_bytes

@@ -44,13 +44,17 @@ def load_items(path: Path) -> list[Item]:
         for key in ("id", "title", "text"):
             value = record.get(key)
             if not isinstance(value, str):
-                raise InputError(f"{path}:{number}: {key!r} must be a string, got {value!r}; every item has id, title, text")
+                raise InputError(
+                    f"{path}:{number}: {key!r} must be a string, got {value!r}; every item has id, title, text"
+                )
             fields[key] = value.strip()
         item_id = fields["id"]
         if not item_id:
             raise InputError(f"{path}:{number}: 'id' must not be empty; give every item one")
         if item_id in lines:
-            raise InputError(f"{path}:{number}: id {item_id!r} must be unique, is also in line {lines[item_id]}; rename one")
+            raise InputError(
+                f"{path}:{number}: id {item_id!r} must be unique, is also in line {lines[item_id]}; rename one"
+            )
         if not fields["title"] and not fields["text"]:
             raise InputError(f"{path}:{number}: item {item_id!r} must have a title or a text, got neither; add one")
         lines[item_id] = number
@@ -64,7 +68,7 @@ def load_queries(path: Path, known: set[str]) -> list[LabelledQuery]:
     """Returns the labelled queries of a JSONL file: `{"query": …, "relevant": {id: grade}}` a line.
 
     Raises:
-        InputError: Unreadable, an empty query, no relevant item, an item that the catalogue lacks, a grade of 0 or less.
+        InputError: Unreadable, an empty query, no relevant item, an item that is not in the catalogue, a grade below 0.
     """
     queries: list[LabelledQuery] = []
     for number, record in _records(path):
@@ -72,7 +76,9 @@ def load_queries(path: Path, known: set[str]) -> list[LabelledQuery]:
         if not isinstance(query, str) or not query.strip():
             raise InputError(f"{path}:{number}: 'query' must be a text, got {query!r}")
         if not isinstance(relevant, dict) or not relevant:
-            raise InputError(f"{path}:{number}: 'relevant' must map at least one item id to its grade, got {relevant!r}")
+            raise InputError(
+                f"{path}:{number}: 'relevant' must map at least one item id to its grade, got {relevant!r}"
+            )
         for item_id, grade in relevant.items():
             if item_id not in known:
                 raise InputError(f"{path}:{number}: relevant item {item_id!r} is not in the catalogue; correct the id")
@@ -90,14 +96,16 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         data = path.read_bytes()
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     except UnicodeDecodeError as exc:
-        line = exc.object[: exc.start].count(b"\n") + 1
-        raise InputError(f"{path}:{line}: must be UTF-8, got byte 0x{exc.object[exc.start]:02x}; save it as UTF-8") from exc
+        bad_line = exc.object[: exc.start].count(b"\n") + 1
+        raise InputError(
+            f"{path}:{bad_line}: must be UTF-8, got byte 0x{exc.object[exc.start]:02x}; save it as UTF-8"
+        ) from exc
     except (OSError, EOFError) as exc:
         raise InputError(f"{path}: cannot be read ({exc}); correct the path in the recipe") from exc
     if path.name.removesuffix(".gz").endswith(".csv"):
         reader = csv.DictReader(io.StringIO(text))
-        for record in reader:
-            yield reader.line_num, record
+        for row in reader:
+            yield reader.line_num, row
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():

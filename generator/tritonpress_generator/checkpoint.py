@@ -66,8 +66,8 @@ def resolve(config: CheckpointConfig, *, base: Path) -> Checkpoint:
         pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
         if pickles:
             raise InputError(
-                f"checkpoint {config.source}: weights must be safetensors, found only {', '.join(pickles)}, and reading a "
-                "pickle can run any code; save it again with model.save_pretrained(folder, safe_serialization=True)"
+                f"checkpoint {config.source}: weights must be safetensors, found only {', '.join(pickles)}, and "
+                "reading a pickle can run any code; save it with model.save_pretrained(folder, safe_serialization=True)"
             )
         raise InputError(f"checkpoint {config.source}: no *.safetensors in {folder}; give a folder with the weights")
     digests = [_sha256(path) for path in weights]
@@ -94,8 +94,8 @@ def load_encoder(checkpoint: Checkpoint, *, attention: str = "sdpa") -> Any:
     from transformers import AutoModel
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         model = AutoModel.from_pretrained(
             checkpoint.folder, dtype=torch.float32, use_safetensors=True, attn_implementation=attention
@@ -123,7 +123,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 
             tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, use_fast=True).backend_tokenizer
     # `tokenizers` raises bare Exception for a file it cannot parse.
-    except Exception as exc:  # noqa: BLE001
+    except Exception as exc:
         raise InputError(
             f"checkpoint {checkpoint.source}: no usable tokenizer ({' '.join(str(exc).split())[:200]}); "
             "add tokenizer.json, or the vocabulary files it can be made from"

@@ -17,7 +17,9 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     build_parser = commands.add_parser("build", help="build a recipe into a model repository")
     build_parser.add_argument("recipe", type=Path)
-    build_parser.add_argument("--out", type=Path, default=Path("model_repo"), help="the repository (default: model_repo)")
+    build_parser.add_argument(
+        "--out", type=Path, default=Path("model_repo"), help="the repository (default: model_repo)"
+    )
     verify_parser = commands.add_parser("verify", help="load a repository in Triton and replay its golden requests")
     verify_parser.add_argument("repository", type=Path)
     options = parser.parse_args(arguments)
@@ -58,7 +60,8 @@ def _build(recipe: Path, out: Path) -> None:
     print(render(header, rows))
     print(f"gate: {gate['metric']} {gate['served']:.4f}, limit {gate['limit']:.4f}: passed")
     share = size_bytes(built.manifest) / first.size_bytes
-    print(f"wrote {os.fspath(built.folder)} and its steps, {size_bytes(built.manifest) / 1e6:.1f} MB, {share:.0%} of the checkpoint")
+    size = f"{size_bytes(built.manifest) / 1e6:.1f} MB, {share:.0%} of the checkpoint"
+    print(f"wrote {os.fspath(built.folder)} and its steps, {size}")
 
 
 def _verify(repository: Path) -> int:

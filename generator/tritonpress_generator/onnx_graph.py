@@ -29,6 +29,9 @@ class GraphEditor:
         for node in graph.node:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 self.constants[node.output[0]] = node.attribute[0].t
+            # The exporter writes equal weights once, and hands them on through Identity.
+            elif node.op_type == "Identity" and node.input[0] in self.constants:
+                self.constants[node.output[0]] = self.constants[node.input[0]]
         self.outputs = {tensor.name for tensor in graph.output}
 
     def constant(self, name: str) -> NDArray[Any] | None:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 UINT8_MAX = 255
 INT8_MAX = 127
-_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+_SMALLEST_SCALE = 1e-30
+"""Keeps a range of nothing but zeros from dividing by 0, and what lies beyond it from overflowing FP32."""
 
 
 def uint8_parameters(low: float, high: float) -> tuple[np.float32, np.uint8]:
@@ -27,8 +28,8 @@ def uint8_parameters(low: float, high: float) -> tuple[np.float32, np.uint8]:
 
 def quantize_uint8(values: NDArray[Any], scale: np.float32, zero_point: np.uint8) -> NDArray[np.uint8]:
     """Returns the codes of `values` on an asymmetric 8-bit grid."""
-    codes = np.round(values / scale) + np.float32(zero_point)
-    return np.clip(codes, 0, UINT8_MAX).astype(np.uint8)
+    codes = np.clip(np.round(values / scale) + np.float32(zero_point), 0, UINT8_MAX)
+    return np.asarray(codes, np.uint8)
 
 
 def quantize_int8_symmetric(values: NDArray[Any], *, axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

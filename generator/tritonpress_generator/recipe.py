@@ -24,7 +24,7 @@ class Settings(BaseModel):
 
 class CheckpointConfig(Settings):
     source: str = Field(min_length=1)
-    """A hub id (`organisation/name`), a folder (absolute, or beginning with `.`: relative to the recipe), or `package:NAME`."""
+    """A hub id (`organisation/name`), a folder (absolute, or `./…` from the recipe on), or `package:NAME`."""
     revision: str | None = None
     """The hub's branch, tag or commit; only for hub ids."""
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")

@@ -68,7 +68,8 @@ def write(
     try:
         repository.mkdir(parents=True, exist_ok=True)
         # Inside the repository, so that renaming stays within one file system; Triton passes over hidden folders.
-        with tempfile.TemporaryDirectory(prefix=".build-", dir=repository) as work:
+        _remove_litter(repository)
+        with tempfile.TemporaryDirectory(prefix=f".build-{os.getpid()}-", dir=repository) as work:
             return _write(repository, Path(work), name, steps, ensemble, manifest)
     except OSError as exc:
         raise InputError(f"repository {repository}: cannot be written ({exc}); what was there is unchanged") from exc
@@ -146,7 +147,9 @@ def workloads(repository: Path) -> list[str]:
     """
     names = sorted(path.parent.name for path in repository.glob("*/manifest.json"))
     if not names:
-        raise InputError(f"repository {repository}: must hold a workload with a manifest, has none; run tritonpress build")
+        raise InputError(
+            f"repository {repository}: must hold a workload with a manifest, has none; run tritonpress build"
+        )
     return names
 
 
@@ -197,6 +200,14 @@ def _collect(repository: Path, name: str, build: str) -> None:
     for path in (repository / name).glob("manifest.*.json"):
         if path.name != f"manifest.{build}.json":
             path.unlink()
+
+
+def _remove_litter(repository: Path) -> None:
+    """Removes what builds that were killed have left; a build that still runs keeps its own."""
+    for folder in repository.glob(".build-*-*"):
+        owner = folder.name.split("-")[1]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:

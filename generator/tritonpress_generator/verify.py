@@ -72,9 +72,7 @@ def _stacked(requests: list[dict[str, Any]]) -> dict[str, Array]:
     }
 
 
-def _compare(
-    name: str, requests: list[dict[str, Any]], answer: dict[str, Array], tolerance: float, *, how: str
-) -> int:
+def _compare(name: str, requests: list[dict[str, Any]], answer: dict[str, Array], tolerance: float, *, how: str) -> int:
     for row, request in enumerate(requests):
         for key, expected in request["outputs"].items():
             got = [value.decode() if isinstance(value, bytes) else float(value) for value in answer[key][row]]

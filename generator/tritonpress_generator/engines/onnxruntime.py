@@ -76,7 +76,7 @@ def session_infer(model: Path | bytes, *, threads: int | None = None) -> Infer:
             str(model) if isinstance(model, Path) else model, options, providers=["CPUExecutionProvider"]
         )
     # ONNX Runtime's exceptions share no class but RuntimeError and Exception itself.
-    except Exception as exc:  # noqa: BLE001
+    except Exception as exc:
         raise InputError(f"engine: ONNX Runtime refuses the model ({' '.join(str(exc).split())[:300]})") from exc
     inputs = [tensor.name for tensor in session.get_inputs()]
     outputs = [tensor.name for tensor in session.get_outputs()]

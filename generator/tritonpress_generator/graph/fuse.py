@@ -66,7 +66,7 @@ def _fuse_attention(editor: GraphEditor, attention: onnx.NodeProto) -> None:
 
 
 def _before_heads(editor: GraphEditor, name: str) -> str | None:
-    """Returns the `(batch, seq, heads * head_size)` tensor that `name`, `(batch, heads, seq, head_size)`, is a view of."""
+    """Returns the `(batch, seq, heads * head_size)` tensor that `name` splits into `(batch, heads, seq, head_size)`."""
     transpose = editor.producer.get(name)
     if transpose is None or transpose.op_type != "Transpose" or list(transpose.attribute[0].ints) != [0, 2, 1, 3]:
         return None

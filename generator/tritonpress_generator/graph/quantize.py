@@ -97,7 +97,7 @@ def _quantize_product(editor: GraphEditor, node: onnx.NodeProto, low: float, hig
     weight = editor.constant(node.input[1])
     scale, zero_point = uint8_parameters(low, high)
     codes, weight_scales = quantize_int8_symmetric(np.asarray(weight), axis=1)
-    constants = {
+    constants: dict[str, Array] = {
         "scale": np.array(scale),
         "zero_point": np.array(zero_point),
         "weight": codes,
@@ -112,11 +112,12 @@ def _quantize_product(editor: GraphEditor, node: onnx.NodeProto, low: float, hig
         inputs.append(bias)
         output = add.output[0]
         editor.model.graph.node.remove(add)
-    product = helper.make_node(
-        "MatMulIntegerToFloat", inputs, [output], name=f"{name}/int8", domain="com.microsoft"
-    )
+    product = helper.make_node("MatMulIntegerToFloat", inputs, [output], name=f"{name}/int8", domain="com.microsoft")
     quantize = helper.make_node(
-        "QuantizeLinear", [node.input[0], names["scale"], names["zero_point"]], [inputs[0]], name=f"{name}/int8/quantize"
+        "QuantizeLinear",
+        [node.input[0], names["scale"], names["zero_point"]],
+        [inputs[0]],
+        name=f"{name}/int8/quantize",
     )
     editor.replace(node, [quantize, product])
     editor.refresh()

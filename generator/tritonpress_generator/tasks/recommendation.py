@@ -37,7 +37,7 @@ class Config(Settings):
     top_k: int = Field(default=10, ge=1, le=1000)
     """How many items an answer has."""
     pooling: Literal["mean", "cls"] | None = None
-    """How token vectors become one; default: what the checkpoint says (sentence-transformers' `1_Pooling`), else mean."""
+    """How token vectors become one; default: the checkpoint's `1_Pooling` (sentence-transformers), else mean."""
     max_query_bytes: int = Field(default=8192, ge=1, le=1 << 20)
     """A longer query is refused; the default is far beyond what `max_length` tokens can hold."""
 

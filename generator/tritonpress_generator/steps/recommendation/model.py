@@ -7,7 +7,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 sys.path.insert(0, str(Path(__file__).parent))
-from ranking import Catalogue  # noqa: E402 (lies beside this file)
+from ranking import Catalogue
 
 
 class TritonPythonModel:
@@ -24,7 +24,7 @@ class TritonPythonModel:
         queries = pb_utils.get_input_tensor_by_name(request, "QUERY").as_numpy().ravel()
         ids = np.empty((len(queries), self.catalogue.top_k), np.object_)
         scores = np.empty((len(queries), self.catalogue.top_k), np.float32)
-        for row, (embedding, query) in enumerate(zip(embeddings, queries)):
+        for row, (embedding, query) in enumerate(zip(embeddings, queries, strict=True)):
             top, scores[row] = self.catalogue.rank(embedding, query.decode("utf-8"))
             ids[row] = self.catalogue.ids[top]
         return pb_utils.InferenceResponse([pb_utils.Tensor("ITEM_ID", ids), pb_utils.Tensor("SCORE", scores)])

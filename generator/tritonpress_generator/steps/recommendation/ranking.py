@@ -53,7 +53,11 @@ class Catalogue:
         if seen:
             ranked = scores.copy()
             ranked[seen] = -np.inf
-        best = np.argpartition(-ranked, self.top_k - 1)[: self.top_k] if self.top_k < ranked.size else np.arange(ranked.size)
+        best = (
+            np.argpartition(-ranked, self.top_k - 1)[: self.top_k]
+            if self.top_k < ranked.size
+            else np.arange(ranked.size)
+        )
         # A tie at the border would make the choice arbitrary: take all of the last score, then order by index.
         candidates = np.flatnonzero(ranked >= ranked[best].min())
         order = np.lexsort((candidates, -ranked[candidates]))

@@ -7,7 +7,7 @@ from pathlib import Path
 import triton_python_backend_utils as pb_utils
 
 sys.path.insert(0, str(Path(__file__).parent))
-from text_encoder import InvalidTextError, TextEncoder  # noqa: E402 (lies beside this file)
+from text_encoder import InvalidTextError, TextEncoder
 
 
 class TritonPythonModel:

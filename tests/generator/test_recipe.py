@@ -1,0 +1,96 @@
+"""A recipe is checked before anything is done, and what is wrong is said in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import write_recipe
+from hypothesis import given
+from hypothesis import strategies as st
+from tritonpress_generator import plugins
+from tritonpress_generator.errors import InputError
+from tritonpress_generator.recipe import load
+
+RECIPES = sorted((Path(__file__).parents[2] / "generator" / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipe_loads(path: Path) -> None:
+    assert load(path).name == path.stem
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"serv": {}}, "serv: unknown key; allowed: name, task, checkpoint"),
+        ({"serve": {"max_batch_sise": 4}}, "serve.max_batch_sise: unknown key; allowed: max_batch_size"),
+        ({"serve": {"max_batch_size": 0}}, "serve.max_batch_size: input should be greater than or equal to 1, got 0"),
+        ({"graph": ["fuze"]}, "graph[0]: unknown word 'fuze'; did you mean 'fuse'? available: fuse, quantize"),
+        ({"graph": [{"quantize": {"samples": 0}}]}, "graph[0].quantize: samples: input should be greater than"),
+        ({"graph": [{"quantize": {"precision": "int3"}}]}, "graph[0].quantize: precision: input should be 'int8'"),
+        ({"graph": [{"fuse": {}, "quantize": {}}]}, "graph[0]: give one word"),
+        ({"passes": ["prune_everything"]}, "passes[0]: unknown word 'prune_everything'"),
+        ({"task": "translation"}, "task: unknown word 'translation'; available: recommendation"),
+        ({"task": "recommendation"}, "task.recommendation: catalogue: is missing"),
+        ({"engine": "onnx"}, "engine: unknown word 'onnx'"),
+        ({"gate": {"dataset": "queries.jsonl", "metric": "f1"}}, "gate.metric: unknown metric 'f1'"),
+        ({"gate": {"dataset": "q", "metric": "ndcg@10", "keep": 1.5}}, "gate.keep: input should be less than or equal"),
+        ({"name": "Not A Name"}, "name: string should match pattern"),
+        ({"checkpoint": {"source": "x", "sha256": "abc"}}, "checkpoint.sha256: string should match pattern"),
+        ({"checkpoint": {}}, "checkpoint.source: is missing"),
+    ],
+)
+def test_mistake_names_its_place_and_what_is_allowed(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError) as raised:
+        load(write_recipe(tmp_path, **changes))
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"- 1\n- 2\n", b"\xff\xfe", b""])
+def test_what_is_no_recipe_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"recipe .*recipe\.yaml"):
+        load(path)
+
+
+def test_missing_recipe_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        load(tmp_path / "nothing.yaml")
+
+
+@given(
+    key=st.text(st.characters(codec="ascii", categories=["Ll"]), min_size=1, max_size=8),
+    place=st.sampled_from(["", "serve", "gate"]),
+)
+def test_no_unknown_key_passes(tmp_path_factory: pytest.TempPathFactory, key: str, place: str) -> None:
+    path = write_recipe(tmp_path_factory.mktemp("recipe"))
+    data = yaml.safe_load(path.read_text())
+    target = data[place] if place else data
+    if key in {"name", "task", "passes", "graph", "gate", "engine", "serve", "checkpoint", "dataset", "metric", "keep"}:
+        return
+    target[key] = 1
+    path.write_text(yaml.safe_dump(data))
+    with pytest.raises(InputError, match="unknown key"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("tasks", ["Config", "METRICS", "head", "load_data", "index", "evaluate", "feeds", "ensemble_inputs",
+                   "ensemble_outputs", "write_postprocessing", "golden_requests"]),
+        ("graph", ["Config", "apply"]),
+        ("passes", ["Config", "apply"]),
+        ("engines", ["Config", "PLATFORM", "build", "load", "model_config", "versions"]),
+    ],
+)  # fmt: skip
+def test_every_plugin_has_the_names_of_its_kind(kind: str, names: list[str]) -> None:
+    for word in plugins.names(kind):
+        module = plugins.find(kind, word, path="test")
+        assert [name for name in names if not hasattr(module, name)] == []
+        assert module.Config.model_config["extra"] == "forbid"
+        assert module.__doc__
