@@ -1,0 +1,97 @@
+"""`tritonpress-serve`: a model repository on the embedded Triton, in the foreground."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from tritonpress_server.errors import (
+    ModelRepositoryError,
+    PortInUseError,
+    ServerError,
+    ServerNotInstalledError,
+)
+from tritonpress_server.server import TritonServer
+
+DONE, FAILED, BAD_INPUT = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serves until Ctrl-C or SIGTERM and returns the exit status.
+
+    0: it was told to stop and drained. 1: Triton failed. 2: the repository, a model in it, or a port is at fault.
+    """
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    server = TritonServer(
+        options.repository,
+        host=options.host,
+        grpc_port=options.grpc_port,
+        http_port=options.http_port,
+        metrics_port=options.metrics_port,
+        models=options.models,
+        log_path=options.log,
+        startup_timeout_s=options.startup_timeout,
+    )
+    try:
+        with server:
+            _announce(server)
+            status = server.wait()
+            log = server.log_tail()
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+        return DONE
+    except (ModelRepositoryError, PortInUseError, ServerNotInstalledError) as error:
+        print(f"tritonpress-serve: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except ServerError as error:
+        print(f"tritonpress-serve: {error}", file=sys.stderr)
+        return FAILED
+    print(f"tritonpress-serve: Triton ended by itself with status {status}; its log ends:\n{log}", file=sys.stderr)
+    return FAILED
+
+
+def _announce(server: TritonServer) -> None:
+    endpoints = f"grpc {server.grpc_url}  http {server.http_url}  metrics {server.metrics_url}"
+    for name, version in server.served_models():
+        print(f"serving {name} (version {version})  {endpoints}", flush=True)
+    print("ready; Ctrl-C drains and stops", flush=True)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tritonpress-serve",
+        description="Serve a model repository with the embedded Triton; Ctrl-C drains and stops.",
+    )
+    parser.add_argument("repository", metavar="REPO", help="model repository, as `tritonpress build` writes it")
+    parser.add_argument("--host", default="127.0.0.1", help="address of all endpoints (default %(default)s)")
+    parser.add_argument("--grpc-port", type=_port, default=8001, help="default %(default)s; 0 chooses a free one")
+    parser.add_argument("--http-port", type=_port, default=8000, help="default %(default)s; 0 chooses a free one")
+    parser.add_argument("--metrics-port", type=_port, default=8002, help="default %(default)s; 0 chooses a free one")
+    parser.add_argument(
+        "--model", action="append", dest="models", metavar="NAME", help="serve this model alone; may be repeated"
+    )
+    parser.add_argument("--log", metavar="FILE", help="append Triton's log to this file")
+    parser.add_argument(
+        "--startup-timeout", type=float, default=120.0, metavar="S", help="seconds for loading (default %(default)g)"
+    )
+    return parser
+
+
+def _port(text: str) -> int | None:
+    try:
+        port = int(text)
+    except ValueError:
+        port = -1
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"must be in [1, 65535], or 0 for a free port, got {text!r}")
+    return port or None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

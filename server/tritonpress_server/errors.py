@@ -1,0 +1,35 @@
+"""What can go wrong with the embedded Triton.
+
+    ServerError
+    ├── ServerNotInstalledError    the nvidia-pytriton wheel or a shared libpython is missing
+    ├── PortInUseError             a port that was asked for is taken, or may not be used
+    ├── ModelRepositoryError       the repository is missing or empty, or a model in it failed to load
+    ├── ServerStartError           it did not start for another reason; the last log lines follow
+    └── ServerTimeoutError         it was not ready, or did not end, in the time that was given
+
+The first line of each message says what is wrong and what to do about it.
+"""
+
+
+class ServerError(Exception):
+    """Any failure of the embedded Triton."""
+
+
+class ServerNotInstalledError(ServerError):
+    """A part that the server needs is not on this machine."""
+
+
+class PortInUseError(ServerError):
+    """A port cannot be bound."""
+
+
+class ModelRepositoryError(ServerError):
+    """The model repository cannot be served as it is."""
+
+
+class ServerStartError(ServerError):
+    """Triton ended before it was ready, for a reason that is not the repository's."""
+
+
+class ServerTimeoutError(ServerError):
+    """Triton took longer than the limit."""

@@ -1,0 +1,69 @@
+"""Putting tritonserver's command line together and starting it under its guard."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tritonpress_server import guard
+from tritonpress_server.runtime import Runtime
+
+
+def launch(
+    runtime: Runtime,
+    repository: Path,
+    *,
+    private: Path,
+    host: str,
+    ports: Mapping[str, int],
+    models: Sequence[str],
+    log: Path,
+    extra_args: Sequence[str],
+) -> tuple[subprocess.Popen[bytes], int]:
+    """The guard's process and tritonserver's pid (0 if the guard could not start it).
+
+    Args:
+        runtime: The wheel's parts.
+        repository: The model repository.
+        private: An empty folder for this run; its name becomes the server's id, and the guard removes it at the end.
+        host: Address of all endpoints.
+        ports: Port by endpoint: `grpc`, `http`, `metrics`.
+        models: Models to load, besides what ensembles among them need.
+        log: File that the output is appended to.
+        extra_args: More options of tritonserver, after ours.
+    """
+    runtime.write_backends(private / "backends")
+    options = {
+        "id": private.name,
+        "model-repository": repository.absolute(),
+        "backend-directory": private / "backends",
+        "cache-directory": runtime.caches,
+        "backend-config": f"python,shm-region-prefix-name={private.name}-",
+        **{f"{endpoint}-address": host for endpoint in ports},
+        **{f"{endpoint}-port": port for endpoint, port in ports.items()},
+        "model-control-mode": "explicit",
+    }
+    command = [
+        str(runtime.binary),
+        *(f"--{name}={value}" for name, value in options.items()),
+        *(f"--load-model={name}" for name in models),
+        # Auto-completion costs each Python-hosted model a process of its own and a second.
+        "--disable-auto-complete-config",
+        *extra_args,
+    ]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            # Isolated and without site: it starts in 10 ms and cannot be disturbed by the environment.
+            [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), str(private), *command],
+            env=runtime.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            # A session of its own: Ctrl-C reaches us alone, and we drain it.
+            start_new_session=True,
+        )
+    if process.stdout is None:
+        return process, 0
+    with process.stdout as first_line:
+        return process, int(first_line.readline() or 0)

@@ -1,0 +1,247 @@
+"""`TritonServer`: the embedded tritonserver as a context manager that ends with its process."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from tritonpress_server import guard, probe, triton_log
+from tritonpress_server.errors import ModelRepositoryError, PortInUseError, ServerStartError, ServerTimeoutError
+from tritonpress_server.launch import launch
+from tritonpress_server.ports import choose_ports
+from tritonpress_server.runtime import find_runtime
+
+POLL_S = 0.02
+KILL_TIMEOUT_S = 10.0
+# A chosen port can be lost to another process before Triton binds it.
+PORT_TRIES = 3
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+class TritonServer:
+    """A real Triton that serves a model repository until the block ends, or until the process does, in whatever way.
+
+    Example:
+        with TritonServer("model_repo") as server:
+            client = tritonclient.grpc.InferenceServerClient(server.grpc_url)
+
+    Attributes:
+        grpc_url: `host:port` of the gRPC endpoint; empty until started, like the other two.
+        http_url: `host:port` of the HTTP endpoint.
+        metrics_url: `host:port` of the Prometheus endpoint (path `/metrics`).
+        pid: Process id of tritonserver, the parent of its Python stubs; 0 while it does not run.
+        log_path: Where Triton and the models write; None before the first start if none was given.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self,
+        repository: str | os.PathLike[str],
+        *,
+        host: str = "127.0.0.1",
+        grpc_port: int | None = None,
+        http_port: int | None = None,
+        metrics_port: int | None = None,
+        models: Sequence[str] | None = None,
+        log_path: str | os.PathLike[str] | None = None,
+        startup_timeout_s: float = 120.0,
+        extra_args: Sequence[str] = (),
+    ) -> None:
+        """Describes a server; nothing runs before `start()`.
+
+        Args:
+            repository: Folder with one folder a model. Those whose name begins with "." are passed over.
+            host: Address that all three endpoints bind.
+            grpc_port: Port, or None for a free one; likewise `http_port` and `metrics_port`.
+            http_port: See `grpc_port`.
+            metrics_port: See `grpc_port`.
+            models: The models to load, with the steps that ensembles among them need; None for all, empty for none
+                (they can be loaded through Triton's model control).
+            log_path: File that the log is appended to; None for a temporary one, removed when the server stops cleanly.
+            startup_timeout_s: How long loading may take.
+            extra_args: More options of tritonserver, after ours.
+        """
+        self.repository = Path(repository)
+        self.host = host
+        self.models = None if models is None else tuple(models)
+        self.startup_timeout_s = startup_timeout_s
+        self.extra_args = tuple(extra_args)
+        self.grpc_url = self.http_url = self.metrics_url = ""
+        self.pid = 0
+        self.log_path = Path(log_path) if log_path is not None else None
+        self._log_is_ours = log_path is None
+        self._log_offset = 0
+        self._wanted_ports = {"grpc": grpc_port, "http": http_port, "metrics": metrics_port}
+        self._private = Path()
+        self._ports: dict[str, int] = {}
+        self._guard: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> "TritonServer":
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Starts Triton and returns when it is ready to answer on all endpoints.
+
+        Raises:
+            ServerNotInstalledError: The wheel or a shared libpython is missing.
+            PortInUseError: A port that was given is taken, or the host is no address of this machine.
+            ModelRepositoryError: The repository is missing or empty, or a model in it failed to load.
+            ServerTimeoutError: Loading took longer than `startup_timeout_s`.
+            ServerStartError: Anything else; also where it runs already.
+        """
+        if self._guard is not None:
+            raise ServerStartError(f"this server runs already (pid {self.pid}); stop() it or make another TritonServer")
+        models = self._models_to_load()
+        for attempt in range(1, PORT_TRIES + 1):
+            try:
+                self._start_once(models)
+                break
+            except PortInUseError:
+                if attempt == PORT_TRIES or None not in self._wanted_ports.values():
+                    raise
+
+    def stop(self, timeout_s: float = 30.0) -> None:
+        """Drains and ends Triton; kills it if that takes longer than `timeout_s`. Does nothing if it does not run."""
+        if self._guard is None:
+            return
+        clean = self._guard.poll() is None
+        self._guard.terminate()
+        try:
+            self._guard.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            clean = False
+            self._kill()
+        if clean and self._log_is_ours and self.log_path is not None:
+            self.log_path.unlink(missing_ok=True)
+            self.log_path = None
+        # The guard has done it, unless somebody killed the guard.
+        guard.clean_up(self._private)
+        self._guard, self.pid = None, 0
+
+    def wait(self) -> int:
+        """Waits until Triton ends, and returns its exit status (128 + the signal, if one ended it).
+
+        Raises:
+            ServerStartError: It does not run.
+        """
+        if self._guard is None:
+            raise ServerStartError("this server does not run, so there is nothing to wait for; start() it first")
+        return self._guard.wait()
+
+    def served_models(self) -> list[tuple[str, str]]:
+        """Name and version of each model that answers, sorted.
+
+        Raises:
+            ServerStartError: It does not run.
+        """
+        if self._guard is None:
+            raise ServerStartError("this server does not run, so it serves nothing; start() it first")
+        return probe.ready_models(WILDCARDS.get(self.host, self.host), http_port=self._ports["http"])
+
+    def log_tail(self) -> str:
+        """The last lines of the log that matter, without those about missing GPUs; empty where there is no log."""
+        return triton_log.tail(self._log())
+
+    def _models_to_load(self) -> list[str]:
+        repository = str(self.repository)
+        if not self.repository.is_dir():
+            raise ModelRepositoryError(
+                f"model repository {repository!r} must be an existing folder; build one with: tritonpress build RECIPE"
+            )
+        # Triton itself would end at a folder such as ".staging", so the models are named one by one.
+        folders = (entry.name for entry in self.repository.iterdir() if entry.is_dir())
+        found = sorted(name for name in folders if not name.startswith("."))
+        if not found:
+            raise ModelRepositoryError(
+                f"model repository {repository!r} holds no model; build one with: tritonpress build RECIPE"
+            )
+        for name in self.models or ():
+            if name not in found:
+                raise ModelRepositoryError(
+                    f"model {name!r} is not in model repository {repository!r}; choose from {', '.join(found)}"
+                )
+        return found if self.models is None else list(self.models)
+
+    def _start_once(self, models: list[str]) -> None:
+        runtime = find_runtime()
+        self._ports = choose_ports(self.host, self._wanted_ports)
+        log = self._open_log()
+        private = Path(tempfile.mkdtemp(prefix="tritonpress-"))
+        try:
+            self._guard, self.pid = launch(
+                runtime,
+                self.repository,
+                private=private,
+                host=self.host,
+                ports=self._ports,
+                models=models,
+                log=log,
+                extra_args=self.extra_args,
+            )
+            self._wait_until_ready(server_id=private.name)
+        except BaseException:
+            # A refusal, Ctrl-C, anything: nothing may be left running or lying about, except the log.
+            self._kill()
+            self._guard, self.pid = None, 0
+            guard.clean_up(private)
+            raise
+        self._private = private
+        address = WILDCARDS.get(self.host, self.host)
+        address = f"[{address}]" if ":" in address else address
+        self.grpc_url, self.http_url, self.metrics_url = (
+            f"{address}:{self._ports[endpoint]}" for endpoint in ("grpc", "http", "metrics")
+        )
+
+    def _wait_until_ready(self, *, server_id: str) -> None:
+        deadline = time.monotonic() + self.startup_timeout_s
+        metrics_port = None if "--allow-metrics=false" in self.extra_args else self._ports["metrics"]
+        while not probe.is_ready(
+            WILDCARDS.get(self.host, self.host),
+            http_port=self._ports["http"],
+            metrics_port=metrics_port,
+            server_id=server_id,
+        ):
+            if self._guard is not None and (status := self._guard.poll()) is not None:
+                raise triton_log.why_it_ended(self._log(), path=self.log_path, status=status)
+            if time.monotonic() > deadline:
+                raise ServerTimeoutError(
+                    f"Triton was not ready within startup_timeout_s={self.startup_timeout_s:g}; raise it, or load "
+                    f"fewer models; log {self.log_path} ends:\n{self.log_tail()}"
+                )
+            time.sleep(POLL_S)
+
+    def _open_log(self) -> Path:
+        if self.log_path is None:
+            descriptor, name = tempfile.mkstemp(prefix="tritonpress-", suffix=".log")
+            os.close(descriptor)
+            self.log_path = Path(name)
+        try:
+            with self.log_path.open("ab") as log:
+                self._log_offset = log.tell()
+        except OSError as error:
+            raise ServerStartError(
+                f"log_path {str(self.log_path)!r} must be a file that can be written: {error.strerror}"
+            ) from error
+        return self.log_path
+
+    def _log(self) -> str:
+        return triton_log.read_log(self.log_path, offset=self._log_offset) if self.log_path is not None else ""
+
+    def _kill(self) -> None:
+        if self._guard is None:
+            return
+        if self._guard.poll() is None and self.pid:
+            # The guard ends the stubs as soon as the server is gone.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        self._guard.wait(KILL_TIMEOUT_S)
