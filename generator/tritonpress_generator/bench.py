@@ -73,7 +73,9 @@ def bench(recipe_path: Path, folder: Path, *, rounds: int, slice_s: float) -> di
     print(f"{processor()}, {len(os.sched_getaffinity(0))} cores; {rounds} rounds; median [middle 80 %]\n")
     figures: dict[str, Any] = {"engine": _engines(engines, rounds, slice_s)}
     print()
-    figures["served"] = _served(loaded, folder, built.manifest, rounds=max(5, rounds // 2))
+    data = loaded.task.module.load_data(loaded)
+    for name, texts in (("queries", [query.query for query in data.queries]), ("items", data.texts)):
+        figures[name] = _served(loaded, folder, built.manifest, name=name, texts=texts, rounds=max(5, rounds // 2))
     return figures
 
 
@@ -103,10 +105,11 @@ def _engines(engines: dict[str, Infer], rounds: int, slice_s: float) -> list[dic
     return figures
 
 
-def _served(loaded: recipe.Recipe, folder: Path, manifest: dict[str, Any], *, rounds: int) -> list[dict[str, Any]]:
+def _served(
+    loaded: recipe.Recipe, folder: Path, manifest: dict[str, Any], *, name: str, texts: list[str], rounds: int
+) -> list[dict[str, Any]]:
     """Compares the served ensemble with the same work done in this process, at several numbers of callers."""
     task = loaded.task
-    queries = [query.query for query in task.module.load_data(loaded).queries]
     version = {role: folder / name / "1" for role, name in manifest["steps"].items()}
     checkpoint = resolve(loaded.checkpoint, base=loaded.path.parent)
     encoder = text_encoder(loaded, load_tokenizer(checkpoint), max_bytes=task.config.max_query_bytes)
@@ -118,7 +121,7 @@ def _served(loaded: recipe.Recipe, folder: Path, manifest: dict[str, Any], *, ro
 
     def in_process(sessions: Sequence[Infer]) -> Callable[[int, int], None]:
         def ask(caller: int, i: int) -> None:
-            text = queries[i % len(queries)]
+            text = texts[i % len(texts)]
             ids, mask = encoder.pad(encoder.encode([text.encode()]))
             answer = sessions[caller % len(sessions)]({"input_ids": ids, "attention_mask": mask})
             catalogue.rank(answer["embedding"][0], text)
@@ -131,34 +134,34 @@ def _served(loaded: recipe.Recipe, folder: Path, manifest: dict[str, Any], *, ro
         try:
 
             def served(caller: int, i: int) -> None:
-                feed = {task.module.INPUT: np.array([[queries[i % len(queries)].encode()]], np.object_)}
+                feed = {task.module.INPUT: np.array([[texts[i % len(texts)].encode()]], np.object_)}
                 connections[caller].infer(loaded.name, feed)
 
             ways = {"in process": in_process(whole), "one thread a session": in_process(single), "served": served}
             for callers in CONCURRENCY:
-                measured: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+                measured: dict[str, list[tuple[float, float]]] = {label: [] for label in ways}
                 # More threads than cores would only slow the in-process work: it is given its best.
-                threads = {name: callers if name == "served" else min(callers, cores) for name in ways}
-                for name, way in ways.items():
-                    _concurrent(way, threads[name], 0.5)
+                threads = {label: callers if label == "served" else min(callers, cores) for label in ways}
+                for label, way in ways.items():
+                    _concurrent(way, threads[label], 0.5)
                 for _ in range(rounds):
-                    for name, way in ways.items():
-                        measured[name].append(_concurrent(way, threads[name], 1.0))
-                rate = {name: np.array([r for r, _ in values]) for name, values in measured.items()}
+                    for label, way in ways.items():
+                        measured[label].append(_concurrent(way, threads[label], 1.0))
+                rate = {label: np.array([r for r, _ in values]) for label, values in measured.items()}
                 best = np.maximum(rate["in process"], rate["one thread a session"])
                 share = rate["served"] / best
-                p50 = {name: float(np.median([p for _, p in values])) for name, values in measured.items()}
+                p50 = {label: float(np.median([p for _, p in values])) for label, values in measured.items()}
                 rows.append(
                     [
                         str(callers),
-                        *(f"{np.median(rate[name]):.0f}" for name in ways),
+                        *(f"{np.median(rate[label]):.0f}" for label in ways),
                         _spread(share, unit=""),
-                        *(f"{p50[name]:.2f}" for name in ("in process", "served")),
+                        *(f"{p50[label]:.2f}" for label in ("in process", "served")),
                     ]
                 )
                 figures.append(
                     {"callers": callers, "share": share.tolist(), "p50_ms": p50}
-                    | {name: values.tolist() for name, values in rate.items()}
+                    | {label: values.tolist() for label, values in rate.items()}
                 )
         finally:
             for connection in connections:
@@ -172,8 +175,11 @@ def _served(loaded: recipe.Recipe, folder: Path, manifest: dict[str, Any], *, ro
         "p50 ms in process",
         "served",
     ]
-    print(render(header, rows))
-    print("\nshare: served ÷ the better of the two in-process ways; texts: the gate's queries, one a request")
+    tokens = np.mean([len(row) for row in encoder.encode([text.encode() for text in texts])])
+    print(
+        f"served, the {name} as texts ({tokens:.0f} tokens on average), one a request; share of the better in-process way"
+    )
+    print(render(header, rows) + "\n")
     return figures
 
 

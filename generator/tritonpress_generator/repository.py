@@ -65,11 +65,13 @@ def write(
     Raises:
         InputError: `repository` is not a folder, or cannot be written.
     """
+    target = repository / name
     try:
-        repository.mkdir(parents=True, exist_ok=True)
-        # Inside the repository, so that renaming stays within one file system; Triton passes over hidden folders.
-        _remove_litter(repository)
-        with tempfile.TemporaryDirectory(prefix=f".build-{os.getpid()}-", dir=repository) as work:
+        target.mkdir(parents=True, exist_ok=True)
+        _remove_litter(target)
+        # Inside the repository, so that renaming stays within one file system, and inside the ensemble's folder, since
+        # Triton takes every folder beside it for a model, hidden ones too.
+        with tempfile.TemporaryDirectory(prefix=f".build-{os.getpid()}-", dir=target) as work:
             return _write(repository, Path(work), name, steps, ensemble, manifest)
     except OSError as exc:
         raise InputError(f"repository {repository}: cannot be written ({exc}); what was there is unchanged") from exc
@@ -202,9 +204,9 @@ def _collect(repository: Path, name: str, build: str) -> None:
             path.unlink()
 
 
-def _remove_litter(repository: Path) -> None:
+def _remove_litter(target: Path) -> None:
     """Removes what builds that were killed have left; a build that still runs keeps its own."""
-    for folder in repository.glob(".build-*-*"):
+    for folder in target.glob(".build-*-*"):
         owner = folder.name.split("-")[1]
         if owner.isdigit() and not Path(f"/proc/{owner}").exists():
             shutil.rmtree(folder, ignore_errors=True)

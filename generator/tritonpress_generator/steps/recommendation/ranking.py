@@ -47,7 +47,8 @@ class Catalogue:
             embedding: FP32 `(width,)`, of length 1.
             query: The text that the embedding stands for.
         """
-        scores: NDArray[np.float32] = self.embeddings @ embedding
+        # einsum stays on this thread: BLAS would wake others, which fight the engine for the cores.
+        scores: NDArray[np.float32] = np.einsum("ij,j->i", self.embeddings, embedding)
         ranked = scores
         seen = self._seen(query)
         if seen:
