@@ -1,4 +1,4 @@
-"""The demonstration (`make demo`): builds, verifies, serves, asks, loads and reports, by the commands that a user has."""
+"""The demonstration (`make demo`): build, verify, serve, ask, load and report, by the commands that a user has."""
 
 from __future__ import annotations
 

@@ -171,14 +171,12 @@ def _served(
         "in process/s",
         "1-thread sessions/s",
         "served/s",
-        "served share",
+        "share of the better",
         "p50 ms in process",
         "served",
     ]
     tokens = np.mean([len(row) for row in encoder.encode([text.encode() for text in texts])])
-    print(
-        f"served, the {name} as texts ({tokens:.0f} tokens on average), one a request; share of the better in-process way"
-    )
+    print(f"served, the {name} as texts ({tokens:.0f} tokens on average), one a request")
     print(render(header, rows) + "\n")
     return figures
 

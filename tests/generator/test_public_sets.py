@@ -41,5 +41,5 @@ def test_public_set_becomes_a_catalogue(tmp_path: Path, name: str) -> None:
 
 
 def test_missing_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="scifact in .*: cannot be read"):
+    with pytest.raises(InputError, match=r"scifact in .*: cannot be read"):
         public_sets.write("scifact", tmp_path, tmp_path / "out", recipe=RECIPE)

@@ -1,0 +1,138 @@
+"""`tritonpress-load`: loads a server as a scenario says and reports what happened."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tritonpress_client import TritonpressError
+
+from tritonpress_loadtests.errors import LoadTestError
+from tritonpress_loadtests.results import Results
+from tritonpress_loadtests.run import run
+
+_EXIT_STATUS = "Exit status: 0 done; 1 a limit of the scenario was missed; 2 the input is at fault; 130 interrupted."
+_COLUMNS = ("users", "requests", "failed", "answers/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "max ms")
+_MODEL_COLUMNS = ("model", "executions", "mean batch", "queue µs", "input µs", "inference µs", "output µs")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the arguments."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status of the command."""
+    parser = _Parser(prog="tritonpress-load", description=__doc__, epilog=_EXIT_STATUS)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser("run", help="run a scenario with Locust's users", epilog=_EXIT_STATUS)
+    command.add_argument("scenario", type=Path, metavar="SCENARIO", help="YAML, see loadtests/scenarios")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results and report are written")
+    command.add_argument("--url", default="127.0.0.1:8001", help="HOST:PORT of Triton's gRPC endpoint (%(default)s)")
+    command.add_argument("--duration-scale", type=float, default=1.0, metavar="X", help="multiply durations by X")
+    arguments = parser.parse_args(argv)
+    progress = _Progress(on_terminal=sys.stdout.isatty())
+    try:
+        results = run(
+            arguments.scenario,
+            arguments.url,
+            arguments.out,
+            duration_scale=arguments.duration_scale,
+            progress=progress,
+        )
+    except (LoadTestError, TritonpressError) as exc:
+        progress.clear()
+        print(f"tritonpress-load: {exc}", file=sys.stderr)
+        return exc.exit_status if isinstance(exc, LoadTestError) else 2
+    except KeyboardInterrupt:
+        return 130
+    print("\n".join(["", *summary(results), "", f"report: {arguments.out / 'report.html'}"]))
+    if results["interrupted"]:
+        return 130
+    return 0 if results["slo"]["met"] else 1
+
+
+def summary(results: Results) -> list[str]:
+    """Returns the closing tables of a run, line by line."""
+    stages = results["stages"]
+    lines = _aligned([_COLUMNS, *(_stage_row(stage) for stage in stages)])
+    if stages:
+        last = stages[-1]
+        lines += [
+            "",
+            f"In the server at {_users(last)}, mean per request:",
+            *_aligned([_MODEL_COLUMNS, *_model_rows(last)]),
+        ]
+    for stage in stages:
+        lines += [f"at {_users(stage)}: {note}" for note in stage["notes"]]
+        lines += [f"at {_users(stage)}: {count} × {message}" for message, count in stage["errors"].items()]
+    lines += [f"limit missed: {miss}" for miss in results["slo"]["misses"]]
+    if results["interrupted"]:
+        lines.append("interrupted: this is what was measured until then")
+    return lines
+
+
+class _Progress:
+    """Shows the load generator's events: a line that refreshes on a terminal, a line a stage elsewhere."""
+
+    def __init__(self, *, on_terminal: bool) -> None:
+        self._on_terminal = on_terminal
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["event"] == "tick" and self._on_terminal:
+            what = "warm-up" if event["warm_up"] else _users(event)
+            p50 = "" if event["p50_ms"] is None else f"  p50 {event['p50_ms']:.1f} ms"
+            line = f"{what}  {event['elapsed_s']:.0f}/{event['duration_s']:.0f} s  {event['requests']:,} requests{p50}"
+            print(f"\r\x1b[K{line}  {event['failed']:,} failed", end="", flush=True)
+        elif event["event"] == "stage":
+            self.clear()
+            print(f"{_users(event)}: {event['duration_s']:.1f} s, {sum(event['errors'].values()):,} failed", flush=True)
+
+    def clear(self) -> None:
+        """Takes the refreshing line away."""
+        if self._on_terminal:
+            print("\r\x1b[K", end="", flush=True)
+
+
+def _users(stage: dict[str, Any]) -> str:
+    return f"{stage['users']} user{'' if stage['users'] == 1 else 's'}"
+
+
+def _stage_row(stage: dict[str, Any]) -> tuple[str, ...]:
+    latency = stage["latency_ms"]
+    cells = [f"{latency[name]:.2f}" if latency else "-" for name in ("p50", "p90", "p95", "p99", "max")]
+    return (
+        str(stage["users"]),
+        str(stage["requests"]),
+        str(stage["failed"]),
+        f"{stage['throughput_per_s']:.1f}",
+        *cells,
+    )
+
+
+def _model_rows(stage: dict[str, Any]) -> list[tuple[str, ...]]:
+    parts = ("queue_us", "compute_input_us", "compute_infer_us", "compute_output_us")
+    return [
+        (row["model"], str(row["executions"]), f"{row['mean_batch_size']:.2f}", *(f"{row[part]:.0f}" for part in parts))
+        for row in stage["models"]
+    ]
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """Returns the rows with the first column to the left and the others to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

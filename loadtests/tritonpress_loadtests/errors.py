@@ -1,0 +1,31 @@
+"""The errors that load testing raises.
+
+    LoadTestError             every error of this package; `exit_status` is the command's
+    ├── ScenarioError         the scenario, its queries or an argument is at fault: status 2
+    ├── LoadGeneratorError    the process that makes the load ended without a result: status 2
+    └── NothingMeasuredError  the run was interrupted before its first stage: status 130
+
+What the server is to blame for before a run comes as `tritonpress_client.TritonpressError`; during a run it is counted.
+"""
+
+from __future__ import annotations
+
+
+class LoadTestError(Exception):
+    """Every error of this package; the message is one line."""
+
+    exit_status = 2
+
+
+class ScenarioError(LoadTestError):
+    """The scenario, its queries or an argument is at fault."""
+
+
+class LoadGeneratorError(LoadTestError):
+    """The process that makes the load ended without a result."""
+
+
+class NothingMeasuredError(LoadTestError):
+    """The run was interrupted before its first stage."""
+
+    exit_status = 130

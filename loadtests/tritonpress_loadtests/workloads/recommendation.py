@@ -1,0 +1,22 @@
+"""Recommendation: a query a request, all `top_k` items back."""
+
+from __future__ import annotations
+
+from tritonpress_client import Recommender
+
+KEYS = ("query",)
+
+
+def connect(url: str, *, model: str, timeout_s: float) -> Recommender:
+    """Returns a client of the model; nothing is sent yet."""
+    return Recommender(url, model=model, timeout_s=timeout_s)
+
+
+def check(client: Recommender) -> None:
+    """Asks the server whether the model recommends; the client remembers the answer."""
+    _ = client.top_k
+
+
+def send(client: Recommender, query: dict[str, str]) -> None:
+    """Sends one query and waits for its items."""
+    client.recommend(query["query"])

@@ -1,0 +1,154 @@
+"""`tritonpress-query`: what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tritonpress_client import ModelStatus
+from tritonpress_client.cli import main
+from tritonpress_client.health import Health
+from tritonpress_client.metadata import ServerMetadata
+from tritonpress_server import TritonServer
+
+
+@pytest.fixture
+def url(tiny_server: TritonServer) -> str:
+    """The tiny server's address."""
+    return tiny_server.grpc_url
+
+
+def test_recommend_prints_rank_score_and_id(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recommend", "red lamp", "blue\nchair", "-k", "3", "--url", url]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [lines[0], lines[4]] == ["red lamp", "blue / chair"]
+    ranks, scores, ids = zip(*(line.split() for line in lines[1:4]), strict=True)
+    assert ranks == ("1", "2", "3")
+    assert sorted(map(float, scores), reverse=True) == list(map(float, scores))
+    assert all(item.startswith("T-") for item in ids)
+
+
+def test_recommend_prints_titles_and_json(url: str, tiny_sources: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    catalogue = str(tiny_sources / "catalogue.jsonl")
+    assert main(["recommend", "red lamp", "-k", "2", "--json", "--catalogue", catalogue, "--url", url]) == 0
+    entry = json.loads(capsys.readouterr().out)
+    assert entry["query"] == "red lamp"
+    assert [set(item) for item in entry["items"]] == [{"item_id", "score", "title"}] * 2
+    assert main(["recommend", "red lamp", "-k", "1", "--catalogue", catalogue, "--url", url]) == 0
+    assert entry["items"][0]["title"] in capsys.readouterr().out
+
+
+def test_recommend_reads_files(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = tmp_path / "queries.txt"
+    lines.write_text("red lamp\n\nblue chair\n", encoding="utf-8")
+    entries = tmp_path / "queries.jsonl"
+    entries.write_text('{"query": "red lamp", "kind": "search"}\n{"query": "blue chair"}\n', encoding="utf-8")
+    printed = []
+    for path in (lines, entries):
+        assert main(["recommend", "--file", str(path), "-k", "1", "--json", "--url", url]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    assert [json.loads(line)["query"] for line in printed[0].splitlines()] == ["red lamp", "blue chair"]
+
+
+def test_health_prints_a_table(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["health", "--url", url]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Triton 2.")
+    assert ": ready\n" in out
+    assert "READY" in out
+    assert main(["health", "--url", url, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ready"] is True
+
+
+def test_a_model_that_is_not_ready_shows() -> None:
+    def state(*models: ModelStatus) -> Health:
+        return Health("host:8001", ServerMetadata("triton", "2.51.0"), True, list(models), [])
+
+    served = ModelStatus("good", "1", "READY", "")
+    assert state(served, ModelStatus("old", "1", "UNAVAILABLE", "unloaded")).ready
+    broken = state(served, ModelStatus("broken", "1", "UNAVAILABLE", "no model.onnx"))
+    assert not broken.ready
+    assert "not ready" in broken.table()
+    assert "broken: no model.onnx" in broken.table()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["recommend"], 2, "give either TEXT or --file FILE"),
+        (["recommend", "a", "--file", "b"], 2, "give either TEXT or --file FILE"),
+        (["recommend", "--file", "no/such/file"], 2, "cannot read no/such/file: No such file"),
+        (["recommend", "a", "--catalogue", "no/such/file"], 2, "cannot read no/such/file: No such file"),
+        (["recommend", " "], 2, "`queries[0]` is empty"),
+        (["recommend", "a", "-k", "11"], 2, "`k` must be an integer in 1..10"),
+        (["recommend", "\x00\x07"], 2, "refuses the request"),
+        (["recommend", "a", "--model", "nothing"], 2, "model 'nothing'"),
+        (["recommend", "a", "--timeout-s", "0.0001"], 1, "did not answer within 0.0001 s"),
+        (["recommend", "a", "--timeout-s", "0"], 2, "`timeout_s` must be a finite number"),
+    ],
+)
+def test_one_line_says_what_is_wrong(
+    url: str, arguments: list[str], status: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--url", url]) == status
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("tritonpress-query: ")
+    assert captured.err.count("\n") == 1
+    assert words in captured.err
+
+
+@pytest.mark.parametrize("arguments", [[], ["recommend", "a", "-k", "x"], ["recommend", "a", "--nonsense"]])
+def test_wrong_arguments_end_with_2_and_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("queries.jsonl", b"red lamp\n", ":1 is not JSON"),
+        ("queries.jsonl", b'{"query": "a"}\n{"text": "a"}\n', ':2 must be an object with "query": TEXT'),
+        ("queries.txt", b"\n \n", "holds no query"),
+        ("queries.txt", b"caf\xe9\n", "is not UTF-8"),
+    ],
+)
+def test_bad_files_are_named(
+    name: str, content: bytes, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert main(["recommend", "--file", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert str(path) in error
+    assert words in error
+
+
+@pytest.mark.parametrize("command", [["recommend", "a"], ["health"]])
+def test_an_unreachable_server_ends_with_2(
+    command: list[str], unreachable_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "--url", unreachable_url]) == 2
+    error = capsys.readouterr().err
+    assert unreachable_url in error
+    assert "tritonpress-serve" in error
+    assert error.count("\n") == 1
+
+
+def test_a_reader_that_leaves_early_is_no_error(url: str, tmp_path: Path) -> None:
+    queries = tmp_path / "queries.txt"
+    queries.write_text("red lamp\n" * 2000, encoding="utf-8")
+    command = [sys.executable, "-m", "tritonpress_client.cli", "recommend", "--file", str(queries), "--url", url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        if process.stdout is None or process.stderr is None:
+            raise ValueError("no pipes")
+        assert process.stdout.readline() == b"red lamp\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0

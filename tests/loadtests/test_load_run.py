@@ -1,0 +1,197 @@
+"""A run against the real server: its figures hold together, its files are whole, and it ends well in every way."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from scenarios import write_scenario
+from tritonpress_client import InvalidInputError, ModelUnavailableError, ServerUnreachableError
+from tritonpress_loadtests.errors import ScenarioError
+from tritonpress_loadtests.run import run
+from tritonpress_server import TritonServer
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def results(measured: Path) -> dict[str, Any]:
+    """The results of the short run, as they were written."""
+    loaded: dict[str, Any] = json.loads((measured / "results.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+def test_stages_are_as_planned_and_nothing_failed(results: dict[str, Any]) -> None:
+    assert [stage["users"] for stage in results["stages"]] == [1, 6]
+    for stage in results["stages"]:
+        assert stage["duration_s"] == pytest.approx(stage["planned_duration_s"], abs=0.3)
+        assert stage["failed"] == 0
+        assert stage["requests"] > 20
+    assert results["slo"]["met"]
+    assert results["loop"] == "closed"
+    assert results["interrupted"] is False
+
+
+def test_latencies_are_ordered_and_not_rounded(results: dict[str, Any]) -> None:
+    for stage in results["stages"]:
+        latency = stage["latency_ms"]
+        ordered = [latency[name] for name in ("min", "p50", "p90", "p95", "p99", "max")]
+        assert ordered == sorted(ordered)
+        assert latency["p50"] != round(latency["p50"], 3)
+
+
+def test_users_are_throughput_times_latency(results: dict[str, Any]) -> None:
+    # Little's law; what is missing is the generator's own time between an answer and the next request.
+    for stage in results["stages"]:
+        in_flight = stage["throughput_per_s"] * stage["latency_ms"]["mean"] / 1e3
+        assert 0.6 * stage["users"] < in_flight < 1.05 * stage["users"]
+
+
+def test_the_server_counted_the_same_requests(results: dict[str, Any]) -> None:
+    for stage in results["stages"]:
+        ensemble, *steps = stage["models"]
+        assert ensemble["model"] == "recommendation"
+        assert ensemble["answered"] == stage["requests"]
+        assert steps
+        for row in steps:
+            assert row["model"].startswith("recommendation_")
+            assert row["mean_batch_size"] >= 1
+            assert row["executions"] == sum(row["batch_sizes"].values())
+        assert ensemble["total_us"] < stage["latency_ms"]["mean"] * 1e3
+
+
+def test_results_say_what_ran(results: dict[str, Any], tiny_server: TritonServer) -> None:
+    assert results["url"] == tiny_server.grpc_url
+    assert results["scenario"]["queries_count"] == 24
+    assert len(results["scenario"]["sha256"]) == 64
+    words = shlex.split(results["command"])
+    assert words[:2] == ["tritonpress-load", "run"]
+    assert Path(words[2]).exists()
+    assert results["server"]["version"].startswith("2.")
+    assert {"python", "locust", "tritonclient"} <= set(results["versions"])
+    assert results["machine"]["cores"] >= 1
+    assert results["machine"]["memory_gib"] > 0
+
+
+def test_plots_and_report_are_written(measured: Path, results: dict[str, Any]) -> None:
+    for name in ("throughput_latency.png", "latency.png"):
+        assert (measured / name).read_bytes().startswith(PNG)
+    page = (measured / "report.html").read_text(encoding="utf-8")
+    loads = re.findall(r"""(?:src|href)="(?!#)[^"]*"|url\((?!["']?#)[^)]*\)|@import""", page.replace("xlink:", ""))
+    assert loads == []
+    assert page.count("<svg") == 2
+    assert "closed loop" in page
+    assert all(row["model"] in page for stage in results["stages"] for row in stage["models"])
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_what_is_wrong_is_found_before_any_load(folder: Path, tiny_server: TritonServer, unused_url: str) -> None:
+    out = folder / "out"
+    with pytest.raises(ServerUnreachableError, match=unused_url):
+        run(write_scenario(folder), unused_url, out)
+    with pytest.raises(ModelUnavailableError, match="nothing"):
+        run(write_scenario(folder, model="nothing"), tiny_server.grpc_url, out)
+    with pytest.raises(InvalidInputError, match="HOST:PORT"):
+        run(write_scenario(folder), "http://127.0.0.1", out)
+    with pytest.raises(ScenarioError, match="`duration_scale`"):
+        run(write_scenario(folder), tiny_server.grpc_url, out, duration_scale=0)
+    assert not out.exists()
+    out.write_text("a file")
+    with pytest.raises(ScenarioError, match="cannot make the folder"):
+        run(write_scenario(folder), tiny_server.grpc_url, out)
+    assert out.read_text() == "a file"
+
+
+def test_refused_queries_are_counted_by_message(folder: Path, tiny_server: TritonServer) -> None:
+    (folder / "queries.jsonl").write_text('{"query": "red lamp"}\n{"query": "\\u0000\\u0007"}\n')
+    scenario = write_scenario(folder, stages=[{"users": 2, "duration_s": 0.6}], warm_up_s=0)
+    results = run(scenario, tiny_server.grpc_url, folder / "out")
+    (stage,) = results["stages"]
+    assert 0.2 < stage["error_rate"] < 0.8
+    ((message, count),) = stage["errors"].items()
+    assert message.startswith("InvalidInputError: ")
+    assert count == stage["failed"]
+    assert not results["slo"]["met"]
+    assert stage["notes"] == [note for note in stage["notes"] if "something else" not in note]
+
+
+def _start(scenario: Path, server: TritonServer, out: Path) -> subprocess.Popen[str]:
+    """Returns a run of the command, once its first stage is measured and the second is under way."""
+    command = [sys.executable, "-m", "tritonpress_loadtests.cli", "run", str(scenario), "--out", str(out)]
+    process = subprocess.Popen([*command, "--url", server.grpc_url], stdout=subprocess.PIPE, text=True)
+    if process.stdout is None:
+        raise ValueError("no pipe")
+    assert process.stdout.readline().startswith("1 user: ")
+    time.sleep(0.5)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_an_interrupted_run_keeps_what_it_has(folder: Path, tiny_server: TritonServer, number: signal.Signals) -> None:
+    stages = [{"users": 1, "duration_s": 0.5}, {"users": 2, "duration_s": 60}, {"users": 3, "duration_s": 60}]
+    with _start(write_scenario(folder, stages=stages, warm_up_s=0), tiny_server, folder / "out") as process:
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "interrupted: this is what was measured until then" in out
+    results = json.loads((folder / "out" / "results.json").read_text(encoding="utf-8"))
+    assert results["interrupted"] is True
+    assert [stage["users"] for stage in results["stages"]] == [1, 2]
+    assert 0.2 < results["stages"][1]["duration_s"] < 20
+    assert results["stages"][1]["requests"] > 0
+    assert (folder / "out" / "report.html").exists()
+
+
+def test_a_run_that_is_interrupted_before_its_first_stage_writes_nothing(
+    folder: Path, tiny_server: TritonServer
+) -> None:
+    out = folder / "out"
+    command = [sys.executable, "-m", "tritonpress_loadtests.cli", "run", str(write_scenario(folder, warm_up_s=60))]
+    command += ["--out", str(out), "--url", tiny_server.grpc_url]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not psutil.Process(process.pid).children():
+            time.sleep(0.05)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert error == "tritonpress-load: interrupted before the first stage; nothing is written\n"
+    assert list(out.iterdir()) == []
+
+
+def test_the_load_ends_with_its_parent(folder: Path, tiny_server: TritonServer) -> None:
+    stages = [{"users": 1, "duration_s": 0.3}, {"users": 2, "duration_s": 60}]
+    with _start(write_scenario(folder, stages=stages, warm_up_s=0), tiny_server, folder / "out") as process:
+        (child,) = psutil.Process(process.pid).children()
+        process.kill()
+        process.communicate()
+    child.wait(timeout=10)
+    assert not child.is_running()
+
+
+def test_plain_locust_runs_the_same_users(folder: Path, tiny_server: TritonServer) -> None:
+    locustfile = Path(__file__).parents[2] / "loadtests" / "locustfile.py"
+    command = [sys.executable, "-m", "locust", "-f", str(locustfile), "--headless", "-u", "3", "-r", "3", "-t", "1s"]
+    done = subprocess.run(
+        [*command, "--host", tiny_server.grpc_url, "--json"],
+        env={**os.environ, "TRITONPRESS_SCENARIO": str(write_scenario(folder))},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (entry,) = json.loads(done.stdout)
+    assert entry["num_requests"] > 20
+    assert entry["num_failures"] == 0
