@@ -34,8 +34,6 @@ class Runtime:
             "LD_LIBRARY_PATH": os.pathsep.join([*map(str, self.libraries), *filter(None, [inherited])]),
             # The stubs take the packages of the environment whose `python3` comes first here.
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-            # A Python model must not leave byte code in a repository whose files are hashed.
-            "PYTHONDONTWRITEBYTECODE": "1",
         }
 
     def write_backends(self, folder: Path) -> None:

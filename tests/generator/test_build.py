@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import write_recipe
+from tiny_sources import write_recipe
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonpress_generator import cli, repository
 from tritonpress_generator.errors import InputError
@@ -29,7 +29,9 @@ def model_repo(tiny_repository: Path, tmp_path: Path) -> Path:
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Returns the content of every file but byte code, which Triton's Python stub writes whatever it is told."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".pyc"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def run(*arguments: str | Path) -> int:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import write_recipe
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_sources import write_recipe
 from tritonpress_generator import plugins
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.recipe import load

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import items, queries, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_sources import items, queries, write_jsonl
 from tritonpress_generator import gate
 from tritonpress_generator.catalogue import load_items, load_queries
 from tritonpress_generator.errors import GateError, InputError
