@@ -100,16 +100,20 @@ def _write(
         config.CopyFrom(step.config)
         config.name = names[step.role]
         (folder / "config.pbtxt").write_text(config_text(config), encoding="utf-8")
-        files |= {f"{names[step.role]}/{file}": entry for file, entry in _files(folder).items()}
-        if not (repository / names[step.role]).exists():
+        own = {f"{names[step.role]}/{file}": entry for file, entry in _files(folder).items()}
+        files |= own
+        target = repository / names[step.role]
+        if changed_files(repository, {"files": own}):
             _sync(folder)
-            folder.rename(repository / names[step.role])
+            if target.exists():  # somebody has changed it: its name promises another content
+                target.rename(work / f"{step.role}.changed")
+            folder.rename(target)
     build = hashlib.sha256("".join(names.values()).encode()).hexdigest()[:_HASH_LENGTH]
     config = ensemble(names)
     config.name = name
     config.parameters["build"].string_value = build
     target = repository / name
-    (target / "1").mkdir(parents=True, exist_ok=True)
+    (target / "1").mkdir(exist_ok=True)
     (target / "1" / "README").write_text(_KEEP, encoding="utf-8")
     text = json.dumps(manifest | {"build": build, "steps": names, "files": files}, indent=2, ensure_ascii=False) + "\n"
     _replace(target / f"manifest.{build}.json", text, work)

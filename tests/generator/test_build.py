@@ -98,11 +98,12 @@ def test_new_build_replaces_the_steps_that_changed(sources: Path, model_repo: Pa
     assert repository.changed_files(model_repo, repository.read_manifest(model_repo, "recommendation")) == []
 
 
-def test_two_workloads_share_a_repository(sources: Path, model_repo: Path) -> None:
+def test_two_workloads_share_a_repository(sources: Path, model_repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("build", write_recipe(sources, name="recommendation_shop"), "--out", model_repo) == 0
     assert repository.workloads(model_repo) == ["recommendation", "recommendation_shop"]
-    for name in repository.workloads(model_repo):
-        assert repository.changed_files(model_repo, repository.read_manifest(model_repo, name)) == []
+    assert run("verify", model_repo) == 0
+    verified = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert verified == ["recommendation", "recommendation_shop"]
 
 
 def test_failed_gate_ends_with_1_and_writes_nothing(
@@ -239,6 +240,14 @@ def test_changed_file_fails_verification(model_repo: Path, capsys: pytest.Captur
     (model_repo / file).write_text("{}")
     assert run("verify", model_repo) == 1
     assert f"{file} has changed" in capsys.readouterr().err
+
+
+def test_building_again_mends_a_changed_file(sources: Path, model_repo: Path) -> None:
+    manifest = repository.read_manifest(model_repo, "recommendation")
+    file = next(name for name in manifest["files"] if name.endswith("model.onnx"))
+    (model_repo / file).write_bytes(b"")
+    assert run("build", sources / "recipe.yaml", "--out", model_repo) == 0
+    assert run("verify", model_repo) == 0
 
 
 def test_verification_replays_the_golden_requests(model_repo: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -132,3 +134,9 @@ def session_cache(model: onnx.ModelProto) -> Infer:
     if id(model) not in _sessions:
         _sessions[id(model)] = session_infer(model.SerializeToString())
     return _sessions[id(model)]
+
+
+def test_engine_refuses_what_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"not a model")
+    with pytest.raises(InputError, match="ONNX Runtime refuses the model"):
+        session_infer(tmp_path / "model.onnx")

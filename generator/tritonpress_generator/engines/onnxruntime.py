@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx
 import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 from pydantic import Field
 from tritonclient.grpc import model_config_pb2 as pb
 
@@ -18,6 +19,10 @@ from tritonpress_generator.recipe import Settings
 
 PLATFORM = "onnxruntime_onnx"
 _MOST_INSTANCES = 4
+_REFUSALS = tuple(
+    value for value in vars(ort_state).values() if isinstance(value, type) and issubclass(value, Exception)
+)
+"""ONNX Runtime's exceptions; they share no class of their own."""
 
 
 class Config(Settings):
@@ -78,8 +83,7 @@ def session_infer(model: Path | bytes, *, threads: int | None = None) -> Infer:
         session = onnxruntime.InferenceSession(
             str(model) if isinstance(model, Path) else model, options, providers=["CPUExecutionProvider"]
         )
-    # ONNX Runtime's exceptions share no class but RuntimeError and Exception itself.
-    except Exception as exc:
+    except _REFUSALS as exc:
         raise InputError(f"engine: ONNX Runtime refuses the model ({' '.join(str(exc).split())[:300]})") from exc
     inputs = [tensor.name for tensor in session.get_inputs()]
     outputs = [tensor.name for tensor in session.get_outputs()]
