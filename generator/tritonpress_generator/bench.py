@@ -113,7 +113,7 @@ def _served(
     version = {role: folder / name / "1" for role, name in manifest["steps"].items()}
     checkpoint = resolve(loaded.checkpoint, base=loaded.path.parent)
     encoder = text_encoder(loaded, load_tokenizer(checkpoint), max_bytes=task.config.max_query_bytes)
-    catalogue = task.module.Catalogue.from_folder(version["postprocessing"])
+    index = task.module.load_index(version["postprocessing"])
     cores = len(os.sched_getaffinity(0))
     model = version["engine"] / "model.onnx"
     whole = [session_infer(model, threads=cores)]
@@ -121,10 +121,7 @@ def _served(
 
     def in_process(sessions: Sequence[Infer]) -> Callable[[int, int], None]:
         def ask(caller: int, i: int) -> None:
-            text = texts[i % len(texts)]
-            ids, mask = encoder.pad(encoder.encode([text.encode()]))
-            answer = sessions[caller % len(sessions)]({"input_ids": ids, "attention_mask": mask})
-            catalogue.rank(answer["embedding"][0], text)
+            task.module.ask(sessions[caller % len(sessions)], encoder, index, texts[i % len(texts)])
 
         return ask
 

@@ -81,8 +81,8 @@ def test_no_unknown_key_passes(tmp_path_factory: pytest.TempPathFactory, key: st
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
-        ("tasks", ["Config", "METRICS", "head", "load_data", "index", "evaluate", "feeds", "ensemble_inputs",
-                   "ensemble_outputs", "write_postprocessing", "golden_requests"]),
+        ("tasks", ["Config", "METRICS", "head", "load_data", "index", "evaluate", "ask", "load_index", "feeds",
+                   "ensemble_inputs", "ensemble_outputs", "write_postprocessing", "golden_requests"]),
         ("graph", ["Config", "apply"]),
         ("passes", ["Config", "apply"]),
         ("engines", ["Config", "PLATFORM", "build", "load", "model_config", "versions"]),

@@ -115,6 +115,17 @@ def index(infer: Infer, encoder: TextEncoder, data: Data, config: Config) -> Cat
     return Catalogue(ids, [item.title for item in data.items], vectors, config.top_k)
 
 
+def load_index(version_dir: Path) -> Catalogue:
+    """Returns the catalogue as the post-processing step in `version_dir` reads it."""
+    return Catalogue.from_folder(version_dir)
+
+
+def ask(infer: Infer, encoder: TextEncoder, catalogue: Catalogue, text: str) -> tuple[Array, Array]:
+    """Returns the indices and scores of the items for one query: in process, the work of one served request."""
+    ids, mask = encoder.pad(encoder.encode([text.encode()]))
+    return catalogue.rank(infer({"input_ids": ids, "attention_mask": mask})["embedding"][0], text)
+
+
 def evaluate(infer: Infer, encoder: TextEncoder, data: Data, catalogue: Catalogue) -> Evaluation:
     """Returns the metrics of `infer` on the labelled queries, against the catalogue as it is embedded.
 
