@@ -55,6 +55,7 @@ def build(recipe_path: Path, out: Path, *, progress: Progress | None = None) -> 
     """
     say = progress or Progress()
     recipe = recipes.load(recipe_path)
+    repository.check_writable(out)
     task, engine = recipe.task, recipe.engine
     data = task.module.load_data(recipe)
 

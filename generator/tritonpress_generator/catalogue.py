@@ -6,6 +6,8 @@ import csv
 import gzip
 import io
 import json
+import math
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +84,8 @@ def load_queries(path: Path, known: set[str]) -> list[LabelledQuery]:
         for item_id, grade in relevant.items():
             if item_id not in known:
                 raise InputError(f"{path}:{number}: relevant item {item_id!r} is not in the catalogue; correct the id")
-            if isinstance(grade, bool) or not isinstance(grade, int | float) or grade <= 0:
-                raise InputError(f"{path}:{number}: the grade of {item_id!r} must be above 0, got {grade!r}")
+            if isinstance(grade, bool) or not isinstance(grade, int | float) or not 0 < grade < math.inf:
+                raise InputError(f"{path}:{number}: the grade of {item_id!r} must be finite and above 0, got {grade!r}")
         queries.append(LabelledQuery(query, {item_id: float(grade) for item_id, grade in relevant.items()}))
     if not queries:
         raise InputError(f"{path}: must have at least one query, got none")
@@ -100,12 +102,15 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise InputError(
             f"{path}:{bad_line}: must be UTF-8, got byte 0x{exc.object[exc.start]:02x}; save it as UTF-8"
         ) from exc
-    except (OSError, EOFError) as exc:
+    except (OSError, EOFError, zlib.error) as exc:
         raise InputError(f"{path}: cannot be read ({exc}); correct the path in the recipe") from exc
     if path.name.removesuffix(".gz").endswith(".csv"):
-        reader = csv.DictReader(io.StringIO(text))
-        for row in reader:
-            yield reader.line_num, row
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        try:
+            for row in reader:
+                yield reader.line_num, row
+        except csv.Error as exc:
+            raise InputError(f"{path}:{reader.line_num}: is not CSV ({exc}); correct the line") from exc
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():

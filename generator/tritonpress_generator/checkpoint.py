@@ -97,14 +97,36 @@ def load_encoder(checkpoint: Checkpoint, *, attention: str = "sdpa") -> Any:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
-        model = AutoModel.from_pretrained(
-            checkpoint.folder, dtype=torch.float32, use_safetensors=True, attn_implementation=attention
+        model, loading = AutoModel.from_pretrained(
+            checkpoint.folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            attn_implementation=attention,
+            output_loading_info=True,
         )
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as exc:
         raise InputError(
             f"checkpoint {checkpoint.source}: cannot be loaded ({' '.join(str(exc).split())[:300]}); "
             "the files must be a whole BERT-family encoder in Hugging Face's format"
         ) from exc
+    # transformers fills a weight that is missing with random numbers. Only the pooler may be: what was trained without
+    # one (masked language models, sentence encoders) has none, and no task reads it then.
+    missing = sorted(key for key in loading["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise InputError(
+            f"checkpoint {checkpoint.source}: the weights must hold the whole encoder, {len(missing)} of its tensors "
+            f"are missing ({missing[0]} first); config.json and the weights must be of one model"
+        )
+    if not isinstance(model.get_input_embeddings(), torch.nn.Embedding):
+        raise InputError(
+            f"checkpoint {checkpoint.source}: must be a text encoder that reads token ids, {model.config.model_type} "
+            "is not; give a BERT-family encoder"
+        )
+    wrong = next((name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()), None)
+    if wrong is not None:
+        raise InputError(
+            f"checkpoint {checkpoint.source}: weights must be finite, {wrong} holds NaN or infinity; save it again"
+        )
     return model.eval()
 
 
@@ -128,6 +150,19 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
             f"checkpoint {checkpoint.source}: no usable tokenizer ({' '.join(str(exc).split())[:200]}); "
             "add tokenizer.json, or the vocabulary files it can be made from"
         ) from exc
+    # transformers makes a tokenizer of special tokens alone where the vocabulary's files are missing.
+    size = tokenizer.get_vocab_size()
+    if size <= len(tokenizer.get_added_tokens_decoder()):
+        raise InputError(
+            f"checkpoint {checkpoint.source}: the tokenizer must have a vocabulary, has {size} special tokens alone; "
+            "add tokenizer.json, or the vocabulary files it can be made from"
+        )
+    rows = checkpoint.settings("config.json").get("vocab_size")
+    if isinstance(rows, int) and size > rows:
+        raise InputError(
+            f"checkpoint {checkpoint.source}: the model must have an embedding for each of the tokenizer's {size} "
+            f"tokens, has {rows}; take tokenizer.json from the same model"
+        )
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -17,9 +17,9 @@ NAME_PATTERN = r"^[a-z][a-z0-9_]{0,62}$"
 
 
 class Settings(BaseModel):
-    """A part of a recipe: immutable, and a misspelt key is refused."""
+    """A part of a recipe: immutable; a misspelt key is refused, and so is another type (`true` is no count)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class CheckpointConfig(Settings):
@@ -52,6 +52,20 @@ class ServeConfig(Settings):
     was the fastest on a CPU, where a batch gains less than the padding costs."""
     tokenizer_instances: int = Field(default=1, ge=1, le=64)
     """Processes of the tokenizer's step."""
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML without a key written twice: the plain loader lets the last one win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Returns the mapping of `node`, or refuses it."""
+        keys = [(key.tag, key.value) for key, _ in node.value]
+        for (tag, key), (node_of_key, _) in zip(keys, node.value, strict=True):
+            if keys.count((tag, key)) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is written twice", node_of_key.start_mark
+                )
+        return super().construct_mapping(node, deep=deep)
 
 
 class _RecipeText(Settings):
@@ -107,7 +121,7 @@ def load(path: Path) -> Recipe:
     except (OSError, UnicodeDecodeError) as exc:
         raise InputError(f"recipe {path}: cannot be read ({exc}); give the path of a YAML recipe") from exc
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as exc:
         raise InputError(f"recipe {path}: is not YAML ({' '.join(str(exc).split())})") from exc
     if not isinstance(data, dict):

@@ -77,6 +77,19 @@ def write(
         raise InputError(f"repository {repository}: cannot be written ({exc}); what was there is unchanged") from exc
 
 
+def check_writable(repository: Path) -> None:
+    """Says before the work of a build what would be said after it.
+
+    Raises:
+        InputError: `repository` is not a folder, or could not be made or written.
+    """
+    nearest = next(path for path in (repository, *repository.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(
+            f"repository {repository}: must be a folder that can be written, {nearest} is none; give another --out"
+        )
+
+
 def _write(
     repository: Path,
     work: Path,
@@ -169,8 +182,11 @@ def read_manifest(repository: Path, name: str) -> dict[str, Any]:
     path = repository / name / f"manifest.{build}.json"
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
+        missing = {"steps", "files", "golden"} - set(manifest)
+    except (OSError, ValueError, TypeError) as exc:
         raise InputError(f"{path}: cannot be read ({exc}); build the workload again") from exc
+    if missing:
+        raise InputError(f"{path}: must have {', '.join(sorted(missing))}; build the workload again")
     return manifest
 
 
@@ -193,11 +209,11 @@ def size_bytes(manifest: dict[str, Any]) -> int:
 
 def _collect(repository: Path, name: str, build: str) -> None:
     """Removes the steps of `name` that no ensemble names any more, and its older manifests."""
-    used = {
-        step.model_name
-        for path in repository.glob("*/config.pbtxt")
-        for step in read_config(path.parent).ensemble_scheduling.step
-    }
+    try:
+        configs = [read_config(path.parent) for path in repository.glob("*/config.pbtxt")]
+    except InputError:
+        return  # somebody else's model, which Triton will refuse: what it names is not known, so nothing is removed
+    used = {step.model_name for config in configs for step in config.ensemble_scheduling.step}
     own = [f"{name}_{role}_" for role in ("tokenizer", "engine", "postprocessing")]
     for folder in repository.iterdir():
         is_step = any(folder.name.startswith(p) and len(folder.name) == len(p) + _HASH_LENGTH for p in own)

@@ -165,7 +165,7 @@ def test_repository_that_is_a_file_is_refused(sources: Path, capsys: pytest.Capt
     target = sources / "file"
     target.write_text("mine")
     assert run("build", sources / "recipe.yaml", "--out", target) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    assert "must be a folder that can be written" in capsys.readouterr().err
     assert target.read_text() == "mine"
 
 
@@ -195,7 +195,7 @@ def ensemble(names):
     return config
 steps = [step(role) for role in ("tokenizer", "engine", "postprocessing")]
 sys.addaudithook(counted)
-repository.write(target, "recommendation", steps, ensemble, {"workload": "recommendation"})
+repository.write(target, "recommendation", steps, ensemble, {"workload": "recommendation", "golden": {}})
 """
 
 

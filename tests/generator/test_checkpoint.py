@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import ViTConfig, ViTModel
 from tritonpress_generator.checkpoint import load_encoder, load_tokenizer, resolve
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.recipe import CheckpointConfig
@@ -110,3 +114,51 @@ def test_every_kind_of_tokenizer_loads(folder: Path, kind: str) -> None:
         tokenizer.save(str(folder / "tokenizer.json"))
     loaded = load_tokenizer(resolve(config(folder), base=Path()))
     assert len(loaded.encode("a red lamp").ids) >= 3
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_missing_tensor_is_refused_and_not_made_up(folder: Path) -> None:
+    change_weights(folder, lambda tensors: tensors.pop("encoder.layer.1.output.dense.weight"))
+    with pytest.raises(InputError, match=r"1 of its tensors are missing \(encoder\.layer\.1\.output\.dense\.weight"):
+        load_encoder(resolve(config(folder), base=folder))
+
+
+def test_encoder_without_a_pooler_loads(folder: Path) -> None:
+    def drop(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors["pooler.dense.weight"], tensors["pooler.dense.bias"]
+
+    change_weights(folder, drop)
+    load_encoder(resolve(config(folder), base=folder))
+
+
+def test_weights_that_are_not_finite_are_refused(folder: Path) -> None:
+    change_weights(folder, lambda tensors: tensors["embeddings.LayerNorm.weight"].fill_(float("nan")))
+    with pytest.raises(InputError, match=r"finite, embeddings\.LayerNorm\.weight holds NaN"):
+        load_encoder(resolve(config(folder), base=folder))
+
+
+def test_model_that_reads_no_tokens_is_refused(tmp_path: Path) -> None:
+    ViTModel(
+        ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=16)
+    ).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="must be a text encoder that reads token ids, vit is not"):
+        load_encoder(resolve(config(tmp_path), base=tmp_path))
+
+
+def test_missing_vocabulary_is_refused(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"must have a vocabulary, has \d special tokens alone"):
+        load_tokenizer(resolve(config(folder), base=folder))
+
+
+def test_tokenizer_of_a_larger_model_is_refused(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 50}))
+    with pytest.raises(InputError, match=r"embedding for each of the tokenizer's 78 tokens, has 50"):
+        load_tokenizer(resolve(config(folder), base=folder))

@@ -40,6 +40,7 @@ def test_shipped_recipe_loads(path: Path) -> None:
         ({"name": "Not A Name"}, "name: string should match pattern"),
         ({"checkpoint": {"source": "x", "sha256": "abc"}}, "checkpoint.sha256: string should match pattern"),
         ({"checkpoint": {}}, "checkpoint.source: is missing"),
+        ({"serve": {"max_batch_size": True}}, "serve.max_batch_size: input should be a valid integer, got True"),
     ],
 )
 def test_mistake_names_its_place_and_what_is_allowed(tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -55,6 +56,22 @@ def test_what_is_no_recipe_is_refused(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"recipe .*recipe\.yaml"):
         load(path)
+
+
+def test_key_written_twice_is_refused(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    path.write_text(path.read_text() + "name: again\n")
+    with pytest.raises(InputError, match=r"key 'name' is written twice"):
+        load(path)
+
+
+def test_merge_may_be_overridden(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    text = path.read_text()
+    assert "serve:\n  max_batch_size: 8\n" in text
+    path.write_text(text.replace("serve:\n", "serve:\n  <<: {max_batch_size: 4, max_queue_delay_microseconds: 7}\n"))
+    assert load(path).serve.max_batch_size == 8
+    assert load(path).serve.max_queue_delay_microseconds == 7
 
 
 def test_missing_recipe_is_refused(tmp_path: Path) -> None:

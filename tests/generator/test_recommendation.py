@@ -83,13 +83,29 @@ def test_bad_catalogue_says_which_line(tmp_path: Path, content: bytes, message: 
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("c.csv", b'id,title,text\na,t,"open\n', r"c\.csv:1: is not CSV"),
+        ("c.csv", b"id,title,text\na,t\n", r"c\.csv:2: 'text' must be a string, got None"),
+        ("c.jsonl.gz", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\xff\xff\xff", r"cannot be read"),
+        ("c.jsonl.gz", b"plain", r"cannot be read"),
+    ],
+)
+def test_bad_csv_or_gzip_is_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_items(tmp_path / name)
+
+
+@pytest.mark.parametrize(
     ("record", "message"),
     [
         ({"query": " ", "relevant": {"a": 1}}, "'query' must be a text"),
         ({"query": "q", "relevant": {}}, "'relevant' must map"),
         ({"query": "q", "relevant": {"b": 1}}, "relevant item 'b' is not in the catalogue"),
-        ({"query": "q", "relevant": {"a": 0}}, "grade of 'a' must be above 0, got 0"),
-        ({"query": "q", "relevant": {"a": "x"}}, "grade of 'a' must be above 0, got 'x'"),
+        ({"query": "q", "relevant": {"a": 0}}, "grade of 'a' must be finite and above 0, got 0"),
+        ({"query": "q", "relevant": {"a": "x"}}, "grade of 'a' must be finite and above 0, got 'x'"),
+        ({"query": "q", "relevant": {"a": float("inf")}}, "grade of 'a' must be finite and above 0, got inf"),
     ],
 )
 def test_bad_query_says_which_line(tmp_path: Path, record: dict[str, object], message: str) -> None:
