@@ -113,17 +113,41 @@ def export(model: torch.nn.Module, outputs: Mapping[str, int]) -> onnx.ModelProt
     """
     example = torch.ones((2, 8), dtype=torch.int64)
     axes = {name: {0: "batch", 1: "seq"} for name in INPUTS} | {name: {0: "batch"} for name in outputs}
+    return traced(_Exported(model), (example, example), INPUTS, outputs, axes, _attention_function())
+
+
+def traced(
+    model: torch.nn.Module,
+    example: tuple[torch.Tensor, ...],
+    inputs: tuple[str, ...],
+    outputs: Mapping[str, int],
+    axes: Mapping[str, Mapping[int, str]],
+    function: onnx.FunctionProto,
+) -> onnx.ModelProto:
+    """Returns the ONNX form of `model` as `torch` traces it.
+
+    Args:
+        model: The module.
+        example: Its arguments.
+        inputs: Their names.
+        outputs: Names of the answers, in order, with their last dimension.
+        axes: The dimensions that vary.
+        function: Added if a node of its domain is in the graph.
+
+    Raises:
+        InputError: The model has an operator that the exporter cannot express.
+    """
     buffer = BytesIO()
     with _eager_mode_tracing(), torch.inference_mode():
         try:
             torch.onnx.export(
-                _Exported(model),
-                (example, example),
+                model,
+                example,
                 buffer,  # type: ignore[arg-type]
                 dynamo=False,  # the graph optimisers of ONNX Runtime recognise what this exporter writes
                 opset_version=OPSET,
                 custom_opsets={DOMAIN: 1},
-                input_names=list(INPUTS),
+                input_names=list(inputs),
                 output_names=list(outputs),
                 dynamic_axes=axes,
             )
@@ -132,7 +156,7 @@ def export(model: torch.nn.Module, outputs: Mapping[str, int]) -> onnx.ModelProt
     exported = onnx.load_from_string(buffer.getvalue())
     exported.ir_version = IR_VERSION
     if any(node.domain == DOMAIN for node in exported.graph.node):
-        exported.functions.append(_attention_function())
+        exported.functions.append(function)
     for tensor in exported.graph.output:
         tensor.type.tensor_type.shape.dim[1].dim_value = outputs[tensor.name]
     onnx.checker.check_model(exported)

@@ -21,6 +21,7 @@ from tritonpress_generator.checkpoint import Checkpoint
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array, Infer
 from tritonpress_generator.metrics import ndcg_at_k, recall_at_k
+from tritonpress_generator.ragged import Layout
 from tritonpress_generator.recipe import Recipe, Settings
 from tritonpress_generator.steps.recommendation.ranking import Catalogue
 from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder
@@ -90,14 +91,31 @@ class Head(torch.nn.Module):
         self.segments = "token_type_ids" in inspect.signature(encoder.forward).parameters
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        # Said explicitly, since the encoder would look its zeros up with a dozen operators more.
-        segments = {"token_type_ids": torch.zeros_like(input_ids)} if self.segments else {}
-        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **segments).last_hidden_state
+        states = self.states(input_ids, attention_mask)
         if self.pooling == "cls":
             pooled = states[:, 0]
         else:
             weights = attention_mask.to(states.dtype)
             pooled = torch.matmul(weights.unsqueeze(1), states).squeeze(1) / weights.sum(1, keepdim=True)
+        return torch.nn.functional.normalize(pooled, dim=-1)
+
+    def states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Returns a vector a token, FP32 `(batch, seq, width)`."""
+        # Said explicitly, since the encoder would look its zeros up with a dozen operators more.
+        segments = {"token_type_ids": torch.zeros_like(input_ids)} if self.segments else {}
+        states: torch.Tensor = self.encoder(
+            input_ids=input_ids, attention_mask=attention_mask, **segments
+        ).last_hidden_state
+        return states
+
+    def pool_packed(self, states: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """Returns `(sequences, width)` for the packed `(tokens, width)`."""
+        if self.pooling == "cls":
+            pooled = states[layout.starts]
+        else:
+            row = torch.cumsum(torch.ones_like(layout.lengths), 0) - 1
+            members = (row[:, None] == layout.sequence[None, :]).to(states.dtype)
+            pooled = torch.matmul(members, states) / layout.lengths[:, None].to(states.dtype)
         return torch.nn.functional.normalize(pooled, dim=-1)
 
 
