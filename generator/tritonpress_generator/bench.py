@@ -68,7 +68,7 @@ def bench(recipe_path: Path, folder: Path, *, rounds: int, slice_s: float) -> di
     engines = {
         "torch eager FP32": export.torch_infer(model, tuple(outputs)),
         "ONNX Runtime FP32": session_infer(export.export(exported, outputs).SerializeToString()),
-        "served engine": engine.module.load(version_dir, engine.config),
+        "served engine": loaded.lengths.as_padded(engine.module.load(version_dir, engine.config), outputs),
     }
     print(f"{processor()}, {len(os.sched_getaffinity(0))} cores; {rounds} rounds; median [middle 80 %]\n")
     figures: dict[str, Any] = {"engine": _engines(engines, rounds, slice_s)}
@@ -116,8 +116,11 @@ def _served(
     index = task.module.load_index(version["postprocessing"])
     cores = len(os.sched_getaffinity(0))
     model = version["engine"] / "model.onnx"
-    whole = [session_infer(model, threads=cores)]
-    single = [session_infer(model, threads=1) for _ in range(cores)]
+    _, outputs = task.module.head(load_encoder(checkpoint), checkpoint, task.config)
+    whole, single = (
+        [loaded.lengths.as_padded(session_infer(model, threads=threads), outputs) for _ in range(sessions)]
+        for sessions, threads in ((1, cores), (cores, 1))
+    )
 
     def in_process(sessions: Sequence[Infer]) -> Callable[[int, int], None]:
         def ask(caller: int, i: int) -> None:

@@ -75,16 +75,18 @@ def build(recipe_path: Path, out: Path, *, progress: Progress | None = None) -> 
     rows = [Row("torch FP32", checkpoint.size_bytes, _latency(baseline_infer), baseline.metrics)]
 
     say.stage("export to ONNX")
-    encoder = load_encoder(checkpoint, attention=export.ATTENTION)
+    encoder = load_encoder(checkpoint, attention=recipe.lengths.ATTENTION)
     for stage in recipe.passes:
         encoder = stage.module.apply(encoder, stage.config)
     model, outputs = task.module.head(encoder, checkpoint, task.config)
-    graph = export.export(model, outputs)
-    feeds = list(task.module.feeds(item_encoder, data.texts[:: max(1, len(data.texts) // 512)]))
-    parity_feeds = _parity_feeds(item_encoder, data.texts, recipe.serve.max_length)
+    # Before the export, which may change the model.
     torch_infer = baseline_infer if not recipe.passes else export.torch_infer(model, tuple(outputs))
+    graph = recipe.lengths.export(model, outputs)
+    texts = data.texts[:: max(1, len(data.texts) // 512)]
+    feeds = [recipe.lengths.native(feed, outputs) for feed in task.module.feeds(item_encoder, texts)]
+    parity_feeds = _parity_feeds(item_encoder, data.texts, recipe.serve.max_length)
     serialized = graph.SerializeToString()
-    fp32_infer = session_infer(serialized)
+    fp32_infer = recipe.lengths.as_padded(session_infer(serialized), outputs)
     parity = export.check_parity(torch_infer, fp32_infer, parity_feeds)
     fp32 = task.module.evaluate(fp32_infer, query_encoder, data, index)
     rows.append(Row("ONNX FP32", len(serialized), _latency(fp32_infer), fp32.metrics))
@@ -96,7 +98,7 @@ def build(recipe_path: Path, out: Path, *, progress: Progress | None = None) -> 
     say.stage(f"engine: {engine.word}")
     with tempfile.TemporaryDirectory(prefix="tritonpress-") as work:
         engine.module.build(graph, Path(work) / "1")
-        infer = engine.module.load(Path(work) / "1", engine.config)
+        infer = recipe.lengths.as_padded(engine.module.load(Path(work) / "1", engine.config), outputs)
     size = len(graph.SerializeToString())
 
     say.stage(f"gate: {recipe.gate.metric}")
@@ -130,7 +132,7 @@ def build(recipe_path: Path, out: Path, *, progress: Progress | None = None) -> 
         },
     }
     steps = [
-        ensemble.tokenizer_step(recipe, tokenizer),
+        ensemble.tokenizer_step(recipe, tokenizer, outputs),
         ensemble.engine_step(recipe, graph, outputs),
         ensemble.postprocessing_step(
             recipe, outputs, lambda version_dir: task.module.write_postprocessing(version_dir, index, data)

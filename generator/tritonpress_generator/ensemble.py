@@ -12,6 +12,7 @@ import onnx
 from tokenizers import Tokenizer
 from tritonclient.grpc import model_config_pb2 as pb
 
+from tritonpress_generator import export
 from tritonpress_generator.recipe import Recipe
 from tritonpress_generator.repository import Step
 
@@ -19,14 +20,14 @@ _STEPS = Path(__file__).parent / "steps"
 _WARM_UP_LENGTHS = (16, 64)
 
 
-def tokenizer_step(recipe: Recipe, tokenizer: Tokenizer) -> Step:
-    """Returns the step from the public text to `input_ids` and `attention_mask`."""
+def tokenizer_step(recipe: Recipe, tokenizer: Tokenizer, outputs: dict[str, int]) -> Step:
+    """Returns the step from the public text to the engine's inputs."""
     serve = recipe.serve
     settings = {
         "max_length": serve.max_length,
         "pad_to_multiple_of": serve.pad_to_multiple_of,
         "max_bytes": recipe.task.config.max_query_bytes,
-    }
+    } | recipe.lengths.tokenizer_settings(outputs)
 
     def write(version_dir: Path) -> None:
         _copy_code("tokenizer", version_dir)
@@ -36,7 +37,8 @@ def tokenizer_step(recipe: Recipe, tokenizer: Tokenizer) -> Step:
     config = _python_config(recipe, instances=serve.tokenizer_instances)
     config.input.extend(recipe.task.module.ensemble_inputs())
     config.output.extend(
-        pb.ModelOutput(name=name, data_type=pb.TYPE_INT64, dims=[-1]) for name in ("input_ids", "attention_mask")
+        pb.ModelOutput(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        for tensor in recipe.lengths.engine_inputs(outputs)
     )
     return Step("tokenizer", config, write)
 
@@ -46,23 +48,23 @@ def engine_step(recipe: Recipe, model: onnx.ModelProto, outputs: dict[str, int])
     engine = recipe.engine
     config: pb.ModelConfig = engine.module.model_config(engine.config)
     config.max_batch_size = recipe.serve.max_batch_size
-    for name in ("input_ids", "attention_mask"):
-        config.input.append(pb.ModelInput(name=name, data_type=pb.TYPE_INT64, dims=[-1]))
-    for name, width in outputs.items():
-        config.output.append(pb.ModelOutput(name=name, data_type=pb.TYPE_FP32, dims=[width]))
+    config.input.extend(recipe.lengths.engine_inputs(outputs))
+    recipe.lengths.declare_outputs(config, outputs)
+    types = {tensor.name: tensor.data_type for tensor in config.input}
     config.dynamic_batching.max_queue_delay_microseconds = recipe.serve.max_queue_delay_microseconds
     config.version_policy.latest.num_versions = 1
     data: dict[str, bytes] = {}
     for length in _WARM_UP_LENGTHS:
         length = min(length, recipe.serve.max_length)  # noqa: PLW2901
         sample = config.model_warmup.add(name=f"{length} tokens", batch_size=1, count=2)
-        for name in ("input_ids", "attention_mask"):
+        # Real tokens: a mask of zeros would be a text of no tokens, which no request has.
+        text = dict.fromkeys(export.INPUTS, np.ones((1, length), np.int64))
+        for name, tensor in recipe.lengths.native(text, outputs).items():
             file = f"{name}_{length}"
-            sample.inputs[name].data_type = pb.TYPE_INT64
-            sample.inputs[name].dims.append(length)
+            sample.inputs[name].data_type = types[name]
+            sample.inputs[name].dims.append(tensor.size)
             sample.inputs[name].input_data_file = file
-            # Real tokens: a mask of zeros would be a text of no tokens, which no request has.
-            data[file] = np.ones(length, np.int64).tobytes()
+            data[file] = tensor.tobytes()
 
     def write(version_dir: Path) -> None:
         engine.module.build(model, version_dir)
@@ -79,10 +81,16 @@ def postprocessing_step(recipe: Recipe, outputs: dict[str, int], write_data: Cal
         write_data(version_dir)
 
     config = _python_config(recipe, instances=1)
-    for name, width in outputs.items():
-        config.input.append(pb.ModelInput(name=name, data_type=pb.TYPE_FP32, dims=[width]))
+    engine = pb.ModelConfig()
+    recipe.lengths.declare_outputs(engine, outputs)
+    config.input.extend(pb.ModelInput(name=o.name, data_type=o.data_type, dims=o.dims) for o in engine.output)
     config.input.extend(task.module.ensemble_inputs())
     config.output.extend(task.module.ensemble_outputs(task.config))
+    if not recipe.lengths.POSTPROCESSING_BATCHES:
+        config.max_batch_size = 0
+        config.ClearField("dynamic_batching")
+        for tensor in (*config.input, *config.output):
+            tensor.dims.insert(0, -1)
     return Step("postprocessing", config, write)
 
 
@@ -93,7 +101,7 @@ def ensemble_config(recipe: Recipe, outputs: dict[str, int]) -> Callable[[dict[s
     def config(names: dict[str, str]) -> pb.ModelConfig:
         public = [tensor.name for tensor in task.module.ensemble_inputs()]
         answers = [tensor.name for tensor in task.module.ensemble_outputs(task.config)]
-        tokens = ["input_ids", "attention_mask"]
+        tokens = [tensor.name for tensor in recipe.lengths.engine_inputs(outputs)]
         flow = [
             ("tokenizer", public, tokens),
             ("engine", tokens, list(outputs)),

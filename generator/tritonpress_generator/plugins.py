@@ -20,7 +20,7 @@ def find(kind: str, word: str, *, path: str) -> ModuleType:
     """Returns the module that `word` names; imported only now, so that nobody pays for what is not asked for.
 
     Args:
-        kind: `tasks`, `passes`, `graph` or `engines`.
+        kind: `tasks`, `passes`, `graph`, `engines` or `lengths`.
         word: The recipe's word.
         path: Where in the recipe the word stands, for the message.
 

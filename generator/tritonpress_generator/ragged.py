@@ -11,7 +11,7 @@ client's batch has several (`batch_input` in Triton's model configuration).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,30 +169,32 @@ def export(model: torch.nn.Module, outputs: Mapping[str, int]) -> onnx.ModelProt
     """
     example = (torch.ones(12, dtype=torch.int64), torch.tensor([5, 7], dtype=torch.int64))
     axes = {"input_ids": {0: "tokens"}, "lengths": {0: "sequences"}} | {name: {0: "sequences"} for name in outputs}
-    return padded.traced(Packed(model), example, INPUTS, outputs, axes, _attention_function())
+    graph = padded.traced(Packed(model), example, INPUTS, outputs, axes, _attention_function())
+    graph.graph.input.extend(
+        helper.make_tensor_value_info(elements(name), onnx.TensorProto.INT8, [elements(name)]) for name in outputs
+    )
+    return graph
 
 
-def pack(rows: Sequence[Sequence[int]]) -> dict[str, Array]:
-    """Returns sequences of token ids as the ragged graph's inputs."""
-    return {
-        "input_ids": np.concatenate([np.asarray(row, np.int64) for row in rows]),
-        "lengths": np.array([len(row) for row in rows], np.int64),
-    }
+def elements(output: str) -> str:
+    """Returns the name of the input that has as many elements as `output`, for Triton's sake; the graph ignores it."""
+    return f"{output}_elements"
 
 
-def as_padded(infer: Infer) -> Infer:
+def as_padded(infer: Infer, outputs: Mapping[str, int]) -> Infer:
     """Returns the ragged `infer` as one that takes a padded batch: `input_ids` and `attention_mask`."""
 
     def asked(feed: Mapping[str, Array]) -> dict[str, Array]:
-        return infer(packed(feed))
+        return infer(packed(feed, outputs))
 
     return asked
 
 
-def packed(feed: Mapping[str, Array]) -> dict[str, Array]:
-    """Returns a padded batch, `input_ids` and `attention_mask`, as the ragged graph's inputs."""
+def packed(feed: Mapping[str, Array], outputs: Mapping[str, int]) -> dict[str, Array]:
+    """Returns a padded batch, `input_ids` and `attention_mask`, as the inputs of the ragged graph with `outputs`."""
     mask = feed["attention_mask"].astype(bool)
-    return {"input_ids": feed["input_ids"][mask], "lengths": mask.sum(1, dtype=np.int64)}
+    tensors: dict[str, Array] = {"input_ids": feed["input_ids"][mask], "lengths": mask.sum(1, dtype=np.int64)}
+    return tensors | {elements(name): np.zeros(len(mask) * width, np.int8) for name, width in outputs.items()}
 
 
 def _attention_function() -> onnx.FunctionProto:

@@ -50,6 +50,8 @@ class ServeConfig(Settings):
     pad_to_multiple_of: int = Field(default=1, ge=1, le=128)
     """Sequences are padded to the next multiple, so that requests of similar length share a batch. 1: no padding, which
     was the fastest on a CPU, where a batch gains less than the padding costs."""
+    lengths: str = "exact"
+    """How requests of different lengths share the engine: `exact` (one by one) or `ragged` (packed into one batch)."""
     tokenizer_instances: int = Field(default=1, ge=1, le=64)
     """Processes of the tokenizer's step."""
 
@@ -103,6 +105,7 @@ class Recipe:
     gate: GateConfig
     engine: Stage
     serve: ServeConfig
+    lengths: ModuleType
     text: str
 
     def file(self, relative: str) -> Path:
@@ -137,6 +140,7 @@ def load(path: Path) -> Recipe:
         gate=raw.gate,
         engine=_stage("engines", raw.engine, path=path, key="engine"),
         serve=raw.serve,
+        lengths=plugins.find("lengths", raw.serve.lengths, path=f"{path}: serve.lengths"),
         text=text,
     )
     if recipe.gate.metric not in recipe.task.module.METRICS:

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_encoders import FUSED, feed, make
+from tokenizers import Tokenizer
 from tritonpress_generator import export, ragged
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.graph import fuse, quantize
 from tritonpress_generator.infer import Infer
+from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder
 
+OUTPUTS = {"embedding": 32}
 FEEDS = [feed([1]), feed([2]), feed([64]), feed([5, 5]), feed([3, 17, 1, 30]), feed([60] * 10)]
 """The last has more tokens than the model has positions."""
 
 
 def exported(family: str, pooling: str = "mean") -> onnx.ModelProto:
-    return ragged.export(make(family, ragged.ATTENTION, pooling), {"embedding": 32})
+    return ragged.export(make(family, ragged.ATTENTION, pooling), OUTPUTS)
 
 
 def infer(model: onnx.ModelProto) -> Infer:
-    return ragged.as_padded(session_infer(model.SerializeToString()))
+    return ragged.as_padded(session_infer(model.SerializeToString()), OUTPUTS)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
@@ -45,7 +50,7 @@ def test_plain_form_has_plain_operators_only() -> None:
     assert {node.domain for function in model.functions for node in function.node} == {""}
     # Triton's native backend scatters an output only if its last dimension is a constant of the graph.
     assert model.graph.output[0].type.tensor_type.shape.dim[1].dim_value == 32
-    assert [len(tensor.type.tensor_type.shape.dim) for tensor in model.graph.input] == [1, 1]
+    assert [len(tensor.type.tensor_type.shape.dim) for tensor in model.graph.input] == [1, 1, 1]
 
 
 def test_every_product_with_weights_is_of_packed_tokens() -> None:
@@ -54,7 +59,7 @@ def test_every_product_with_weights_is_of_packed_tokens() -> None:
     sources = [n.input[0] for n in model.graph.node if n.op_type == "MatMul" and n.input[1] in weights]
     assert len(sources) == 8
     model.graph.output.extend(onnx.helper.make_tensor_value_info(name, 1, None) for name in sources)
-    answers = session_infer(model.SerializeToString())(ragged.packed(feed([3, 17, 1, 30])))
+    answers = session_infer(model.SerializeToString())(ragged.packed(feed([3, 17, 1, 30]), OUTPUTS))
     assert {answers[name].shape[:2] for name in sources} == {(1, 51)}
 
 
@@ -67,7 +72,7 @@ def test_encoder_that_cannot_be_packed_is_refused() -> None:
 def models() -> dict[str, Infer]:
     plain = exported("bert")
     fused = fuse.apply(plain, fuse.Config(), [])
-    samples = [ragged.packed(feed([4 + i % 50], seed=i)) for i in range(32)]
+    samples = [ragged.packed(feed([4 + i % 50], seed=i), OUTPUTS) for i in range(32)]
     graphs = {"plain": plain, "fused": fused}
     graphs |= {f"{name} int8": quantize.apply(graph, quantize.Config(), samples) for name, graph in graphs.items()}
     return {name: infer(graph) for name, graph in graphs.items()}
@@ -94,10 +99,15 @@ def test_int8_answers_as_the_padded_form_does(models: dict[str, Infer]) -> None:
     assert np.abs(models["fused int8"](sample)["embedding"] - expected).max() <= 1e-6
 
 
-def test_packing_a_padded_batch_and_rows_agree() -> None:
-    batch = feed([3, 1, 7])
-    rows = [
-        row[mask.astype(bool)].tolist() for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
-    ]
-    for name, tensor in ragged.packed(batch).items():
-        assert np.array_equal(tensor, ragged.pack(rows)[name])
+def test_tokenizer_packs_as_the_generator_does(tiny_sources: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(tiny_sources / "checkpoint" / "tokenizer.json"))
+    encoder = TextEncoder(
+        tokenizer, max_length=20, pad_to_multiple_of=1, max_bytes=100, row_elements={"embedding_elements": 32}
+    )
+    rows = [[5, 6, 7], [8], [9, 10]]
+    ids, mask = encoder.pad(rows)
+    expected = ragged.packed({"input_ids": ids, "attention_mask": mask}, OUTPUTS)
+    for name, tensor in encoder.tensors(rows).items():
+        assert tensor.shape == (1, expected[name].size)
+        assert tensor.dtype == expected[name].dtype
+        assert np.array_equal(tensor[0], expected[name])

@@ -1,4 +1,4 @@
-"""Triton's recommendation step: `embedding` FP32 `[batch, width]` and the query to the best items."""
+"""Triton's recommendation step: `embedding` FP32, a row a query (in any shape), and the query to the best items."""
 
 import sys
 from pathlib import Path
@@ -24,7 +24,8 @@ class TritonPythonModel:
         queries = pb_utils.get_input_tensor_by_name(request, "QUERY").as_numpy().ravel()
         ids = np.empty((len(queries), self.catalogue.top_k), np.object_)
         scores = np.empty((len(queries), self.catalogue.top_k), np.float32)
-        for row, (embedding, query) in enumerate(zip(embeddings, queries, strict=True)):
+        rows = embeddings.reshape(len(queries), -1)
+        for row, (embedding, query) in enumerate(zip(rows, queries, strict=True)):
             top, scores[row] = self.catalogue.rank(embedding, query.decode("utf-8"))
             ids[row] = self.catalogue.ids[top]
         return pb_utils.InferenceResponse([pb_utils.Tensor("ITEM_ID", ids), pb_utils.Tensor("SCORE", scores)])

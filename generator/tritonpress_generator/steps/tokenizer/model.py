@@ -1,4 +1,4 @@
-"""Triton's tokenizer step: BYTES `[batch, 1]` to `input_ids` and `attention_mask`, INT64 `[batch, seq]`."""
+"""Triton's tokenizer step: BYTES `[batch, 1]` to the engine's inputs, padded or packed."""
 
 import json
 import sys
@@ -38,7 +38,5 @@ class TritonPythonModel:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
 
     def _response(self, rows):
-        input_ids, attention_mask = self.encoder.pad(rows)
-        return pb_utils.InferenceResponse(
-            [pb_utils.Tensor("input_ids", input_ids), pb_utils.Tensor("attention_mask", attention_mask)]
-        )
+        tensors = self.encoder.tensors(rows)
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, tensor) for name, tensor in tensors.items()])

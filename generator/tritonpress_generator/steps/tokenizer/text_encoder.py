@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,15 @@ class InvalidTextError(ValueError):
 class TextEncoder:
     """A tokenizer with the limits of a recipe."""
 
-    def __init__(self, tokenizer: Tokenizer, *, max_length: int, pad_to_multiple_of: int, max_bytes: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        max_length: int,
+        pad_to_multiple_of: int,
+        max_bytes: int,
+        row_elements: Mapping[str, int] | None = None,
+    ) -> None:
         """Takes the tokenizer over.
 
         Args:
@@ -35,6 +44,8 @@ class TextEncoder:
             max_length: The most tokens of a text, special tokens included; what is beyond is cut off.
             pad_to_multiple_of: Lengths are rounded up to a multiple of this, `max_length` at most.
             max_bytes: The most bytes of a text.
+            row_elements: Where the engine takes packed tokens: names of the inputs by whose shape Triton gives its
+                answers back, and how many elements a text has in each.
         """
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_length)
@@ -42,6 +53,7 @@ class TextEncoder:
         self._max_length = max_length
         self._multiple = pad_to_multiple_of
         self._max_bytes = max_bytes
+        self._row_elements = row_elements
         self._special = tokenizer.num_special_tokens_to_add(is_pair=False)
         token = next((t for t in ("[PAD]", "<pad>") if tokenizer.token_to_id(t) is not None), None)
         self._pad_id = 0 if token is None else tokenizer.token_to_id(token)
@@ -68,6 +80,17 @@ class TextEncoder:
             if len(row) <= self._special or not decoded[index].strip():
                 raise InvalidTextError(index, "must have text, got only white space or control characters; send some")
         return ids
+
+    def tensors(self, ids: Sequence[Sequence[int]]) -> dict[str, NDArray[Any]]:
+        """Returns the engine's inputs for the sequences of one request, with Triton's batch dimension first."""
+        if self._row_elements is None:
+            input_ids, attention_mask = self.pad(ids)
+            return {"input_ids": input_ids, "attention_mask": attention_mask}
+        packed: dict[str, NDArray[Any]] = {
+            "input_ids": np.array([[token for row in ids for token in row]], np.int64),
+            "lengths": np.array([[len(row) for row in ids]], np.int64),
+        }
+        return packed | {name: np.zeros((1, len(ids) * n), np.int8) for name, n in self._row_elements.items()}
 
     def pad(self, ids: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns `input_ids` and `attention_mask`, INT64 `(len(ids), seq)`, padded on the right."""

@@ -1,0 +1,1 @@
+"""How requests of different lengths share the engine; one file an alternative."""

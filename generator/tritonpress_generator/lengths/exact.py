@@ -1,0 +1,45 @@
+"""Every request at its own length, padded only beside the other texts of a client's batch.
+
+Triton batches requests of one shape, so that requests of different lengths run one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+from tritonpress_generator import export as padded
+from tritonpress_generator.infer import Array, Infer
+
+ATTENTION = padded.ATTENTION
+POSTPROCESSING_BATCHES = True
+"""Whether an engine's answer has a row a text, so that Triton may batch what reads it."""
+
+export = padded.export
+
+
+def native(feed: Mapping[str, Array], outputs: Mapping[str, int]) -> dict[str, Array]:
+    """Returns a padded batch as the graph's inputs."""
+    return dict(feed)
+
+
+def as_padded(infer: Infer, outputs: Mapping[str, int]) -> Infer:
+    """Returns the graph's `infer` as one that takes a padded batch."""
+    return infer
+
+
+def engine_inputs(outputs: Mapping[str, int]) -> list[pb.ModelInput]:
+    """Returns the inputs of the engine's config."""
+    return [pb.ModelInput(name=name, data_type=pb.TYPE_INT64, dims=[-1]) for name in padded.INPUTS]
+
+
+def declare_outputs(config: pb.ModelConfig, outputs: Mapping[str, int]) -> None:
+    """Adds the outputs to the engine's config."""
+    for name, width in outputs.items():
+        config.output.append(pb.ModelOutput(name=name, data_type=pb.TYPE_FP32, dims=[width]))
+
+
+def tokenizer_settings(outputs: Mapping[str, int]) -> dict[str, object]:
+    """Returns what the tokenizer's step must know."""
+    return {}

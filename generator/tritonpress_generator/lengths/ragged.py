@@ -1,0 +1,47 @@
+"""Requests of all lengths packed behind one another: one execution, no padding.
+
+Triton concatenates one-dimensional ragged inputs, and scatters an output by the shape of an input. An answer of rows
+has no input of its shape, so that the tokenizer sends one of as many INT8 elements, which the graph does not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+from tritonpress_generator import ragged
+
+ATTENTION = ragged.ATTENTION
+POSTPROCESSING_BATCHES = False
+"""An answer is flat, `[1, texts * width]`, beside `[texts, 1]` public inputs: Triton batches only what agrees."""
+
+export = ragged.export
+native = ragged.packed
+as_padded = ragged.as_padded
+
+
+def engine_inputs(outputs: Mapping[str, int]) -> list[pb.ModelInput]:
+    """Returns the inputs of the engine's config."""
+    types = dict.fromkeys(ragged.INPUTS, pb.TYPE_INT64) | dict.fromkeys(map(ragged.elements, outputs), pb.TYPE_INT8)
+    return [
+        pb.ModelInput(name=name, data_type=dtype, dims=[-1], allow_ragged_batch=True) for name, dtype in types.items()
+    ]
+
+
+def declare_outputs(config: pb.ModelConfig, outputs: Mapping[str, int]) -> None:
+    """Adds the outputs to the engine's config."""
+    for name in outputs:
+        config.output.append(pb.ModelOutput(name=name, data_type=pb.TYPE_FP32, dims=[-1]))
+        config.batch_output.append(
+            pb.BatchOutput(
+                target_name=[name],
+                kind=pb.BatchOutput.BATCH_SCATTER_WITH_INPUT_SHAPE,
+                source_input=[ragged.elements(name)],
+            )
+        )
+
+
+def tokenizer_settings(outputs: Mapping[str, int]) -> dict[str, object]:
+    """Returns what the tokenizer's step must know."""
+    return {"row_elements": {ragged.elements(name): width for name, width in outputs.items()}}
