@@ -27,7 +27,7 @@ def tokenizer_step(recipe: Recipe, tokenizer: Tokenizer, outputs: dict[str, int]
         "max_length": serve.max_length,
         "pad_to_multiple_of": serve.pad_to_multiple_of,
         "max_bytes": recipe.task.config.max_query_bytes,
-    } | recipe.lengths.tokenizer_settings(outputs)
+    } | recipe.lengths.tokenizer_settings(recipe.serve, outputs)
 
     def write(version_dir: Path) -> None:
         _copy_code("tokenizer", version_dir)

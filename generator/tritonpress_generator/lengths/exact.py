@@ -11,6 +11,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonpress_generator import export as padded
 from tritonpress_generator.infer import Array, Infer
+from tritonpress_generator.recipe import ServeConfig
 
 ATTENTION = padded.ATTENTION
 POSTPROCESSING_BATCHES = True
@@ -40,6 +41,6 @@ def declare_outputs(config: pb.ModelConfig, outputs: Mapping[str, int]) -> None:
         config.output.append(pb.ModelOutput(name=name, data_type=pb.TYPE_FP32, dims=[width]))
 
 
-def tokenizer_settings(outputs: Mapping[str, int]) -> dict[str, object]:
+def tokenizer_settings(serve: ServeConfig, outputs: Mapping[str, int]) -> dict[str, object]:
     """Returns what the tokenizer's step must know."""
     return {}

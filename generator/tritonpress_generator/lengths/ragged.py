@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonpress_generator import ragged
+from tritonpress_generator.recipe import ServeConfig
 
 ATTENTION = ragged.ATTENTION
 POSTPROCESSING_BATCHES = False
@@ -42,6 +43,9 @@ def declare_outputs(config: pb.ModelConfig, outputs: Mapping[str, int]) -> None:
         )
 
 
-def tokenizer_settings(outputs: Mapping[str, int]) -> dict[str, object]:
+def tokenizer_settings(serve: ServeConfig, outputs: Mapping[str, int]) -> dict[str, object]:
     """Returns what the tokenizer's step must know."""
-    return {"row_elements": {ragged.elements(name): width for name, width in outputs.items()}}
+    return {
+        "row_elements": {ragged.elements(name): width for name, width in outputs.items()},
+        "max_tokens": None if serve.max_tokens is None else serve.max_tokens // serve.max_batch_size,
+    }

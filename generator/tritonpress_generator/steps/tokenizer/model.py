@@ -34,9 +34,15 @@ class TritonPythonModel:
         try:
             return self._response(self.encoder.encode(list(batch)))
         except InvalidTextError as error:
-            message = f"{self.name}[{error.index}] {error}"
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
+            return self._refusal(error)
 
     def _response(self, rows):
-        tensors = self.encoder.tensors(rows)
+        try:
+            tensors = self.encoder.tensors(rows)
+        except InvalidTextError as error:
+            return self._refusal(error)
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, tensor) for name, tensor in tensors.items()])
+
+    def _refusal(self, error):
+        message = f"{self.name}[{error.index}] {error}"
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))

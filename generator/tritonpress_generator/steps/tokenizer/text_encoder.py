@@ -36,6 +36,7 @@ class TextEncoder:
         pad_to_multiple_of: int,
         max_bytes: int,
         row_elements: Mapping[str, int] | None = None,
+        max_tokens: int | None = None,
     ) -> None:
         """Takes the tokenizer over.
 
@@ -46,6 +47,7 @@ class TextEncoder:
             max_bytes: The most bytes of a text.
             row_elements: Where the engine takes packed tokens: names of the inputs by whose shape Triton gives its
                 answers back, and how many elements a text has in each.
+            max_tokens: The most packed tokens of one request.
         """
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_length)
@@ -54,6 +56,7 @@ class TextEncoder:
         self._multiple = pad_to_multiple_of
         self._max_bytes = max_bytes
         self._row_elements = row_elements
+        self._max_tokens = max_tokens
         self._special = tokenizer.num_special_tokens_to_add(is_pair=False)
         token = next((t for t in ("[PAD]", "<pad>") if tokenizer.token_to_id(t) is not None), None)
         self._pad_id = 0 if token is None else tokenizer.token_to_id(token)
@@ -82,10 +85,21 @@ class TextEncoder:
         return ids
 
     def tensors(self, ids: Sequence[Sequence[int]]) -> dict[str, NDArray[Any]]:
-        """Returns the engine's inputs for the sequences of one request, with Triton's batch dimension first."""
+        """Returns the engine's inputs for the sequences of one request, with Triton's batch dimension first.
+
+        Raises:
+            InvalidTextError: They have too many tokens together.
+        """
         if self._row_elements is None:
             input_ids, attention_mask = self.pad(ids)
             return {"input_ids": input_ids, "attention_mask": attention_mask}
+        total = 0
+        for index, row in enumerate(ids):
+            total += len(row)
+            if self._max_tokens is not None and total > self._max_tokens:
+                raise InvalidTextError(
+                    index, f"must keep the request within {self._max_tokens} tokens, makes it {total}; send fewer texts"
+                )
         packed: dict[str, NDArray[Any]] = {
             "input_ids": np.array([[token for row in ids for token in row]], np.int64),
             "lengths": np.array([[len(row) for row in ids]], np.int64),
