@@ -68,7 +68,7 @@ def bench(recipe_path: Path, folder: Path, *, rounds: int, slice_s: float) -> di
     engines = {
         "torch eager FP32": export.torch_infer(model, tuple(outputs)),
         "ONNX Runtime FP32": session_infer(export.export(exported, outputs).SerializeToString()),
-        "served engine": loaded.lengths.as_padded(engine.module.load(version_dir, engine.config), outputs),
+        "served engine": loaded.lengths.module.as_padded(engine.module.load(version_dir, engine.config), outputs),
     }
     print(f"{processor()}, {len(os.sched_getaffinity(0))} cores; {rounds} rounds; median [middle 80 %]\n")
     figures: dict[str, Any] = {"engine": _engines(engines, rounds, slice_s)}
@@ -118,7 +118,7 @@ def _served(
     model = version["engine"] / "model.onnx"
     _, outputs = task.module.head(load_encoder(checkpoint), checkpoint, task.config)
     whole, single = (
-        [loaded.lengths.as_padded(session_infer(model, threads=threads), outputs) for _ in range(sessions)]
+        [loaded.lengths.module.as_padded(session_infer(model, threads=threads), outputs) for _ in range(sessions)]
         for sessions, threads in ((1, cores), (cores, 1))
     )
 

@@ -18,6 +18,7 @@ from tritonpress_generator.checkpoint import load_encoder, load_tokenizer, resol
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Infer, latency_ms
+from tritonpress_generator.lengths.buckets import waste
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder
 
@@ -75,18 +76,19 @@ def build(recipe_path: Path, out: Path, *, progress: Progress | None = None) -> 
     rows = [Row("torch FP32", checkpoint.size_bytes, _latency(baseline_infer), baseline.metrics)]
 
     say.stage("export to ONNX")
-    encoder = load_encoder(checkpoint, attention=recipe.lengths.ATTENTION)
+    encoder = load_encoder(checkpoint, attention=recipe.lengths.module.ATTENTION)
     for stage in recipe.passes:
         encoder = stage.module.apply(encoder, stage.config)
     model, outputs = task.module.head(encoder, checkpoint, task.config)
     # Before the export, which may change the model.
     torch_infer = baseline_infer if not recipe.passes else export.torch_infer(model, tuple(outputs))
-    graph = recipe.lengths.export(model, outputs)
+    forms, lengths_entry = _settle_lengths(recipe, query_encoder, data, outputs)
+    graph = recipe.lengths.module.export(model, outputs)
     texts = data.texts[:: max(1, len(data.texts) // 512)]
-    feeds = [recipe.lengths.native(feed, outputs) for feed in task.module.feeds(item_encoder, texts)]
+    feeds = [recipe.lengths.module.native(feed, outputs) for feed in task.module.feeds(item_encoder, texts)]
     parity_feeds = _parity_feeds(item_encoder, data.texts, recipe.serve.max_length)
     serialized = graph.SerializeToString()
-    fp32_infer = recipe.lengths.as_padded(session_infer(serialized), outputs)
+    fp32_infer = recipe.lengths.module.as_padded(session_infer(serialized), outputs)
     parity = export.check_parity(torch_infer, fp32_infer, parity_feeds)
     fp32 = task.module.evaluate(fp32_infer, query_encoder, data, index)
     rows.append(Row("ONNX FP32", len(serialized), _latency(fp32_infer), fp32.metrics))
@@ -98,7 +100,7 @@ def build(recipe_path: Path, out: Path, *, progress: Progress | None = None) -> 
     say.stage(f"engine: {engine.word}")
     with tempfile.TemporaryDirectory(prefix="tritonpress-") as work:
         engine.module.build(graph, Path(work) / "1")
-        infer = recipe.lengths.as_padded(engine.module.load(Path(work) / "1", engine.config), outputs)
+        infer = recipe.lengths.module.as_padded(engine.module.load(Path(work) / "1", engine.config), outputs)
     size = len(graph.SerializeToString())
 
     say.stage(f"gate: {recipe.gate.metric}")
@@ -123,6 +125,7 @@ def build(recipe_path: Path, out: Path, *, progress: Progress | None = None) -> 
         "versions": _versions() | engine.module.versions(),
         "gated_on": {"machine": platform.machine(), "processor": processor()},
         "parity": asdict(parity),
+        "lengths": lengths_entry,
         "gate": asdict(verdict),
         "stages": [asdict(row) for row in rows],
         "golden": {
@@ -132,7 +135,7 @@ def build(recipe_path: Path, out: Path, *, progress: Progress | None = None) -> 
         },
     }
     steps = [
-        ensemble.tokenizer_step(recipe, tokenizer, outputs),
+        ensemble.tokenizer_step(recipe, tokenizer, forms, outputs),
         ensemble.engine_step(recipe, graph, outputs),
         ensemble.postprocessing_step(
             recipe, outputs, lambda version_dir: task.module.write_postprocessing(version_dir, index, data)
@@ -156,9 +159,37 @@ def processor() -> str:
 def text_encoder(recipe: recipes.Recipe, tokenizer: Any, *, max_bytes: int) -> TextEncoder:
     """Returns the tokenizer with the limits of the recipe, for texts of `max_bytes` at most."""
     serve = recipe.serve
-    return TextEncoder(
-        tokenizer, max_length=serve.max_length, pad_to_multiple_of=serve.pad_to_multiple_of, max_bytes=max_bytes
-    )
+    return TextEncoder(tokenizer, max_length=serve.max_length, max_bytes=max_bytes)
+
+
+def _settle_lengths(
+    recipe: recipes.Recipe, encoder: TextEncoder, data: Any, outputs: dict[str, int]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns what the tokenizer must know of the form of its answers, and what the manifest says of it."""
+    samples = [len(row) for row in encoder.encode([text.encode() for text in _samples(recipe, data)])]
+    settings = recipe.lengths.module.tokenizer_settings(recipe.lengths.config, recipe.serve, outputs, samples)
+    borders = settings.get("borders")
+    return settings, {
+        "form": recipe.lengths.word,
+        "samples": len(samples),
+        "mean_tokens": float(np.mean(samples)),
+        "borders": borders,
+        "padding": waste(samples, borders) if borders else 0.0,
+    }
+
+
+def _samples(recipe: recipes.Recipe, data: Any) -> list[str]:
+    """Returns the texts that stand for what will be asked."""
+    if recipe.serve.samples is None:
+        return list(data.samples)
+    path = recipe.file(recipe.serve.samples)
+    try:
+        texts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InputError(f"{path}: cannot be read ({exc}); correct serve.samples in the recipe") from exc
+    if not texts:
+        raise InputError(f"{path}: must have at least one text, got none; serve.samples has one a line")
+    return texts
 
 
 def _check_length(recipe: recipes.Recipe, encoder: Any) -> None:

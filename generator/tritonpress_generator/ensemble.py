@@ -20,14 +20,13 @@ _STEPS = Path(__file__).parent / "steps"
 _WARM_UP_LENGTHS = (16, 64)
 
 
-def tokenizer_step(recipe: Recipe, tokenizer: Tokenizer, outputs: dict[str, int]) -> Step:
-    """Returns the step from the public text to the engine's inputs."""
+def tokenizer_step(recipe: Recipe, tokenizer: Tokenizer, forms: dict[str, object], outputs: dict[str, int]) -> Step:
+    """Returns the step from the public text to the engine's inputs, in the form that `forms` settles."""
     serve = recipe.serve
     settings = {
         "max_length": serve.max_length,
-        "pad_to_multiple_of": serve.pad_to_multiple_of,
         "max_bytes": recipe.task.config.max_query_bytes,
-    } | recipe.lengths.tokenizer_settings(recipe.serve, outputs)
+    } | forms
 
     def write(version_dir: Path) -> None:
         _copy_code("tokenizer", version_dir)
@@ -38,7 +37,7 @@ def tokenizer_step(recipe: Recipe, tokenizer: Tokenizer, outputs: dict[str, int]
     config.input.extend(recipe.task.module.ensemble_inputs())
     config.output.extend(
         pb.ModelOutput(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-        for tensor in recipe.lengths.engine_inputs(outputs)
+        for tensor in recipe.lengths.module.engine_inputs(outputs)
     )
     return Step("tokenizer", config, write)
 
@@ -48,8 +47,8 @@ def engine_step(recipe: Recipe, model: onnx.ModelProto, outputs: dict[str, int])
     engine = recipe.engine
     config: pb.ModelConfig = engine.module.model_config(engine.config)
     config.max_batch_size = recipe.serve.max_batch_size
-    config.input.extend(recipe.lengths.engine_inputs(outputs))
-    recipe.lengths.declare_outputs(config, outputs)
+    config.input.extend(recipe.lengths.module.engine_inputs(outputs))
+    recipe.lengths.module.declare_outputs(config, outputs)
     types = {tensor.name: tensor.data_type for tensor in config.input}
     config.dynamic_batching.max_queue_delay_microseconds = recipe.serve.max_queue_delay_microseconds
     config.version_policy.latest.num_versions = 1
@@ -59,7 +58,7 @@ def engine_step(recipe: Recipe, model: onnx.ModelProto, outputs: dict[str, int])
         sample = config.model_warmup.add(name=f"{length} tokens", batch_size=1, count=2)
         # Real tokens: a mask of zeros would be a text of no tokens, which no request has.
         text = dict.fromkeys(export.INPUTS, np.ones((1, length), np.int64))
-        for name, tensor in recipe.lengths.native(text, outputs).items():
+        for name, tensor in recipe.lengths.module.native(text, outputs).items():
             file = f"{name}_{length}"
             sample.inputs[name].data_type = types[name]
             sample.inputs[name].dims.append(tensor.size)
@@ -82,11 +81,11 @@ def postprocessing_step(recipe: Recipe, outputs: dict[str, int], write_data: Cal
 
     config = _python_config(recipe, instances=1)
     engine = pb.ModelConfig()
-    recipe.lengths.declare_outputs(engine, outputs)
+    recipe.lengths.module.declare_outputs(engine, outputs)
     config.input.extend(pb.ModelInput(name=o.name, data_type=o.data_type, dims=o.dims) for o in engine.output)
     config.input.extend(task.module.ensemble_inputs())
     config.output.extend(task.module.ensemble_outputs(task.config))
-    if not recipe.lengths.POSTPROCESSING_BATCHES:
+    if not recipe.lengths.module.POSTPROCESSING_BATCHES:
         config.max_batch_size = 0
         config.ClearField("dynamic_batching")
         for tensor in (*config.input, *config.output):
@@ -101,7 +100,7 @@ def ensemble_config(recipe: Recipe, outputs: dict[str, int]) -> Callable[[dict[s
     def config(names: dict[str, str]) -> pb.ModelConfig:
         public = [tensor.name for tensor in task.module.ensemble_inputs()]
         answers = [tensor.name for tensor in task.module.ensemble_outputs(task.config)]
-        tokens = [tensor.name for tensor in recipe.lengths.engine_inputs(outputs)]
+        tokens = [tensor.name for tensor in recipe.lengths.module.engine_inputs(outputs)]
         flow = [
             ("tokenizer", public, tokens),
             ("engine", tokens, list(outputs)),

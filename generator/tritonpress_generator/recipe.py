@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tritonpress_generator import plugins
 from tritonpress_generator.errors import InputError
 
+_UNION_BRANCHES = {"str", "list[int]", "dict[str,any]"}
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,62}$"
 
 
@@ -47,15 +48,11 @@ class ServeConfig(Settings):
     """How long the dynamic batcher waits for companions. 0: it takes what has queued while the engine was busy."""
     max_length: int = Field(default=256, ge=8)
     """The most tokens a sequence may have, special tokens included; the model's positions are the upper bound."""
-    pad_to_multiple_of: int = Field(default=1, ge=1, le=128)
-    """Sequences are padded to the next multiple, so that requests of similar length share a batch. 1: no padding, which
-    was the fastest on a CPU, where a batch gains less than the padding costs."""
-    lengths: str = "exact"
-    """How requests of different lengths share the engine: `exact` (one by one) or `ragged` (packed into one batch)."""
-    max_tokens: int | None = Field(default=None, ge=8)
-    """The most tokens of one ragged execution. Triton counts requests, so that each of the `max_batch_size` requests
-    may have its share of it, and one with more is refused; default: what a batch of the longest texts has, no limit.
-    An INT8 execution of MiniLM-L6 (width 384) was measured to take 24 kB a token."""
+    lengths: str | list[int] | dict[str, Any] = "exact"
+    """How requests of different lengths share the engine: `exact` (one by one), `ragged` (packed into one batch) or
+    `buckets` (padded to the next of a few lengths; a list gives them)."""
+    samples: str | None = None
+    """Texts as they will be asked, one a line, relative to the recipe; default: the task's own examples."""
     tokenizer_instances: int = Field(default=1, ge=1, le=64)
     """Processes of the tokenizer's step."""
 
@@ -109,7 +106,7 @@ class Recipe:
     gate: GateConfig
     engine: Stage
     serve: ServeConfig
-    lengths: ModuleType
+    lengths: Stage
     text: str
 
     def file(self, relative: str) -> Path:
@@ -144,29 +141,18 @@ def load(path: Path) -> Recipe:
         gate=raw.gate,
         engine=_stage("engines", raw.engine, path=path, key="engine"),
         serve=raw.serve,
-        lengths=plugins.find("lengths", raw.serve.lengths, path=f"{path}: serve.lengths"),
+        lengths=_stage(
+            "lengths",
+            {"buckets": {"borders": raw.serve.lengths}} if isinstance(raw.serve.lengths, list) else raw.serve.lengths,
+            path=path,
+            key="serve.lengths",
+        ),
         text=text,
     )
-    _check_tokens(recipe)
     if recipe.gate.metric not in recipe.task.module.METRICS:
         known = ", ".join(recipe.task.module.METRICS)
         raise InputError(f"{path}: gate.metric: unknown metric {recipe.gate.metric!r}; {recipe.task.word} has: {known}")
     return recipe
-
-
-def _check_tokens(recipe: Recipe) -> None:
-    """Refuses a limit that no execution has, or that the longest text would not pass."""
-    serve = recipe.serve
-    if serve.max_tokens is None:
-        return
-    if serve.lengths != "ragged":
-        raise InputError(f"{recipe.path}: serve.max_tokens is for lengths: ragged, got {serve.lengths}; leave it out")
-    least = serve.max_batch_size * serve.max_length
-    if serve.max_tokens < least:
-        raise InputError(
-            f"{recipe.path}: serve.max_tokens must be at least {least} (max_batch_size requests of one text of "
-            f"max_length), got {serve.max_tokens}; raise it, or lower one of these"
-        )
 
 
 def _stage(kind: str, raw: str | dict[str, Any], *, path: Path, key: str) -> Stage:
@@ -185,7 +171,7 @@ def _checked(model: type[Any], data: Any, *, where: str) -> Any:
     except ValidationError as exc:
         error = exc.errors()[0]
         # pydantic puts the union's branch (`str`, `dict[str,any]`) into the location: the user wrote no such key.
-        location = ".".join(str(part) for part in error["loc"] if str(part) not in {"str", "dict[str,any]"})
+        location = ".".join(str(part) for part in error["loc"] if str(part) not in _UNION_BRANCHES)
         if error["type"] == "extra_forbidden":
             owner = _model_at(model, error["loc"][:-1])
             rule = f"unknown key; allowed: {', '.join(owner.model_fields)}"

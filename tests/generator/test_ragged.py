@@ -101,9 +101,7 @@ def test_int8_answers_as_the_padded_form_does(models: dict[str, Infer]) -> None:
 
 def test_tokenizer_packs_as_the_generator_does(tiny_sources: Path) -> None:
     tokenizer = Tokenizer.from_file(str(tiny_sources / "checkpoint" / "tokenizer.json"))
-    encoder = TextEncoder(
-        tokenizer, max_length=20, pad_to_multiple_of=1, max_bytes=100, row_elements={"embedding_elements": 32}
-    )
+    encoder = TextEncoder(tokenizer, max_length=20, max_bytes=100, row_elements={"embedding_elements": 32})
     rows = [[5, 6, 7], [8], [9, 10]]
     ids, mask = encoder.pad(rows)
     expected = ragged.packed({"input_ids": ids, "attention_mask": mask}, OUTPUTS)

@@ -23,7 +23,7 @@ TEXTS = ["lamp " * n for n in range(1, MAX_LENGTH + 3)]
 @pytest.fixture(scope="module")
 def ragged_url(tiny_sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     sources = shutil.copytree(tiny_sources, tmp_path_factory.mktemp("ragged") / "sources")
-    serve = {"max_batch_size": 8, "max_length": MAX_LENGTH, "lengths": "ragged", "max_tokens": MAX_TOKENS}
+    serve = {"max_batch_size": 8, "max_length": MAX_LENGTH, "lengths": {"ragged": {"max_tokens": MAX_TOKENS}}}
     built = build(write_recipe(sources, serve=serve), sources.parent / "repository")
     with TritonServer(built.folder.parent) as server:
         yield server.grpc_url

@@ -41,8 +41,7 @@ def test_shipped_recipe_loads(path: Path) -> None:
         ({"checkpoint": {"source": "x", "sha256": "abc"}}, "checkpoint.sha256: string should match pattern"),
         ({"checkpoint": {}}, "checkpoint.source: is missing"),
         ({"serve": {"lengths": "raged"}}, "serve.lengths: unknown word 'raged'; did you mean 'ragged'?"),
-        ({"serve": {"max_tokens": 4096}}, "serve.max_tokens is for lengths: ragged, got exact"),
-        ({"serve": {"lengths": "ragged", "max_tokens": 64}}, "serve.max_tokens must be at least 4096"),
+        ({"serve": {"lengths": {"buckets": {"count": 0}}}}, "serve.lengths.buckets: count: input should be greater"),
         ({"serve": {"max_batch_size": True}}, "serve.max_batch_size: input should be a valid integer, got True"),
     ],
 )

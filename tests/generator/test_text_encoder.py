@@ -15,7 +15,7 @@ from tritonpress_generator.steps.tokenizer.text_encoder import InvalidTextError,
 @pytest.fixture(scope="module")
 def encoder(tiny_sources: Path) -> TextEncoder:
     tokenizer = Tokenizer.from_file(str(tiny_sources / "checkpoint" / "tokenizer.json"))
-    return TextEncoder(tokenizer, max_length=20, pad_to_multiple_of=8, max_bytes=100)
+    return TextEncoder(tokenizer, max_length=20, max_bytes=100, borders=[8, 16, 20])
 
 
 @given(

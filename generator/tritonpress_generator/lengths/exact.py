@@ -5,19 +5,23 @@ Triton batches requests of one shape, so that requests of different lengths run 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonpress_generator import export as padded
 from tritonpress_generator.infer import Array, Infer
-from tritonpress_generator.recipe import ServeConfig
+from tritonpress_generator.recipe import ServeConfig, Settings
 
 ATTENTION = padded.ATTENTION
 POSTPROCESSING_BATCHES = True
 """Whether an engine's answer has a row a text, so that Triton may batch what reads it."""
 
 export = padded.export
+
+
+class Config(Settings):
+    """Has no settings."""
 
 
 def native(feed: Mapping[str, Array], outputs: Mapping[str, int]) -> dict[str, Array]:
@@ -41,6 +45,8 @@ def declare_outputs(config: pb.ModelConfig, outputs: Mapping[str, int]) -> None:
         config.output.append(pb.ModelOutput(name=name, data_type=pb.TYPE_FP32, dims=[width]))
 
 
-def tokenizer_settings(serve: ServeConfig, outputs: Mapping[str, int]) -> dict[str, object]:
+def tokenizer_settings(
+    config: Config, serve: ServeConfig, outputs: Mapping[str, int], lengths: Sequence[int]
+) -> dict[str, object]:
     """Returns what the tokenizer's step must know."""
     return {}

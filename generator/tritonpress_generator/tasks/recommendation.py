@@ -55,6 +55,11 @@ class Data:
         """What the items say; the queries are left for the gate."""
         return [f"{item.title}. {item.text}" if item.title else item.text for item in self.items]
 
+    @property
+    def samples(self) -> list[str]:
+        """What is asked."""
+        return [query.query for query in self.queries]
+
 
 @dataclass(frozen=True)
 class Evaluation:

@@ -33,8 +33,8 @@ class TextEncoder:
         tokenizer: Tokenizer,
         *,
         max_length: int,
-        pad_to_multiple_of: int,
         max_bytes: int,
+        borders: Sequence[int] = (),
         row_elements: Mapping[str, int] | None = None,
         max_tokens: int | None = None,
     ) -> None:
@@ -43,8 +43,8 @@ class TextEncoder:
         Args:
             tokenizer: Truncates to `max_length` from now on.
             max_length: The most tokens of a text, special tokens included; what is beyond is cut off.
-            pad_to_multiple_of: Lengths are rounded up to a multiple of this, `max_length` at most.
             max_bytes: The most bytes of a text.
+            borders: Lengths to the next of which a batch is padded, ascending; none: to its longest.
             row_elements: Where the engine takes packed tokens: names of the inputs by whose shape Triton gives its
                 answers back, and how many elements a text has in each.
             max_tokens: The most packed tokens of one request.
@@ -52,8 +52,7 @@ class TextEncoder:
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_length)
         self._tokenizer = tokenizer
-        self._max_length = max_length
-        self._multiple = pad_to_multiple_of
+        self._borders = borders
         self._max_bytes = max_bytes
         self._row_elements = row_elements
         self._max_tokens = max_tokens
@@ -109,7 +108,7 @@ class TextEncoder:
     def pad(self, ids: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns `input_ids` and `attention_mask`, INT64 `(len(ids), seq)`, padded on the right."""
         longest = max(map(len, ids))
-        width = max(longest, min(-(-longest // self._multiple) * self._multiple, self._max_length))
+        width = next((border for border in self._borders if border >= longest), longest)
         input_ids = np.full((len(ids), width), self._pad_id, np.int64)
         attention_mask = np.zeros((len(ids), width), np.int64)
         for row, tokens in enumerate(ids):
