@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import tempfile
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -12,19 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from tritonpress_generator import ensemble, export, gate, repository
+from tritonpress_generator import export, forms, gate, repository
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.checkpoint import load_encoder, load_tokenizer, resolve
-from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Infer, latency_ms
-from tritonpress_generator.lengths.buckets import waste
+from tritonpress_generator.layouts import Parts
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder
 
 LATENCY_TOKENS = 32
 _GOLDEN_REQUESTS = 12
-_PARITY_TEXTS = 12
 
 
 @dataclass(frozen=True)
@@ -54,8 +51,17 @@ def build(recipe_path: Path, out: Path, *, progress: Progress | None = None) -> 
         InputError: The recipe, the checkpoint or the data is at fault.
         GateError: What would be served is less accurate than agreed; `out` is as it was.
     """
+    return build_recipe(recipes.load(recipe_path), out, progress=progress)
+
+
+def build_recipe(recipe: recipes.Recipe, out: Path, *, progress: Progress | None = None) -> Built:
+    """Returns what was written into the model repository `out` for `recipe`; the product, stage by stage.
+
+    Raises:
+        InputError: The checkpoint or the data is at fault.
+        GateError: What would be served is less accurate than agreed; `out` is as it was.
+    """
     say = progress or Progress()
-    recipe = recipes.load(recipe_path)
     repository.check_writable(out)
     task, engine = recipe.task, recipe.engine
     data = task.module.load_data(recipe)
@@ -75,39 +81,19 @@ def build(recipe_path: Path, out: Path, *, progress: Progress | None = None) -> 
     baseline = task.module.evaluate(baseline_infer, query_encoder, data, index)
     rows = [Row("torch FP32", checkpoint.size_bytes, _latency(baseline_infer), baseline.metrics)]
 
-    say.stage("export to ONNX")
-    encoder = load_encoder(checkpoint, attention=recipe.lengths.module.ATTENTION)
-    for stage in recipe.passes:
-        encoder = stage.module.apply(encoder, stage.config)
-    model, outputs = task.module.head(encoder, checkpoint, task.config)
-    # Before the export, which may change the model.
-    torch_infer = baseline_infer if not recipe.passes else export.torch_infer(model, tuple(outputs))
-    forms, lengths_entry = _settle_lengths(recipe, query_encoder, data, outputs)
-    graph = recipe.lengths.module.export(model, outputs)
-    texts = data.texts[:: max(1, len(data.texts) // 512)]
-    feeds = [recipe.lengths.module.native(feed, outputs) for feed in task.module.feeds(item_encoder, texts)]
-    parity_feeds = _parity_feeds(item_encoder, data.texts, recipe.serve.max_length)
-    serialized = graph.SerializeToString()
-    fp32_infer = recipe.lengths.module.as_padded(session_infer(serialized), outputs)
-    parity = export.check_parity(torch_infer, fp32_infer, parity_feeds)
-    fp32 = task.module.evaluate(fp32_infer, query_encoder, data, index)
-    rows.append(Row("ONNX FP32", len(serialized), _latency(fp32_infer), fp32.metrics))
-
-    for stage in recipe.graph:
-        say.stage(f"graph: {stage.word}")
-        graph = stage.module.apply(graph, stage.config, feeds)
-
-    say.stage(f"engine: {engine.word}")
-    with tempfile.TemporaryDirectory(prefix="tritonpress-") as work:
-        engine.module.build(graph, Path(work) / "1")
-        infer = recipe.lengths.module.as_padded(engine.module.load(Path(work) / "1", engine.config), outputs)
-    size = len(graph.SerializeToString())
+    samples = query_encoder.encode([text.encode() for text in _samples(recipe, data)])
+    say.stage("export to ONNX" + "".join(f", {stage.word}" for stage in recipe.graph))
+    candidates = forms.compile_forms(recipe, checkpoint, baseline_infer, item_encoder, data, samples)
+    say.stage(f"lengths: {', '.join(candidates)}")
+    form, lengths_entry = forms.choose(recipe, candidates, tokenizer, samples)
+    infer = form.infer(engine)
 
     say.stage(f"gate: {recipe.gate.metric}")
+    fp32 = task.module.evaluate(form.fp32_infer, query_encoder, data, index)
+    rows.append(Row("ONNX FP32", form.fp32_bytes, _latency(form.fp32_infer), fp32.metrics))
     served = task.module.evaluate(infer, query_encoder, data, index)
-    rows.append(
-        Row(" + ".join([stage.word for stage in recipe.graph] or [engine.word]), size, _latency(infer), served.metrics)
-    )
+    stages = " + ".join([stage.word for stage in recipe.graph] or [engine.word])
+    rows.append(Row(stages, form.model.ByteSize(), _latency(infer), served.metrics))
     verdict = gate.check(recipe.gate, baseline.metrics, served.metrics)
 
     say.stage(f"repository {out}")
@@ -124,8 +110,9 @@ def build(recipe_path: Path, out: Path, *, progress: Progress | None = None) -> 
         "recipe": recipe.text,
         "versions": _versions() | engine.module.versions(),
         "gated_on": {"machine": platform.machine(), "processor": processor()},
-        "parity": asdict(parity),
+        "parity": asdict(form.parity),
         "lengths": lengths_entry,
+        "layout": recipe.serve.steps,
         "gate": asdict(verdict),
         "stages": [asdict(row) for row in rows],
         "golden": {
@@ -134,14 +121,17 @@ def build(recipe_path: Path, out: Path, *, progress: Progress | None = None) -> 
             "requests": task.module.golden_requests(data, served, count=_GOLDEN_REQUESTS),
         },
     }
-    steps = [
-        ensemble.tokenizer_step(recipe, tokenizer, forms, outputs),
-        ensemble.engine_step(recipe, graph, outputs),
-        ensemble.postprocessing_step(
-            recipe, outputs, lambda version_dir: task.module.write_postprocessing(version_dir, index, data)
-        ),
-    ]
-    folder = repository.write(out, recipe.name, steps, ensemble.ensemble_config(recipe, outputs), manifest)
+    parts = Parts(
+        recipe=recipe,
+        lengths=form.lengths,
+        tokenizer=tokenizer,
+        encoding=form.encoding,
+        model=form.model,
+        outputs=form.outputs,
+        write_postprocessing=lambda version_dir: task.module.write_postprocessing(version_dir, index, data),
+    )
+    steps = recipe.layout.steps(parts)
+    folder = repository.write(out, recipe.name, steps, lambda names: recipe.layout.config(parts, names), manifest)
     written = repository.read_manifest(out, recipe.name)
     say.done()
     return Built(folder, written, rows)
@@ -158,24 +148,7 @@ def processor() -> str:
 
 def text_encoder(recipe: recipes.Recipe, tokenizer: Any, *, max_bytes: int) -> TextEncoder:
     """Returns the tokenizer with the limits of the recipe, for texts of `max_bytes` at most."""
-    serve = recipe.serve
-    return TextEncoder(tokenizer, max_length=serve.max_length, max_bytes=max_bytes)
-
-
-def _settle_lengths(
-    recipe: recipes.Recipe, encoder: TextEncoder, data: Any, outputs: dict[str, int]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns what the tokenizer must know of the form of its answers, and what the manifest says of it."""
-    samples = [len(row) for row in encoder.encode([text.encode() for text in _samples(recipe, data)])]
-    settings = recipe.lengths.module.tokenizer_settings(recipe.lengths.config, recipe.serve, outputs, samples)
-    borders = settings.get("borders")
-    return settings, {
-        "form": recipe.lengths.word,
-        "samples": len(samples),
-        "mean_tokens": float(np.mean(samples)),
-        "borders": borders,
-        "padding": waste(samples, borders) if borders else 0.0,
-    }
+    return TextEncoder(tokenizer, max_length=recipe.serve.max_length, max_bytes=max_bytes)
 
 
 def _samples(recipe: recipes.Recipe, data: Any) -> list[str]:
@@ -206,15 +179,6 @@ def _check_length(recipe: recipes.Recipe, encoder: Any) -> None:
             f"{recipe.path}: serve.max_length must be at most {positions - offset} (the model's positions), "
             f"got {recipe.serve.max_length}; lower it"
         )
-
-
-def _parity_feeds(encoder: TextEncoder, texts: list[str], max_length: int) -> list[dict[str, Any]]:
-    """Returns real token ids at several lengths: single texts, the longest possible one, and a padded batch."""
-    chosen = texts[:: max(1, len(texts) // _PARITY_TEXTS)][:_PARITY_TEXTS]
-    rows = encoder.encode([text.encode() for text in chosen])
-    long = encoder.encode([" ".join(texts * (1 + max_length // len(texts))).encode()])
-    batches = [[row] for row in rows[:4]] + [[row[: 2 + i]] for i, row in enumerate(rows[4:6])] + [long, rows]
-    return [dict(zip(export.INPUTS, encoder.pad(batch), strict=True)) for batch in batches]
 
 
 def _latency(infer: Infer) -> float:

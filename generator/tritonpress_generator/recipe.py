@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -48,13 +48,19 @@ class ServeConfig(Settings):
     """How long the dynamic batcher waits for companions. 0: it takes what has queued while the engine was busy."""
     max_length: int = Field(default=256, ge=8)
     """The most tokens a sequence may have, special tokens included; the model's positions are the upper bound."""
-    lengths: str | list[int] | dict[str, Any] = "exact"
-    """How requests of different lengths share the engine: `exact` (one by one), `ragged` (packed into one batch) or
-    `buckets` (padded to the next of a few lengths; a list gives them)."""
+    too_long: Literal["cut", "refuse"] = "cut"
+    """What happens to a text of more tokens."""
+    lengths: str | list[int] | dict[str, Any] = "auto"
+    """How requests of different lengths share the engine: `exact` (those of one length), `ragged` (packed into one
+    batch), `buckets` (padded to the next of a few lengths; a list gives them), or `auto` (what is the fastest of them
+    on this machine, measured with the samples)."""
     samples: str | None = None
     """Texts as they will be asked, one a line, relative to the recipe; default: the task's own examples."""
+    steps: str = "single"
+    """How the work is divided into Triton models: `single` (one in Python) or `ensemble` (tokenizer, engine in its own
+    backend, post-processing)."""
     tokenizer_instances: int = Field(default=1, ge=1, le=64)
-    """Processes of the tokenizer's step."""
+    """Processes of the tokenizer's step, where it is one."""
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -106,7 +112,9 @@ class Recipe:
     gate: GateConfig
     engine: Stage
     serve: ServeConfig
-    lengths: Stage
+    lengths: tuple[Stage, ...]
+    """The forms to choose from."""
+    layout: ModuleType
     text: str
 
     def file(self, relative: str) -> Path:
@@ -141,18 +149,23 @@ def load(path: Path) -> Recipe:
         gate=raw.gate,
         engine=_stage("engines", raw.engine, path=path, key="engine"),
         serve=raw.serve,
-        lengths=_stage(
-            "lengths",
-            {"buckets": {"borders": raw.serve.lengths}} if isinstance(raw.serve.lengths, list) else raw.serve.lengths,
-            path=path,
-            key="serve.lengths",
-        ),
+        lengths=lengths_of(raw.serve.lengths, path=path),
+        layout=plugins.find("layouts", raw.serve.steps, path=f"{path}: serve.steps"),
         text=text,
     )
     if recipe.gate.metric not in recipe.task.module.METRICS:
         known = ", ".join(recipe.task.module.METRICS)
         raise InputError(f"{path}: gate.metric: unknown metric {recipe.gate.metric!r}; {recipe.task.word} has: {known}")
     return recipe
+
+
+def lengths_of(raw: str | list[int] | dict[str, Any], *, path: Path) -> tuple[Stage, ...]:
+    """Returns the form that `raw` names, or all for `auto`."""
+    if raw == "auto":
+        words: list[str | dict[str, Any]] = [*plugins.names("lengths")]
+    else:
+        words = [{"buckets": {"borders": raw}} if isinstance(raw, list) else raw]
+    return tuple(_stage("lengths", word, path=path, key="serve.lengths") for word in words)
 
 
 def _stage(kind: str, raw: str | dict[str, Any], *, path: Path, key: str) -> Stage:

@@ -4,7 +4,8 @@
     NAME/manifest.BUILD.json            what that build was made from, and how good it is
     NAME/manifest.json                  the same for the build that is switched on, for people
     NAME/1/README                       keeps the version folder, which git and object stores would drop
-    NAME_tokenizer_HASH/                the steps; a step's name carries the hash of its content
+    NAME_model_HASH/                    the steps; a step's name carries the hash of its content
+    NAME_tokenizer_HASH/                (`model` is all three in one)
     NAME_engine_HASH/
     NAME_postprocessing_HASH/
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -214,9 +216,9 @@ def _collect(repository: Path, name: str, build: str) -> None:
     except InputError:
         return  # somebody else's model, which Triton will refuse: what it names is not known, so nothing is removed
     used = {step.model_name for config in configs for step in config.ensemble_scheduling.step}
-    own = [f"{name}_{role}_" for role in ("tokenizer", "engine", "postprocessing")]
+    own = re.compile(rf"{re.escape(name)}_(model|tokenizer|engine|postprocessing)_[0-9a-f]{{{_HASH_LENGTH}}}")
     for folder in repository.iterdir():
-        is_step = any(folder.name.startswith(p) and len(folder.name) == len(p) + _HASH_LENGTH for p in own)
+        is_step = own.fullmatch(folder.name)
         if folder.is_dir() and is_step and folder.name not in used:
             shutil.rmtree(folder)
     for path in (repository / name).glob("manifest.*.json"):

@@ -100,11 +100,13 @@ def test_no_unknown_key_passes(tmp_path_factory: pytest.TempPathFactory, key: st
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
-        ("tasks", ["Config", "METRICS", "head", "load_data", "index", "evaluate", "ask", "load_index", "feeds",
+        ("tasks", ["Config", "METRICS", "head", "load_data", "index", "evaluate", "feeds",
                    "ensemble_inputs", "ensemble_outputs", "write_postprocessing", "golden_requests"]),
         ("graph", ["Config", "apply"]),
         ("passes", ["Config", "apply"]),
-        ("engines", ["Config", "PLATFORM", "build", "load", "model_config", "versions"]),
+        ("engines", ["Config", "PLATFORM", "PACKAGES", "build", "load", "threads", "model_config", "versions"]),
+        ("lengths", ["Config", "ATTENTION", "POSTPROCESSING_BATCHES", "export", "native", "as_padded", "engine_inputs",
+                     "declare_outputs", "tokenizer_settings"]),
     ],
 )  # fmt: skip
 def test_every_plugin_has_the_names_of_its_kind(kind: str, names: list[str]) -> None:

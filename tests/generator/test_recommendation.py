@@ -16,7 +16,7 @@ from tritonpress_generator.catalogue import load_items, load_queries
 from tritonpress_generator.errors import GateError, InputError
 from tritonpress_generator.metrics import ndcg_at_k, recall_at_k
 from tritonpress_generator.recipe import GateConfig
-from tritonpress_generator.steps.recommendation.ranking import Catalogue
+from tritonpress_generator.steps.recommendation.postprocessor import Catalogue
 
 SHIPPED = Path(__file__).parents[2] / "generator" / "recipes" / "recommendation"
 

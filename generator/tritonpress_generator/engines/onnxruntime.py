@@ -18,6 +18,8 @@ from tritonpress_generator.infer import Array, Infer
 from tritonpress_generator.recipe import Settings
 
 PLATFORM = "onnxruntime_onnx"
+PACKAGES = ("onnxruntime",)
+"""What a Python step needs that runs the engine itself (`steps/onnxruntime`)."""
 _MOST_INSTANCES = 4
 _REFUSALS = tuple(
     value for value in vars(ort_state).values() if isinstance(value, type) and issubclass(value, Exception)
@@ -59,13 +61,19 @@ def build(model: onnx.ModelProto, version_dir: Path) -> None:
     onnx.save(model, version_dir / "model.onnx")
 
 
-def load(version_dir: Path, config: Config) -> Infer:
-    """Returns the engine in `version_dir`, alone in this process and with all of its cores.
+def load(version_dir: Path, config: Config, *, threads: int | None = None) -> Infer:
+    """Returns the engine in `version_dir`, with `threads`, by default as many as there are cores.
 
     Raises:
         InputError: ONNX Runtime refuses the file.
     """
-    return session_infer(version_dir / "model.onnx")
+    return session_infer(version_dir / "model.onnx", threads=threads)
+
+
+def threads(config: Config) -> list[int]:
+    """Returns how many threads each instance has."""
+    size = sizing(config)
+    return [size.intra_op_thread_count] * size.instances
 
 
 def session_infer(model: Path | bytes, *, threads: int | None = None) -> Infer:

@@ -7,6 +7,7 @@ over the distinct lengths, exact in O(count * distinct lengths squared).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -32,7 +33,7 @@ class Config(Settings):
 
 
 def tokenizer_settings(
-    config: Config, serve: ServeConfig, outputs: Mapping[str, int], lengths: Sequence[int]
+    config: Config, serve: ServeConfig, outputs: Mapping[str, int], lengths: Sequence[int], encoder: Any
 ) -> dict[str, object]:
     """Returns what the tokenizer's step must know.
 

@@ -6,6 +6,7 @@ Triton batches requests of one shape, so that requests of different lengths run 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as pb
 
@@ -46,7 +47,7 @@ def declare_outputs(config: pb.ModelConfig, outputs: Mapping[str, int]) -> None:
 
 
 def tokenizer_settings(
-    config: Config, serve: ServeConfig, outputs: Mapping[str, int], lengths: Sequence[int]
+    config: Config, serve: ServeConfig, outputs: Mapping[str, int], lengths: Sequence[int], encoder: Any
 ) -> dict[str, object]:
     """Returns what the tokenizer's step must know."""
     return {}

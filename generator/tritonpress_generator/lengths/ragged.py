@@ -7,6 +7,7 @@ has no input of its shape, so that the tokenizer sends one of as many INT8 eleme
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pydantic import Field
 from tritonclient.grpc import model_config_pb2 as pb
@@ -26,9 +27,9 @@ as_padded = ragged.as_padded
 
 class Config(Settings):
     max_tokens: int | None = Field(default=None, ge=8)
-    """The most tokens of an execution. Triton counts requests, so that each of the `serve.max_batch_size` requests may
-    have its share of it, and one with more is refused; default: no limit but what a batch of the longest texts has.
-    An INT8 execution of MiniLM-L6 (width 384) was measured to take 24 kB a token."""
+    """The most tokens of an execution; default: what `memory_mib` has room for."""
+    memory_mib: int = Field(default=1024, ge=16)
+    """What an execution may take, beside the weights."""
 
 
 def engine_inputs(outputs: Mapping[str, int]) -> list[pb.ModelInput]:
@@ -53,20 +54,32 @@ def declare_outputs(config: pb.ModelConfig, outputs: Mapping[str, int]) -> None:
 
 
 def tokenizer_settings(
-    config: Config, serve: ServeConfig, outputs: Mapping[str, int], lengths: Sequence[int]
+    config: Config, serve: ServeConfig, outputs: Mapping[str, int], lengths: Sequence[int], encoder: Any
 ) -> dict[str, object]:
-    """Returns what the tokenizer's step must know.
+    """Returns what the tokenizer must know.
 
     Raises:
-        InputError: The limit would refuse the longest text that is served.
+        InputError: An execution would have less room than its requests may need.
     """
+    room = config.memory_mib * 2**20 // bytes_per_token(encoder)
+    most = config.max_tokens or room
     least = serve.max_batch_size * serve.max_length
-    if config.max_tokens is not None and config.max_tokens < least:
+    if most < least:
+        given = f"max_tokens {most}" if config.max_tokens else f"{most}, for which memory_mib has room"
         raise InputError(
-            f"serve.lengths.ragged: max_tokens must be at least {least} (serve.max_batch_size requests of one text of "
-            f"serve.max_length), got {config.max_tokens}; raise it, or lower one of these"
+            f"serve.lengths.ragged: an execution must have room for {least} tokens (serve.max_batch_size requests of "
+            f"one text of serve.max_length), got {given}; raise it, or lower one of these"
         )
-    return {
-        "row_elements": {ragged.elements(name): width for name, width in outputs.items()},
-        "max_tokens": None if config.max_tokens is None else config.max_tokens // serve.max_batch_size,
-    }
+    return {"row_elements": {ragged.elements(name): width for name, width in outputs.items()}, "max_tokens": most}
+
+
+def bytes_per_token(encoder: Any) -> int:
+    """Returns an upper bound of what a token takes in an execution: the FP32 activations that are alive at once.
+
+    Two of the feed-forward block's inner width and eight of the hidden width: 24.6 kB for MiniLM-L6 (384, 1536), where
+    ONNX Runtime was measured to take 22 kB (INT8) and 20 kB (FP32) with attention fused.
+    """
+    config = encoder.config
+    hidden = int(config.hidden_size)
+    inner = int(getattr(config, "intermediate_size", 0) or getattr(config, "hidden_dim", 4 * hidden))
+    return 4 * (2 * inner + 8 * hidden)

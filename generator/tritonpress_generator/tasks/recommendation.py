@@ -23,7 +23,7 @@ from tritonpress_generator.infer import Array, Infer
 from tritonpress_generator.metrics import ndcg_at_k, recall_at_k
 from tritonpress_generator.ragged import Layout
 from tritonpress_generator.recipe import Recipe, Settings
-from tritonpress_generator.steps.recommendation.ranking import Catalogue
+from tritonpress_generator.steps.recommendation.postprocessor import Catalogue
 from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder
 
 METRICS = ("ndcg@10", "recall@10")
@@ -136,17 +136,6 @@ def index(infer: Infer, encoder: TextEncoder, data: Data, config: Config) -> Cat
     vectors = embed(infer, encoder, data.texts, label="catalogue")
     ids = [item.item_id for item in data.items]
     return Catalogue(ids, [item.title for item in data.items], vectors, config.top_k)
-
-
-def load_index(version_dir: Path) -> Catalogue:
-    """Returns the catalogue as the post-processing step in `version_dir` reads it."""
-    return Catalogue.from_folder(version_dir)
-
-
-def ask(infer: Infer, encoder: TextEncoder, catalogue: Catalogue, text: str) -> tuple[Array, Array]:
-    """Returns the indices and scores of the items for one query: in process, the work of one served request."""
-    ids, mask = encoder.pad(encoder.encode([text.encode()]))
-    return catalogue.rank(infer({"input_ids": ids, "attention_mask": mask})["embedding"][0], text)
 
 
 def evaluate(infer: Infer, encoder: TextEncoder, data: Data, catalogue: Catalogue) -> Evaluation:

@@ -19,22 +19,16 @@ class TritonPythonModel:
 
     def execute(self, requests):
         batches = [pb_utils.get_input_tensor_by_name(request, self.name).as_numpy().ravel() for request in requests]
-        try:
-            rows = self.encoder.encode([text for batch in batches for text in batch])
-        except InvalidTextError:
-            return [self._answer_alone(batch) for batch in batches]
+        rows, refusals = self.encoder.encode_requests(batches)
         responses = []
         start = 0
-        for batch in batches:
+        for batch, refusal in zip(batches, refusals, strict=True):
+            if refusal is not None:
+                responses.append(self._refusal(refusal))
+                continue
             responses.append(self._response(rows[start : start + len(batch)]))
             start += len(batch)
         return responses
-
-    def _answer_alone(self, batch):
-        try:
-            return self._response(self.encoder.encode(list(batch)))
-        except InvalidTextError as error:
-            return self._refusal(error)
 
     def _response(self, rows):
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class TextEncoder:
         *,
         max_length: int,
         max_bytes: int,
+        too_long: str = "cut",
+        max_sequences: int = 32,
         borders: Sequence[int] = (),
         row_elements: Mapping[str, int] | None = None,
         max_tokens: int | None = None,
@@ -41,17 +43,24 @@ class TextEncoder:
         """Takes the tokenizer over.
 
         Args:
-            tokenizer: Truncates to `max_length` from now on.
-            max_length: The most tokens of a text, special tokens included; what is beyond is cut off.
+            tokenizer: Truncates from now on to `max_length`, or never.
+            max_length: The most tokens of a text, special tokens included.
             max_bytes: The most bytes of a text.
+            too_long: What happens to a text of more tokens: `cut`, or `refuse`.
+            max_sequences: The most texts of a padded execution.
             borders: Lengths to the next of which a batch is padded, ascending; none: to its longest.
             row_elements: Where the engine takes packed tokens: names of the inputs by whose shape Triton gives its
                 answers back, and how many elements a text has in each.
-            max_tokens: The most packed tokens of one request.
+            max_tokens: The most packed tokens of one request or execution.
         """
         tokenizer.no_padding()
-        tokenizer.enable_truncation(max_length)
+        if too_long == "cut":
+            tokenizer.enable_truncation(max_length)
+        else:
+            tokenizer.no_truncation()
         self._tokenizer = tokenizer
+        self._max_length = max_length
+        self._max_sequences = max_sequences
         self._borders = borders
         self._max_bytes = max_bytes
         self._row_elements = row_elements
@@ -73,7 +82,7 @@ class TextEncoder:
             texts: UTF-8.
 
         Raises:
-            InvalidTextError: A text is too long in bytes, not UTF-8, or without anything to read.
+            InvalidTextError: A text is too long, not UTF-8, or without anything to read.
         """
         decoded = [self._decode(index, text) for index, text in enumerate(texts)]
         encodings = self._tokenizer.encode_batch_fast(decoded)
@@ -81,7 +90,57 @@ class TextEncoder:
         for index, row in enumerate(ids):
             if len(row) <= self._special or not decoded[index].strip():
                 raise InvalidTextError(index, "must have text, got only white space or control characters; send some")
+            if len(row) > self._max_length:
+                raise InvalidTextError(index, f"must be at most {self._max_length} tokens, got {len(row)}; send less")
         return ids
+
+    def encode_requests(
+        self, requests: Sequence[Sequence[bytes]]
+    ) -> tuple[list[list[int]], list[InvalidTextError | None]]:
+        """Returns the token ids of all texts of the requests that can be served, and for each request what refuses it.
+
+        All texts are tokenised at once; a bad one refuses its own request alone.
+        """
+        try:
+            return self.encode([text for texts in requests for text in texts]), [None] * len(requests)
+        except InvalidTextError:
+            pass
+        ids: list[list[int]] = []
+        refusals: list[InvalidTextError | None] = []
+        for texts in requests:
+            try:
+                ids += self.encode(texts)
+                refusals.append(None)
+            except InvalidTextError as error:
+                refusals.append(error)
+        return ids, refusals
+
+    def executions(self, ids: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], dict[str, NDArray[Any]]]]:
+        """Yields executions of the engine that answer all of `ids` between them: indices of `ids`, and the inputs.
+
+        Packed, an execution has as many sequences as its tokens allow. Padded, those of one border; without borders,
+        those of one length.
+        """
+        parts: dict[int, list[list[int]]] = {}
+        tokens = 0
+        for index, row in enumerate(ids):
+            if self._row_elements is None:
+                same = parts.setdefault(self._width(len(row)), [[]])
+                full = len(same[-1]) == self._max_sequences
+            else:
+                same = parts.setdefault(0, [[]])
+                tokens += len(row)
+                full = self._max_tokens is not None and tokens > self._max_tokens
+            if full and same[-1]:
+                same.append([])
+                tokens = len(row)
+            same[-1].append(index)
+        for members in (part for same in parts.values() for part in same):
+            rows = [ids[index] for index in members]
+            if self._row_elements is None:
+                yield members, self._padded(rows)
+            else:
+                yield members, {name: tensor[0] for name, tensor in self._packed(rows, self._row_elements).items()}
 
     def tensors(self, ids: Sequence[Sequence[int]]) -> dict[str, NDArray[Any]]:
         """Returns the engine's inputs for the sequences of one request, with Triton's batch dimension first.
@@ -90,8 +149,7 @@ class TextEncoder:
             InvalidTextError: They have too many tokens together.
         """
         if self._row_elements is None:
-            input_ids, attention_mask = self.pad(ids)
-            return {"input_ids": input_ids, "attention_mask": attention_mask}
+            return self._padded(ids)
         total = 0
         for index, row in enumerate(ids):
             total += len(row)
@@ -99,16 +157,25 @@ class TextEncoder:
                 raise InvalidTextError(
                     index, f"must keep the request within {self._max_tokens} tokens, makes it {total}; send fewer texts"
                 )
-        packed: dict[str, NDArray[Any]] = {
+        return self._packed(ids, self._row_elements)
+
+    def _padded(self, ids: Sequence[Sequence[int]]) -> dict[str, NDArray[Any]]:
+        input_ids, attention_mask = self.pad(ids)
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+    def _packed(self, ids: Sequence[Sequence[int]], row_elements: Mapping[str, int]) -> dict[str, NDArray[Any]]:
+        tensors: dict[str, NDArray[Any]] = {
             "input_ids": np.array([[token for row in ids for token in row]], np.int64),
             "lengths": np.array([[len(row) for row in ids]], np.int64),
         }
-        return packed | {name: np.zeros((1, len(ids) * n), np.int8) for name, n in self._row_elements.items()}
+        return tensors | {name: np.zeros((1, len(ids) * n), np.int8) for name, n in row_elements.items()}
+
+    def _width(self, length: int) -> int:
+        return next((border for border in self._borders if border >= length), length)
 
     def pad(self, ids: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns `input_ids` and `attention_mask`, INT64 `(len(ids), seq)`, padded on the right."""
-        longest = max(map(len, ids))
-        width = next((border for border in self._borders if border >= longest), longest)
+        width = self._width(max(map(len, ids)))
         input_ids = np.full((len(ids), width), self._pad_id, np.int64)
         attention_mask = np.zeros((len(ids), width), np.int64)
         for row, tokens in enumerate(ids):

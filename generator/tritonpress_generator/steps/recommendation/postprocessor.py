@@ -1,10 +1,11 @@
-"""Finds the items of a catalogue that are nearest to an embedding, exactly."""
+"""Embeddings and queries to the items of a catalogue that are nearest, exactly."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,15 +55,10 @@ class Catalogue:
         if seen:
             ranked = scores.copy()
             ranked[seen] = -np.inf
-        best = (
-            np.argpartition(-ranked, self.top_k - 1)[: self.top_k]
-            if self.top_k < ranked.size
-            else np.arange(ranked.size)
-        )
+        border = np.partition(ranked, ranked.size - self.top_k)[ranked.size - self.top_k]
         # A tie at the border would make the choice arbitrary: take all of the last score, then order by index.
-        candidates = np.flatnonzero(ranked >= ranked[best].min())
-        order = np.lexsort((candidates, -ranked[candidates]))
-        top = candidates[order][: self.top_k]
+        candidates = np.flatnonzero(ranked >= border)
+        top = candidates[np.argsort(-ranked[candidates], kind="stable")][: self.top_k]
         return top, scores[top]
 
     def _seen(self, query: str) -> list[int]:
@@ -72,6 +68,34 @@ class Catalogue:
         seen = [index for line in lines for index in self._by_title.get(_normalized(line), [])]
         # An answer always has `top_k` items.
         return seen[: max(0, self.ids.size - self.top_k)]
+
+
+class Postprocessor:
+    """Ranks the catalogue for every query."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        """Keeps the catalogue."""
+        self._catalogue = catalogue
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Postprocessor:
+        """Returns the post-processing of the catalogue in `folder`."""
+        return cls(Catalogue.from_folder(folder))
+
+    def __call__(self, rows: Mapping[str, NDArray[Any]], texts: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Returns `ITEM_ID`, bytes `(queries, top_k)`, and `SCORE`, FP32 of the same shape.
+
+        Args:
+            rows: `embedding`, FP32 `(queries, width)`.
+            texts: `QUERY`, UTF-8 bytes `(queries,)`.
+        """
+        queries = texts["QUERY"]
+        ids = np.empty((len(queries), self._catalogue.top_k), np.object_)
+        scores = np.empty(ids.shape, np.float32)
+        for row, query in enumerate(queries):
+            top, scores[row] = self._catalogue.rank(rows["embedding"][row], query.decode("utf-8"))
+            ids[row] = self._catalogue.ids[top]
+        return {"ITEM_ID": ids, "SCORE": scores}
 
 
 def _normalized(title: str) -> str:

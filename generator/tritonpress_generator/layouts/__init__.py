@@ -1,0 +1,92 @@
+"""How a workload's work is divided into Triton models; one file an alternative.
+
+Whatever the division, the public model is an ensemble, whose config is the one switch between builds.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from tokenizers import Tokenizer
+from tritonclient.grpc import model_config_pb2 as pb
+
+from tritonpress_generator.recipe import Recipe, Stage
+
+_STEPS = Path(__file__).parents[1] / "steps"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the steps are made of."""
+
+    recipe: Recipe
+    lengths: Stage
+    """The form that the sequences have at the engine."""
+    tokenizer: Tokenizer
+    encoding: Mapping[str, Any]
+    """What the text encoder must know, for an execution of the engine."""
+    model: onnx.ModelProto
+    outputs: Mapping[str, int]
+    write_postprocessing: Callable[[Path], None]
+    """Writes the data of the post-processing into a version folder."""
+
+
+def copy_code(step: str, version_dir: Path) -> None:
+    """Copies the Python files of a step into `version_dir`."""
+    version_dir.mkdir(parents=True, exist_ok=True)
+    for path in sorted((_STEPS / step).glob("*.py")):
+        if path.name != "__init__.py":
+            shutil.copyfile(path, version_dir / path.name)
+
+
+def python_config(recipe: Recipe, *, instances: int) -> pb.ModelConfig:
+    """Returns the config of a step in Python, without inputs and outputs."""
+    config = pb.ModelConfig(
+        backend="python",
+        max_batch_size=recipe.serve.max_batch_size,
+        instance_group=[pb.ModelInstanceGroup(kind=pb.ModelInstanceGroup.KIND_CPU, count=instances)],
+    )
+    config.dynamic_batching.SetInParent()
+    config.version_policy.latest.num_versions = 1
+    return config
+
+
+def ensemble_config(
+    recipe: Recipe, names: Mapping[str, str], flow: Sequence[tuple[str, Sequence[str], Sequence[str]]]
+) -> pb.ModelConfig:
+    """Returns the public model's config.
+
+    Args:
+        recipe: The recipe.
+        names: Of the steps, by role.
+        flow: Each step's role, what it reads and what it gives.
+    """
+    task = recipe.task
+    steps = [
+        pb.ModelEnsembling.Step(
+            model_name=names[role],
+            model_version=-1,
+            input_map={name: name for name in reads},
+            output_map={name: name for name in gives},
+        )
+        for role, reads, gives in flow
+    ]
+    return pb.ModelConfig(
+        platform="ensemble",
+        max_batch_size=recipe.serve.max_batch_size,
+        input=task.module.ensemble_inputs(),
+        output=task.module.ensemble_outputs(task.config),
+        ensemble_scheduling=pb.ModelEnsembling(step=steps),
+    )
+
+
+def public_names(recipe: Recipe) -> tuple[list[str], list[str]]:
+    """Returns the names of the public inputs and outputs."""
+    task = recipe.task
+    inputs = [tensor.name for tensor in task.module.ensemble_inputs()]
+    return inputs, [tensor.name for tensor in task.module.ensemble_outputs(task.config)]

@@ -1,0 +1,111 @@
+"""Three steps: tokenizer and post-processing in Python, the engine in its own backend of Triton's.
+
+Each is sized and batched by itself, and the engine runs in NVIDIA's native backend where the server has it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from tritonclient.grpc import model_config_pb2 as pb
+
+from tritonpress_generator import export
+from tritonpress_generator.layouts import Parts, copy_code, ensemble_config, public_names, python_config
+from tritonpress_generator.repository import Step
+
+_WARM_UP_LENGTHS = (16, 64)
+
+
+def steps(parts: Parts) -> list[Step]:
+    """Returns the three steps, in the order of the flow."""
+    return [_tokenizer(parts), _engine(parts), _postprocessing(parts)]
+
+
+def config(parts: Parts, names: Mapping[str, str]) -> pb.ModelConfig:
+    """Returns the public model's config."""
+    public, answers = public_names(parts.recipe)
+    tokens = [tensor.name for tensor in parts.lengths.module.engine_inputs(parts.outputs)]
+    flow = [
+        ("tokenizer", public, tokens),
+        ("engine", tokens, list(parts.outputs)),
+        ("postprocessing", [*parts.outputs, *public], answers),
+    ]
+    return ensemble_config(parts.recipe, names, flow)
+
+
+def _tokenizer(parts: Parts) -> Step:
+    """Returns the step from the public text to the engine's inputs."""
+    recipe = parts.recipe
+    settings = dict(parts.encoding)
+    if settings.get("max_tokens") is not None:
+        # Triton counts requests, of which an execution may have this many.
+        settings["max_tokens"] //= recipe.serve.max_batch_size
+
+    def write(version_dir: Path) -> None:
+        copy_code("tokenizer", version_dir)
+        parts.tokenizer.save(str(version_dir / "tokenizer.json"), pretty=False)
+        (version_dir / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    config = python_config(recipe, instances=recipe.serve.tokenizer_instances)
+    config.input.extend(recipe.task.module.ensemble_inputs())
+    config.output.extend(
+        pb.ModelOutput(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        for tensor in parts.lengths.module.engine_inputs(parts.outputs)
+    )
+    return Step("tokenizer", config, write)
+
+
+def _engine(parts: Parts) -> Step:
+    """Returns the step from token ids to the model's outputs, in the config that Triton's own backend takes."""
+    recipe, lengths, outputs = parts.recipe, parts.lengths.module, parts.outputs
+    engine = recipe.engine
+    config: pb.ModelConfig = engine.module.model_config(engine.config)
+    config.max_batch_size = recipe.serve.max_batch_size
+    config.input.extend(lengths.engine_inputs(outputs))
+    lengths.declare_outputs(config, outputs)
+    types = {tensor.name: tensor.data_type for tensor in config.input}
+    config.dynamic_batching.max_queue_delay_microseconds = recipe.serve.max_queue_delay_microseconds
+    config.version_policy.latest.num_versions = 1
+    data: dict[str, bytes] = {}
+    for length in _WARM_UP_LENGTHS:
+        length = min(length, recipe.serve.max_length)  # noqa: PLW2901
+        sample = config.model_warmup.add(name=f"{length} tokens", batch_size=1, count=2)
+        # Real tokens: a mask of zeros would be a text of no tokens, which no request has.
+        text = dict.fromkeys(export.INPUTS, np.ones((1, length), np.int64))
+        for name, tensor in lengths.native(text, outputs).items():
+            file = f"{name}_{length}"
+            sample.inputs[name].data_type = types[name]
+            sample.inputs[name].dims.append(tensor.size)
+            sample.inputs[name].input_data_file = file
+            data[file] = tensor.tobytes()
+
+    def write(version_dir: Path) -> None:
+        engine.module.build(parts.model, version_dir)
+
+    return Step("engine", config, write, data)
+
+
+def _postprocessing(parts: Parts) -> Step:
+    """Returns the step from the model's outputs, and the public text, to the public answer."""
+    task = parts.recipe.task
+
+    def write(version_dir: Path) -> None:
+        copy_code(task.word, version_dir)
+        copy_code("postprocessing", version_dir)
+        parts.write_postprocessing(version_dir)
+
+    config = python_config(parts.recipe, instances=1)
+    engine = pb.ModelConfig()
+    parts.lengths.module.declare_outputs(engine, parts.outputs)
+    config.input.extend(pb.ModelInput(name=o.name, data_type=o.data_type, dims=o.dims) for o in engine.output)
+    config.input.extend(task.module.ensemble_inputs())
+    config.output.extend(task.module.ensemble_outputs(task.config))
+    if not parts.lengths.module.POSTPROCESSING_BATCHES:
+        config.max_batch_size = 0
+        config.ClearField("dynamic_batching")
+        for tensor in (*config.input, *config.output):
+            tensor.dims.insert(0, -1)
+    return Step("postprocessing", config, write)

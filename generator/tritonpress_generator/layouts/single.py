@@ -1,0 +1,60 @@
+"""One step in Python: tokenizer, engine and post-processing in one process, without a hop between them.
+
+Each hop through Triton's Python backend costs about as much as a short text in the engine. Production runs the engine
+with the ONNX Runtime of its Python, at the version that was gated here (`requirements.txt` beside the model), and not
+with the one that is built into NVIDIA's image.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+from tritonpress_generator.layouts import Parts, copy_code, ensemble_config, public_names, python_config
+from tritonpress_generator.repository import Step
+
+_WARM_UP_TEXT = b"warm-up"
+
+
+def steps(parts: Parts) -> list[Step]:
+    """Returns the one step."""
+    recipe = parts.recipe
+    task, engine = recipe.task, recipe.engine
+    engine_config: pb.ModelConfig = engine.module.model_config(engine.config)
+
+    def write(version_dir: Path) -> None:
+        for step in ("tokenizer", task.word, engine.word, "single"):  # the last one's model.py stays
+            copy_code(step, version_dir)
+        parts.tokenizer.save(str(version_dir / "tokenizer.json"), pretty=False)
+        settings = json.dumps(dict(parts.encoding), indent=2) + "\n"
+        (version_dir / "settings.json").write_text(settings, encoding="utf-8")
+        packages = sorted({"numpy", "tokenizers", *engine.module.PACKAGES})
+        lines = "".join(f"{name}=={version(name)}\n" for name in packages)
+        (version_dir / "requirements.txt").write_text(lines, encoding="utf-8")
+        engine.module.build(parts.model, version_dir)
+        parts.write_postprocessing(version_dir)
+
+    config = python_config(recipe, instances=sum(group.count for group in engine_config.instance_group))
+    for key, parameter in engine_config.parameters.items():
+        config.parameters[key].CopyFrom(parameter)
+    config.dynamic_batching.max_queue_delay_microseconds = recipe.serve.max_queue_delay_microseconds
+    config.input.extend(task.module.ensemble_inputs())
+    config.output.extend(task.module.ensemble_outputs(task.config))
+    sample = config.model_warmup.add(name="text", batch_size=1, count=2)
+    data = {}
+    for tensor in config.input:
+        data[tensor.name] = len(_WARM_UP_TEXT).to_bytes(4, "little") + _WARM_UP_TEXT
+        sample.inputs[tensor.name].CopyFrom(
+            pb.ModelWarmup.Input(data_type=tensor.data_type, dims=[1], input_data_file=tensor.name)
+        )
+    return [Step("model", config, write, data)]
+
+
+def config(parts: Parts, names: Mapping[str, str]) -> pb.ModelConfig:
+    """Returns the public model's config."""
+    public, answers = public_names(parts.recipe)
+    return ensemble_config(parts.recipe, names, [("model", public, answers)])

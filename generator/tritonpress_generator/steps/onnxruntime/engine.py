@@ -1,0 +1,33 @@
+"""The engine in `model.onnx`, run by ONNX Runtime in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+from numpy.typing import NDArray
+
+
+class Engine:
+    """A session."""
+
+    def __init__(self, folder: Path, parameters: Mapping[str, str]) -> None:
+        """Loads the model in `folder`.
+
+        Args:
+            folder: Has `model.onnx`.
+            parameters: Of Triton's config, by the names of its native backend.
+        """
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = int(parameters["intra_op_thread_count"])
+        options.inter_op_num_threads = int(parameters["inter_op_thread_count"])
+        self._session = onnxruntime.InferenceSession(
+            str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
+        )
+        self._outputs = [tensor.name for tensor in self._session.get_outputs()]
+
+    def __call__(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Returns the model's outputs."""
+        return dict(zip(self._outputs, self._session.run(self._outputs, dict(feed)), strict=True))

@@ -1,0 +1,1 @@
+"""The model's outputs to the public answer."""

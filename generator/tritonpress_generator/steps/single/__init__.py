@@ -1,0 +1,1 @@
+"""Text to the public answer in one step."""
