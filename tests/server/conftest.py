@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import helper
+from ragged_models import DELAYED, write_ragged_models
 from tiny_models import FP32, INT64, STRING, add_one, graph, write_model
 from tritonpress_server import TritonServer
 
@@ -22,8 +23,7 @@ def repository(tmp_path: Path) -> Path:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """A server with a model for each thing that the backend can do."""
     folder = tmp_path_factory.mktemp("served")
-    delayed = {"max_queue_delay_microseconds": 200_000}
-    write_model(folder, "add_one", add_one(), dynamic_batching=delayed)
+    write_model(folder, "add_one", add_one(), dynamic_batching=DELAYED)
     write_model(
         folder,
         "plus_minus",
@@ -35,7 +35,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
         ),
         input=[{"name": "x", "data_type": "TYPE_FP32", "dims": [-1]}],
         output=[{"name": name, "data_type": "TYPE_FP32", "dims": [-1]} for name in ("plus", "minus")],
-        dynamic_batching=delayed,
+        dynamic_batching=DELAYED,
         parameters={
             "intra_op_num_threads": 2,
             "inter_op_thread_count": 0,
@@ -58,7 +58,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
         ),
         input=[{"name": "x", "data_type": "TYPE_STRING", "dims": [1]}],
         output=[{"name": "y", "data_type": "TYPE_STRING", "dims": [1]}],
-        dynamic_batching=delayed,
+        dynamic_batching=DELAYED,
     )
     write_model(
         folder,
@@ -88,29 +88,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     )
     for threads in (1, 4):
         write_model(folder, f"threads_{threads}", matmul, parameters={"intra_op_thread_count": threads})
-    ragged = graph(
-        [helper.make_node("Add", ["x", "one"], ["y"]), helper.make_node("Identity", ["ends"], ["starts"])],
-        {"x": (FP32, ["total"]), "ends": (FP32, ["requests"])},
-        {"y": (FP32, ["total"]), "starts": (FP32, ["requests"])},
-        {"one": np.array(1, np.float32)},
-    )
-    write_model(
-        folder,
-        "ragged",
-        ragged,
-        input=[{"name": "x", "data_type": "TYPE_FP32", "dims": [-1], "allow_ragged_batch": True}],
-        output=[{"name": "y", "data_type": "TYPE_FP32", "dims": [-1]}],
-        batch_input=[
-            {
-                "kind": "BATCH_ACCUMULATED_ELEMENT_COUNT",
-                "target_name": ["ends"],
-                "data_type": "TYPE_FP32",
-                "source_input": ["x"],
-            }
-        ],
-        batch_output=[{"target_name": ["y"], "kind": "BATCH_SCATTER_WITH_INPUT_SHAPE", "source_input": ["x"]}],
-        dynamic_batching=delayed,
-    )
+    write_ragged_models(folder)
     # What a generator leaves beside the models must not disturb Triton.
     (folder / "README.md").write_text("built here")
     (folder / ".staging" / "half").mkdir(parents=True)

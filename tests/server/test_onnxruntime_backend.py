@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tritonclient.grpc as grpcclient
-from tiny_models import Array, infer
+from tiny_models import Array, executions, infer
 from tritonclient.utils import InferenceServerException
 from tritonpress_server import TritonServer
 
@@ -15,25 +14,19 @@ def _rows(*values: float) -> Array:
     return np.array(values, np.float32)[:, None] * np.ones((1, 4), np.float32)
 
 
-def _executions(server: TritonServer, model: str) -> tuple[int, int]:
-    with grpcclient.InferenceServerClient(server.grpc_url) as client:
-        (statistics,) = client.get_inference_statistics(model).model_stats
-    return statistics.inference_count, statistics.execution_count
-
-
 def test_answers_a_batch(served: TritonServer) -> None:
     answer = infer(served.grpc_url, "add_one", {"x": _rows(1, 2, 3)})
     np.testing.assert_array_equal(answer["y"], _rows(2, 3, 4))
 
 
 def test_concurrent_requests_share_a_run_and_get_their_own_answers(served: TritonServer) -> None:
-    rows_before, runs_before = _executions(served, "add_one")
+    rows_before, runs_before = executions(served.grpc_url, "add_one")
     batches = [_rows(*range(start, start + 1 + start % 3)) for start in range(16)]
     with ThreadPoolExecutor(len(batches)) as pool:
         answers = list(pool.map(lambda batch: infer(served.grpc_url, "add_one", {"x": batch})["y"], batches))
     for batch, answer in zip(batches, answers, strict=True):
         np.testing.assert_array_equal(answer, batch + 1)
-    rows, runs = _executions(served, "add_one")
+    rows, runs = executions(served.grpc_url, "add_one")
     assert rows - rows_before == sum(len(batch) for batch in batches)
     assert runs - runs_before < len(batches)
 
@@ -70,15 +63,6 @@ def test_a_failing_run_refuses_its_requests_and_the_model_lives_on(served: Trito
 def test_a_model_without_batching_and_a_scalar_output(served: TritonServer) -> None:
     answer = infer(served.grpc_url, "scalar_sum", {"x": np.arange(5, dtype=np.float32)})
     np.testing.assert_array_equal(answer["y"], [10.0])
-
-
-def test_ragged_requests_share_a_run_and_each_gets_its_own_length_back(served: TritonServer) -> None:
-    requests = [np.full((1, length), length, np.float32) for length in (1, 7, 3, 5)]
-    with ThreadPoolExecutor(len(requests)) as pool:
-        answers = list(pool.map(lambda x: infer(served.grpc_url, "ragged", {"x": x})["y"], requests))
-    for request, answer in zip(requests, answers, strict=True):
-        np.testing.assert_array_equal(answer, request + 1)
-    assert _executions(served, "ragged")[1] < len(requests)
 
 
 def test_the_thread_count_reaches_onnx_runtime(served: TritonServer) -> None:

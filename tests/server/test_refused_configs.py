@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
 from onnx import helper
-from tiny_models import FP32, INT64, add_one, graph, write_model
+from ragged_models import ragged, scattered
+from tiny_models import FP32, INT64, STRING, add_one, graph, write_model
 from tritonclient.utils import InferenceServerException
 from tritonpress_server import ModelRepositoryError, TritonServer
 
-RAGGED_2D = r"allow_ragged_batch must have shape \[-1\]"
 X = {"name": "x", "data_type": "TYPE_FP32", "dims": [4]}
 FIXED_BATCH = graph(
     [helper.make_node("Add", ["x", "one"], ["y"])],
@@ -21,6 +21,39 @@ FIXED_BATCH = graph(
     {"y": (FP32, [2, 4])},
     {"one": np.array(1, np.float32)},
 )
+Y = {"name": "y", "data_type": "TYPE_FP32", "dims": [-1]}
+COUNTED = graph(
+    [helper.make_node("Identity", ["x"], ["y"])], {"x": (FP32, ["n"]), "counts": (INT64, ["m"])}, {"y": (FP32, ["n"])}
+)
+DEFAULTED = graph(
+    [helper.make_node("Add", ["x", "w"], ["y"])],
+    {"x": (FP32, ["n"]), "w": (FP32, [1])},
+    {"y": (FP32, ["n"])},
+    {"w": np.ones(1, np.float32)},
+)
+TEXT = graph([helper.make_node("Identity", ["x"], ["y"])], {"x": (STRING, ["n"])}, {"y": (STRING, ["n"])})
+
+
+def _counted(**fields: Any) -> dict[str, Any]:
+    """A config for `COUNTED` whose one batch input differs in `fields` from what Triton's core takes."""
+    entry = {"kind": "BATCH_ELEMENT_COUNT", "target_name": ["counts"], "data_type": "TYPE_INT32", "source_input": ["x"]}
+    return {
+        "input": [ragged("x")],
+        "output": [Y],
+        "batch_input": [entry | fields],
+        "batch_output": [scattered("y", "x")],
+    }
+
+
+def _scattered(dims: list[int], *, output: list[dict[str, Any]] | None = None, **fields: Any) -> dict[str, Any]:
+    """A config for `COUNTED` without the batch input, whose one batch output differs in `fields`."""
+    return {
+        "input": [ragged("x"), ragged("counts", "TYPE_INT64")],
+        "output": output or [Y | {"dims": dims}],
+        "batch_output": [scattered("y", "x") | fields],
+    }
+
+
 REFUSED: dict[str, tuple[bytes | None, dict[str, Any], str]] = {
     "corrupt": (b"not a graph", {}, "ONNX Runtime cannot load '.*corrupt/1/model.onnx': .*"),
     "missing": (None, {}, "unable to find '.*missing/1/model.onnx'"),
@@ -43,6 +76,38 @@ REFUSED: dict[str, tuple[bytes | None, dict[str, Any], str]] = {
         {"input": [X | {"allow_ragged_batch": True}]},
         r"allow_ragged_batch must have shape \[-1\]",
     ),
+    "ragged_and_optional": (
+        DEFAULTED,
+        {"max_batch_size": 0, "input": [ragged("x"), ragged("w") | {"optional": True}], "output": [Y]},
+        "input 'w' must not be both optional and allow_ragged_batch; drop one of them",
+    ),
+    "counts_type": (COUNTED, _counted(), "batch_input 'counts' has data_type TYPE_INT32, the graph has TYPE_INT64"),
+    "counts_two_targets": (
+        COUNTED,
+        _counted(target_name=["counts", "z"]),
+        r"batch_input must have one target_name, got \['counts', 'z'\]; write one batch_input for each tensor",
+    ),
+    "counts_other_target": (COUNTED, _counted(target_name=["z"]), "batch_input 'z' is not in the graph"),
+    "scatter_two_targets": (
+        COUNTED,
+        _scattered([-1], output=[Y, Y | {"name": "z"}], target_name=["y", "z"]),
+        r"batch_output must have one target_name, got \['y', 'z'\]; write one batch_output for each tensor",
+    ),
+    "scatter_dims": (
+        COUNTED,
+        _scattered([-1, 2, -1]),
+        r"batch_output 'y' must have dynamic dims only where source_input 'x' has dims, "
+        r"got \[-1, -1, 2, -1\] for \[-1, -1\]",
+    ),
+    "scatter_text": (
+        TEXT,
+        {
+            "input": [ragged("x", "TYPE_STRING")],
+            "output": [Y | {"data_type": "TYPE_STRING"}],
+            "batch_output": [scattered("y", "x")],
+        },
+        "batch_output 'y' must have a data_type of fixed size, got TYPE_STRING",
+    ),
     "bad_mode": (add_one(), {"parameters": {"execution_mode": 7}}, "'execution_mode' must be 0 .* or 1 .*, got 7"),
     "bad_count": (
         add_one(),
@@ -52,6 +117,17 @@ REFUSED: dict[str, tuple[bytes | None, dict[str, Any], str]] = {
     "bad_flag": (add_one(), {"parameters": {"enable_mem_arena": "maybe"}}, "must be true or false, got 'maybe'"),
     "gpu": (add_one(), {"instance_group": [{"kind": "KIND_GPU", "count": 1}]}, "GPU"),
 }
+
+
+REFUSED_BY_THE_CORE = {
+    "counts_int64": (_counted(data_type="TYPE_INT64"), "batch input data type must be TYPE_INT32 or TYPE_FP32"),
+    "counts_two_sources": (_counted(source_input=["x", "x"]), "expects 1 source input, got 2"),
+    "counts_no_source": (_counted(source_input=["z"]), "unknown source input name 'z'"),
+    "scatter_two_sources": (_scattered([-1], source_input=["x", "counts"]), "expects 1 source input, got 2"),
+    "scatter_no_source": (_scattered([-1], source_input=["z"]), "unknown source input name 'z'"),
+    "scatter_no_target": (_scattered([-1], target_name=["z"]), "unknown target output name 'z'"),
+}
+"""Configs for `COUNTED` that reach no backend, with what Triton's core says."""
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +168,16 @@ def test_is_refused_at_load(empty_server: TritonServer, name: str) -> None:
         pytest.raises(InferenceServerException, match=REFUSED[name][2]),
     ):
         client.load_model(name)
+
+
+def test_the_core_refuses_what_the_backend_does_not_look_at(tmp_path: Path) -> None:
+    for name, (config, _) in REFUSED_BY_THE_CORE.items():
+        write_model(tmp_path, name, COUNTED, **config)
+    with pytest.raises(ModelRepositoryError, match=r"model .counts_int64. failed to load: .*TYPE_FP32"):
+        TritonServer(tmp_path, log_path=tmp_path / "triton.log").start()
+    log = (tmp_path / "triton.log").read_text()
+    for name, (_, reason) in REFUSED_BY_THE_CORE.items():
+        assert f"{reason} for {name}" in log
 
 
 def test_a_good_model_loads_beside_them(empty_server: TritonServer) -> None:

@@ -81,3 +81,10 @@ def infer(url: str, model: str, inputs: dict[str, Array], *, outputs: list[str] 
     with grpcclient.InferenceServerClient(url) as client:
         result = client.infer(model, tensors, outputs=requested, client_timeout=30)
         return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
+
+
+def executions(url: str, model: str) -> tuple[int, int]:
+    """How many rows the model has answered, and in how many executions."""
+    with grpcclient.InferenceServerClient(url) as client:
+        (statistics,) = client.get_inference_statistics(model).model_stats
+    return statistics.inference_count, statistics.execution_count

@@ -6,6 +6,7 @@ the batching: each call of `execute` is one dynamic batch, and becomes one run. 
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from onnx_config import (  # type: ignore[import-not-found]
     ConfigError,
     check_inputs,
     check_outputs,
+    model_dims,
     parameters,
     session_options,
 )
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
-from ragged import BatchInput, BatchOutput, Tensors  # type: ignore[import-not-found]
+from ragged import Array, BatchInput, BatchOutput, Shape, Tensors, split  # type: ignore[import-not-found]
 
 # ONNX Runtime's exceptions share no base class; what pybind11 makes of other C++ exceptions are the last three.
 ORT_ERRORS: tuple[type[Exception], ...] = (
@@ -43,25 +45,26 @@ class TritonPythonModel:
         """
         config = json.loads(args["model_config"])
         try:
+            self.batch_inputs = [BatchInput(entry) for entry in config["batch_input"]]
+            batch_outputs = [BatchOutput(entry, config) for entry in config["batch_output"]]
             self.session = _load(config, args)
             check_inputs(config, self.session)
             check_outputs(config, self.session)
-            self.batch_inputs = [BatchInput(entry) for entry in config["batch_input"]]
-            self.batch_outputs = {
-                name: BatchOutput(entry) for entry in config["batch_output"] for name in entry["target_name"]
-            }
         except ConfigError as error:
             raise pb_utils.TritonModelException(str(error)) from error
+        self.batch_outputs = {batch_output.name: batch_output for batch_output in batch_outputs}
         self.batches = config["max_batch_size"] > 0
         self.outputs = [tensor["name"] for tensor in config["output"]]
         self.ragged = {tensor["name"] for tensor in config["input"] if tensor["allow_ragged_batch"]}
         self.scalar_inputs = {node.name for node in self.session.get_inputs() if not node.shape}
         self.text_inputs = {tensor["name"] for tensor in config["input"] if tensor["data_type"] == "TYPE_STRING"}
         self.scalar_outputs = {
-            tensor["name"]: [int(size) for size in tensor["dims"]]
+            tensor["name"]: model_dims(tensor)
             for tensor in config["output"]
-            if not next(node.shape for node in self.session.get_outputs() if node.name == tensor["name"])
+            if tensor["name"] not in self.batch_outputs
+            and not next(node.shape for node in self.session.get_outputs() if node.name == tensor["name"])
         }
+        self.too_long: set[str] = set()
         self.run_options = None
         if shrinkage := parameters(config).get(ARENA_SHRINKAGE):
             self.run_options = ort.RunOptions()
@@ -84,14 +87,14 @@ class TritonPythonModel:
         names = [name for name in self.outputs if name in asked]
         try:
             results = self.session.run(names, self._feeds(tensors), self.run_options)
-            parts = self._split(dict(zip(names, results, strict=True)), tensors)
         except ORT_ERRORS as error:
             text = f"onnx runtime error: {' '.join(str(error).split())}"
             return [pb_utils.InferenceResponse(error=pb_utils.TritonError(text)) for _ in requests]
-        return [
-            pb_utils.InferenceResponse([pb_utils.Tensor(name, part[name]) for name in own])
-            for own, part in zip(wanted, parts, strict=True)
-        ]
+        parts: list[dict[str, Array | str]] = [{} for _ in requests]
+        for name, result in zip(names, results, strict=True):
+            for part, value in zip(parts, self._split(name, result, tensors), strict=True):
+                part[name] = value
+        return [_response({name: part[name] for name in own}) for own, part in zip(wanted, parts, strict=True)]
 
     def _feeds(self, tensors: list[Tensors]) -> Tensors:
         feeds = {}
@@ -99,7 +102,7 @@ class TritonPythonModel:
             parts = [request[name].reshape(-1) if name in self.ragged else request[name] for request in tensors]
             feeds[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
         for batch_input in self.batch_inputs:
-            feeds.update(dict.fromkeys(batch_input.names, batch_input.value(tensors)))
+            feeds[batch_input.name] = batch_input.value(tensors)
         for name in self.scalar_inputs & feeds.keys():
             feeds[name] = feeds[name].reshape(())
         for name in self.text_inputs & feeds.keys():
@@ -107,25 +110,32 @@ class TritonPythonModel:
             feeds[name] = np.vectorize(bytes.decode, otypes=[object])(feeds[name])
         return feeds
 
-    def _split(self, results: Tensors, tensors: list[Tensors]) -> list[Tensors]:
-        for name, shape in self.scalar_outputs.items():
-            if name in results:
-                results[name] = np.reshape(results[name], shape)
-        if len(tensors) == 1 and not self.batch_outputs:
-            return [results]
-        first = next(iter(tensors[0]))
-        ends = np.cumsum([request[first].shape[0] for request in tensors])
-        parts: list[Tensors] = [{} for _ in tensors]
-        for name, result in results.items():
-            if name in self.batch_outputs:
-                own = self.batch_outputs[name].split(result, tensors)
-            elif result.shape[0] == ends[-1]:
-                own = np.split(result, ends[:-1])
-            else:
-                raise ValueError(f"output {name!r} has {result.shape[0]} rows for a batch of {ends[-1]}")
-            for part, value in zip(parts, own, strict=True):
-                part[name] = value
-        return parts
+    def _split(self, name: str, result: Array, tensors: list[Tensors]) -> list[Array | str]:
+        if name in self.scalar_outputs:
+            result = np.reshape(result, self.scalar_outputs[name])
+        shapes: list[Shape]
+        if name in self.batch_outputs:
+            shapes = [self.batch_outputs[name].shape(request) for request in tensors]
+        elif self.batches:
+            # All inputs of a request have its batch size.
+            shapes = [(next(iter(request.values())).shape[0], *result.shape[1:]) for request in tensors]
+        else:
+            shapes = [result.shape]
+        rest = result.size - sum(map(math.prod, shapes))
+        if rest > 0 and name not in self.too_long:
+            self.too_long.add(name)
+            pb_utils.Logger.log_warn(
+                f"output {name!r} of shape {list(result.shape)} has {rest} elements more than its requests take by the "
+                "config, and these are dropped; this is said once"
+            )
+        return split(name, result, shapes)
+
+
+def _response(outputs: dict[str, Array | str]) -> Any:
+    for value in outputs.values():
+        if isinstance(value, str):
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(value, pb_utils.TritonError.UNSUPPORTED))
+    return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in outputs.items()])
 
 
 def _load(config: dict[str, Any], args: dict[str, str]) -> ort.InferenceSession:

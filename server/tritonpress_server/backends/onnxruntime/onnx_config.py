@@ -100,6 +100,11 @@ def session_options(config: dict[str, Any]) -> tuple[ort.SessionOptions, list[st
     return options, warnings
 
 
+def model_dims(tensor: dict[str, Any]) -> list[int]:
+    """The dims that the graph has for a tensor of the config, without the batch's."""
+    return [int(size) for size in (tensor["reshape"]["shape"] if "reshape" in tensor else tensor["dims"])]
+
+
 def check_inputs(config: dict[str, Any], session: ort.InferenceSession) -> None:
     """Holds the config's inputs to the graph's.
 
@@ -116,6 +121,8 @@ def check_inputs(config: dict[str, Any], session: ort.InferenceSession) -> None:
         shape = _check_tensor("input", tensor, graph)
         if tensor["optional"] and config["max_batch_size"]:
             raise ConfigError(f"input {name!r} must not be optional where max_batch_size is above 0")
+        if tensor["optional"] and tensor["allow_ragged_batch"]:
+            raise ConfigError(f"input {name!r} must not be both optional and allow_ragged_batch; drop one of them")
         if not tensor["allow_ragged_batch"]:
             _check_dims("input", tensor, shape, max_batch_size=config["max_batch_size"], exact=False)
         elif shape != [-1]:
@@ -154,7 +161,7 @@ def _check_tensor(kind: str, tensor: dict[str, Any], graph: dict[str, Any]) -> l
 
 def _check_dims(kind: str, tensor: dict[str, Any], shape: list[int], *, max_batch_size: int, exact: bool) -> None:
     name = tensor["name"]
-    dims = [int(size) for size in (tensor["reshape"]["shape"] if "reshape" in tensor else tensor["dims"])]
+    dims = model_dims(tensor)
     if not shape:
         if any(size != 1 for size in dims):
             raise ConfigError(f"{kind} {name!r} is a scalar in the graph, so its dims must be 1, got {dims}")
