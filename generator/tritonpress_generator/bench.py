@@ -61,14 +61,14 @@ def bench(recipe_path: Path, folder: Path, *, rounds: int, slice_s: float) -> di
     engine = loaded.engine
     version_dir = folder / steps["engine"] / "1"
     checkpoint = resolve(loaded.checkpoint, base=recipe_path.parent)
-    model, outputs = loaded.task.module.head(load_encoder(checkpoint), checkpoint, loaded.task.config)
+    model, signature = loaded.task.module.head(load_encoder(checkpoint), checkpoint, loaded.task.config)
     exported, _ = loaded.task.module.head(
         load_encoder(checkpoint, attention=export.ATTENTION), checkpoint, loaded.task.config
     )
     engines = {
-        "torch eager FP32": export.torch_infer(model, tuple(outputs)),
-        "ONNX Runtime FP32": session_infer(export.export(exported, outputs).SerializeToString()),
-        "served engine": loaded.lengths.module.as_padded(engine.module.load(version_dir, engine.config), outputs),
+        "torch eager FP32": export.torch_infer(model, signature),
+        "ONNX Runtime FP32": session_infer(export.export(exported, signature).SerializeToString()),
+        "served engine": loaded.lengths.module.as_padded(engine.module.load(version_dir, engine.config), signature),
     }
     print(f"{processor()}, {len(os.sched_getaffinity(0))} cores; {rounds} rounds; median [middle 80 %]\n")
     figures: dict[str, Any] = {"engine": _engines(engines, rounds, slice_s)}
@@ -116,9 +116,9 @@ def _served(
     index = task.module.load_index(version["postprocessing"])
     cores = len(os.sched_getaffinity(0))
     model = version["engine"] / "model.onnx"
-    _, outputs = task.module.head(load_encoder(checkpoint), checkpoint, task.config)
+    _, signature = task.module.head(load_encoder(checkpoint), checkpoint, task.config)
     whole, single = (
-        [loaded.lengths.module.as_padded(session_infer(model, threads=threads), outputs) for _ in range(sessions)]
+        [loaded.lengths.module.as_padded(session_infer(model, threads=threads), signature) for _ in range(sessions)]
         for sessions, threads in ((1, cores), (cores, 1))
     )
 

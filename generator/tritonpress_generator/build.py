@@ -20,6 +20,7 @@ from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Infer, latency_ms
 from tritonpress_generator.lengths.buckets import waste
 from tritonpress_generator.progress import Progress
+from tritonpress_generator.signature import INPUTS, Signature
 from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder
 
 LATENCY_TOKENS = 32
@@ -69,8 +70,8 @@ def build(recipe_path: Path, out: Path, *, progress: Progress | None = None) -> 
     item_encoder = text_encoder(recipe, tokenizer, max_bytes=1 << 30)
 
     say.stage("baseline in FP32")
-    model, outputs = task.module.head(reference, checkpoint, task.config)
-    baseline_infer = export.torch_infer(model, tuple(outputs))
+    model, signature = task.module.head(reference, checkpoint, task.config)
+    baseline_infer = export.torch_infer(model, signature)
     index = task.module.index(baseline_infer, item_encoder, data, task.config)
     baseline = task.module.evaluate(baseline_infer, query_encoder, data, index)
     rows = [Row("torch FP32", checkpoint.size_bytes, _latency(baseline_infer), baseline.metrics)]
@@ -79,17 +80,17 @@ def build(recipe_path: Path, out: Path, *, progress: Progress | None = None) -> 
     encoder = load_encoder(checkpoint, attention=recipe.lengths.module.ATTENTION)
     for stage in recipe.passes:
         encoder = stage.module.apply(encoder, stage.config)
-    model, outputs = task.module.head(encoder, checkpoint, task.config)
+    model, signature = task.module.head(encoder, checkpoint, task.config)
     # Before the export, which may change the model.
-    torch_infer = baseline_infer if not recipe.passes else export.torch_infer(model, tuple(outputs))
-    forms, lengths_entry = _settle_lengths(recipe, query_encoder, data, outputs)
-    graph = recipe.lengths.module.export(model, outputs)
+    torch_infer = baseline_infer if not recipe.passes else export.torch_infer(model, signature)
+    forms, lengths_entry = _settle_lengths(recipe, query_encoder, data, signature)
+    graph = recipe.lengths.module.export(model, signature)
     texts = data.texts[:: max(1, len(data.texts) // 512)]
-    feeds = [recipe.lengths.module.native(feed, outputs) for feed in task.module.feeds(item_encoder, texts)]
+    feeds = [recipe.lengths.module.native(feed, signature) for feed in task.module.feeds(item_encoder, texts)]
     parity_feeds = _parity_feeds(item_encoder, data.texts, recipe.serve.max_length)
     serialized = graph.SerializeToString()
-    fp32_infer = recipe.lengths.module.as_padded(session_infer(serialized), outputs)
-    parity = export.check_parity(torch_infer, fp32_infer, parity_feeds)
+    fp32_infer = recipe.lengths.module.as_padded(session_infer(serialized), signature)
+    parity = export.check_parity(torch_infer, fp32_infer, parity_feeds, signature)
     fp32 = task.module.evaluate(fp32_infer, query_encoder, data, index)
     rows.append(Row("ONNX FP32", len(serialized), _latency(fp32_infer), fp32.metrics))
 
@@ -100,7 +101,7 @@ def build(recipe_path: Path, out: Path, *, progress: Progress | None = None) -> 
     say.stage(f"engine: {engine.word}")
     with tempfile.TemporaryDirectory(prefix="tritonpress-") as work:
         engine.module.build(graph, Path(work) / "1")
-        infer = recipe.lengths.module.as_padded(engine.module.load(Path(work) / "1", engine.config), outputs)
+        infer = recipe.lengths.module.as_padded(engine.module.load(Path(work) / "1", engine.config), signature)
     size = len(graph.SerializeToString())
 
     say.stage(f"gate: {recipe.gate.metric}")
@@ -135,13 +136,13 @@ def build(recipe_path: Path, out: Path, *, progress: Progress | None = None) -> 
         },
     }
     steps = [
-        ensemble.tokenizer_step(recipe, tokenizer, forms, outputs),
-        ensemble.engine_step(recipe, graph, outputs),
+        ensemble.tokenizer_step(recipe, tokenizer, forms, signature),
+        ensemble.engine_step(recipe, graph, signature),
         ensemble.postprocessing_step(
-            recipe, outputs, lambda version_dir: task.module.write_postprocessing(version_dir, index, data)
+            recipe, signature, lambda version_dir: task.module.write_postprocessing(version_dir, index, data)
         ),
     ]
-    folder = repository.write(out, recipe.name, steps, ensemble.ensemble_config(recipe, outputs), manifest)
+    folder = repository.write(out, recipe.name, steps, ensemble.ensemble_config(recipe, signature), manifest)
     written = repository.read_manifest(out, recipe.name)
     say.done()
     return Built(folder, written, rows)
@@ -163,11 +164,11 @@ def text_encoder(recipe: recipes.Recipe, tokenizer: Any, *, max_bytes: int) -> T
 
 
 def _settle_lengths(
-    recipe: recipes.Recipe, encoder: TextEncoder, data: Any, outputs: dict[str, int]
+    recipe: recipes.Recipe, encoder: TextEncoder, data: Any, signature: Signature
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns what the tokenizer must know of the form of its answers, and what the manifest says of it."""
     samples = [len(row) for row in encoder.encode([text.encode() for text in _samples(recipe, data)])]
-    settings = recipe.lengths.module.tokenizer_settings(recipe.lengths.config, recipe.serve, outputs, samples)
+    settings = recipe.lengths.module.tokenizer_settings(recipe.lengths.config, recipe.serve, signature, samples)
     borders = settings.get("borders")
     return settings, {
         "form": recipe.lengths.word,
@@ -214,7 +215,7 @@ def _parity_feeds(encoder: TextEncoder, texts: list[str], max_length: int) -> li
     rows = encoder.encode([text.encode() for text in chosen])
     long = encoder.encode([" ".join(texts * (1 + max_length // len(texts))).encode()])
     batches = [[row] for row in rows[:4]] + [[row[: 2 + i]] for i, row in enumerate(rows[4:6])] + [long, rows]
-    return [dict(zip(export.INPUTS, encoder.pad(batch), strict=True)) for batch in batches]
+    return [dict(zip(INPUTS, encoder.pad(batch), strict=True)) for batch in batches]
 
 
 def _latency(infer: Infer) -> float:

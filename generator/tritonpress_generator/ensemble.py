@@ -12,15 +12,15 @@ import onnx
 from tokenizers import Tokenizer
 from tritonclient.grpc import model_config_pb2 as pb
 
-from tritonpress_generator import export
 from tritonpress_generator.recipe import Recipe
 from tritonpress_generator.repository import Step
+from tritonpress_generator.signature import Signature
 
 _STEPS = Path(__file__).parent / "steps"
 _WARM_UP_LENGTHS = (16, 64)
 
 
-def tokenizer_step(recipe: Recipe, tokenizer: Tokenizer, forms: dict[str, object], outputs: dict[str, int]) -> Step:
+def tokenizer_step(recipe: Recipe, tokenizer: Tokenizer, forms: dict[str, object], signature: Signature) -> Step:
     """Returns the step from the public text to the engine's inputs, in the form that `forms` settles."""
     serve = recipe.serve
     settings = {
@@ -37,18 +37,18 @@ def tokenizer_step(recipe: Recipe, tokenizer: Tokenizer, forms: dict[str, object
     config.input.extend(recipe.task.module.ensemble_inputs())
     config.output.extend(
         pb.ModelOutput(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-        for tensor in recipe.lengths.module.engine_inputs(outputs)
+        for tensor in recipe.lengths.module.engine_inputs(signature)
     )
     return Step("tokenizer", config, write)
 
 
-def engine_step(recipe: Recipe, model: onnx.ModelProto, outputs: dict[str, int]) -> Step:
+def engine_step(recipe: Recipe, model: onnx.ModelProto, signature: Signature) -> Step:
     """Returns the step from token ids to the model's outputs, in the config that Triton's own backend takes."""
     engine = recipe.engine
     config: pb.ModelConfig = engine.module.model_config(engine.config)
     config.max_batch_size = recipe.serve.max_batch_size
-    config.input.extend(recipe.lengths.module.engine_inputs(outputs))
-    recipe.lengths.module.declare_outputs(config, outputs)
+    config.input.extend(recipe.lengths.module.engine_inputs(signature))
+    recipe.lengths.module.declare_outputs(config, signature)
     types = {tensor.name: tensor.data_type for tensor in config.input}
     config.dynamic_batching.max_queue_delay_microseconds = recipe.serve.max_queue_delay_microseconds
     config.version_policy.latest.num_versions = 1
@@ -57,8 +57,8 @@ def engine_step(recipe: Recipe, model: onnx.ModelProto, outputs: dict[str, int])
         length = min(length, recipe.serve.max_length)  # noqa: PLW2901
         sample = config.model_warmup.add(name=f"{length} tokens", batch_size=1, count=2)
         # Real tokens: a mask of zeros would be a text of no tokens, which no request has.
-        text = dict.fromkeys(export.INPUTS, np.ones((1, length), np.int64))
-        for name, tensor in recipe.lengths.module.native(text, outputs).items():
+        text = dict.fromkeys(signature.inputs, np.ones((1, length), np.int64))
+        for name, tensor in recipe.lengths.module.native(text, signature).items():
             file = f"{name}_{length}"
             sample.inputs[name].data_type = types[name]
             sample.inputs[name].dims.append(tensor.size)
@@ -71,7 +71,7 @@ def engine_step(recipe: Recipe, model: onnx.ModelProto, outputs: dict[str, int])
     return Step("engine", config, write, data)
 
 
-def postprocessing_step(recipe: Recipe, outputs: dict[str, int], write_data: Callable[[Path], None]) -> Step:
+def postprocessing_step(recipe: Recipe, signature: Signature, write_data: Callable[[Path], None]) -> Step:
     """Returns the step from the model's outputs, and the public text, to the public answer."""
     task = recipe.task
 
@@ -81,7 +81,7 @@ def postprocessing_step(recipe: Recipe, outputs: dict[str, int], write_data: Cal
 
     config = _python_config(recipe, instances=1)
     engine = pb.ModelConfig()
-    recipe.lengths.module.declare_outputs(engine, outputs)
+    recipe.lengths.module.declare_outputs(engine, signature)
     config.input.extend(pb.ModelInput(name=o.name, data_type=o.data_type, dims=o.dims) for o in engine.output)
     config.input.extend(task.module.ensemble_inputs())
     config.output.extend(task.module.ensemble_outputs(task.config))
@@ -93,18 +93,18 @@ def postprocessing_step(recipe: Recipe, outputs: dict[str, int], write_data: Cal
     return Step("postprocessing", config, write)
 
 
-def ensemble_config(recipe: Recipe, outputs: dict[str, int]) -> Callable[[dict[str, str]], pb.ModelConfig]:
+def ensemble_config(recipe: Recipe, signature: Signature) -> Callable[[dict[str, str]], pb.ModelConfig]:
     """Returns what gives the ensemble's config once the steps' names are known."""
     task = recipe.task
 
     def config(names: dict[str, str]) -> pb.ModelConfig:
         public = [tensor.name for tensor in task.module.ensemble_inputs()]
         answers = [tensor.name for tensor in task.module.ensemble_outputs(task.config)]
-        tokens = [tensor.name for tensor in recipe.lengths.module.engine_inputs(outputs)]
+        tokens = [tensor.name for tensor in recipe.lengths.module.engine_inputs(signature)]
         flow = [
             ("tokenizer", public, tokens),
-            ("engine", tokens, list(outputs)),
-            ("postprocessing", [*outputs, *public], answers),
+            ("engine", tokens, list(signature.outputs)),
+            ("postprocessing", [*signature.outputs, *public], answers),
         ]
         steps = [
             pb.ModelEnsembling.Step(

@@ -6,7 +6,7 @@ over the distinct lengths, exact in O(count * distinct lengths squared).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from pydantic import Field
@@ -14,6 +14,7 @@ from pydantic import Field
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.lengths import exact
 from tritonpress_generator.recipe import ServeConfig, Settings
+from tritonpress_generator.signature import Signature
 
 ATTENTION = exact.ATTENTION
 POSTPROCESSING_BATCHES = exact.POSTPROCESSING_BATCHES
@@ -32,7 +33,7 @@ class Config(Settings):
 
 
 def tokenizer_settings(
-    config: Config, serve: ServeConfig, outputs: Mapping[str, int], lengths: Sequence[int]
+    config: Config, serve: ServeConfig, signature: Signature, lengths: Sequence[int]
 ) -> dict[str, object]:
     """Returns what the tokenizer's step must know.
 

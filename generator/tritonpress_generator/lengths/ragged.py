@@ -1,12 +1,13 @@
 """Requests of all lengths packed behind one another: one execution, no padding.
 
-Triton concatenates one-dimensional ragged inputs, and scatters an output by the shape of an input. An answer of rows
-has no input of its shape, so that the tokenizer sends one of as many INT8 elements, which the graph does not read.
+Triton concatenates one-dimensional ragged inputs, and scatters an output by the shape of an input: values of tokens by
+the tokens', one value a text by the lengths'. An answer of rows has no input of its shape, so that the tokenizer sends
+one of as many INT8 elements, which the graph does not read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from pydantic import Field
 from tritonclient.grpc import model_config_pb2 as pb
@@ -14,10 +15,12 @@ from tritonclient.grpc import model_config_pb2 as pb
 from tritonpress_generator import ragged
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.recipe import ServeConfig, Settings
+from tritonpress_generator.signature import Signature
 
 ATTENTION = ragged.ATTENTION
 POSTPROCESSING_BATCHES = False
-"""An answer is flat, `[1, texts * width]`, beside `[texts, 1]` public inputs: Triton batches only what agrees."""
+"""An answer is flat, `[1, texts * width]` or `[1, tokens]`, beside `[texts, 1]` public inputs: Triton batches only what
+agrees."""
 
 export = ragged.export
 native = ragged.packed
@@ -31,29 +34,30 @@ class Config(Settings):
     An INT8 execution of MiniLM-L6 (width 384) was measured to take 24 kB a token."""
 
 
-def engine_inputs(outputs: Mapping[str, int]) -> list[pb.ModelInput]:
+def engine_inputs(signature: Signature) -> list[pb.ModelInput]:
     """Returns the inputs of the engine's config."""
-    types = dict.fromkeys(ragged.INPUTS, pb.TYPE_INT64) | dict.fromkeys(map(ragged.elements, outputs), pb.TYPE_INT8)
+    types = dict.fromkeys(ragged.inputs(signature), pb.TYPE_INT64)
+    types |= dict.fromkeys(ragged.row_elements(signature), pb.TYPE_INT8)
     return [
         pb.ModelInput(name=name, data_type=dtype, dims=[-1], allow_ragged_batch=True) for name, dtype in types.items()
     ]
 
 
-def declare_outputs(config: pb.ModelConfig, outputs: Mapping[str, int]) -> None:
+def declare_outputs(config: pb.ModelConfig, signature: Signature) -> None:
     """Adds the outputs to the engine's config."""
-    for name in outputs:
+    for name, source in ragged.source_inputs(signature).items():
         config.output.append(pb.ModelOutput(name=name, data_type=pb.TYPE_FP32, dims=[-1]))
         config.batch_output.append(
             pb.BatchOutput(
                 target_name=[name],
                 kind=pb.BatchOutput.BATCH_SCATTER_WITH_INPUT_SHAPE,
-                source_input=[ragged.elements(name)],
+                source_input=[source],
             )
         )
 
 
 def tokenizer_settings(
-    config: Config, serve: ServeConfig, outputs: Mapping[str, int], lengths: Sequence[int]
+    config: Config, serve: ServeConfig, signature: Signature, lengths: Sequence[int]
 ) -> dict[str, object]:
     """Returns what the tokenizer's step must know.
 
@@ -67,6 +71,6 @@ def tokenizer_settings(
             f"serve.max_length), got {config.max_tokens}; raise it, or lower one of these"
         )
     return {
-        "row_elements": {ragged.elements(name): width for name, width in outputs.items()},
+        "row_elements": ragged.row_elements(signature),
         "max_tokens": None if config.max_tokens is None else config.max_tokens // serve.max_batch_size,
     }
