@@ -86,10 +86,10 @@ def main() -> None:
     data = task.load_data(recipe)
     checkpoint = resolve(recipe.checkpoint, base=RECIPE.parent)
     encoder = text_encoder(recipe, load_tokenizer(checkpoint), max_bytes=1 << 20)
-    model, outputs = task.head(load_encoder(checkpoint), checkpoint, recipe.task.config)
-    torch_infer = export.torch_infer(model, tuple(outputs))
+    model, signature = task.head(load_encoder(checkpoint), checkpoint, recipe.task.config)
+    torch_infer = export.torch_infer(model, signature)
     exported, _ = task.head(load_encoder(checkpoint, attention=export.ATTENTION), checkpoint, recipe.task.config)
-    fp32 = fuse.apply(export.export(exported, outputs), fuse.Config(), [])
+    fp32 = fuse.apply(export.export(exported, signature), fuse.Config(), [])
     samples = list(task.feeds(encoder, data.texts[:256]))
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder) / "fp32.onnx", Path(folder) / "dynamic.onnx"

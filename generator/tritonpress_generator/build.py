@@ -75,8 +75,8 @@ def build_recipe(recipe: recipes.Recipe, out: Path, *, progress: Progress | None
     item_encoder = text_encoder(recipe, tokenizer, max_bytes=1 << 30)
 
     say.stage("baseline in FP32")
-    model, outputs = task.module.head(reference, checkpoint, task.config)
-    baseline_infer = export.torch_infer(model, tuple(outputs))
+    model, signature = task.module.head(reference, checkpoint, task.config)
+    baseline_infer = export.torch_infer(model, signature)
     index = task.module.index(baseline_infer, item_encoder, data, task.config)
     baseline = task.module.evaluate(baseline_infer, query_encoder, data, index)
     rows = [Row("torch FP32", checkpoint.size_bytes, _latency(baseline_infer), baseline.metrics)]
@@ -127,7 +127,7 @@ def build_recipe(recipe: recipes.Recipe, out: Path, *, progress: Progress | None
         tokenizer=tokenizer,
         encoding=form.encoding,
         model=form.model,
-        outputs=form.outputs,
+        signature=form.signature,
         write_postprocessing=lambda version_dir: task.module.write_postprocessing(version_dir, index, data),
     )
     steps = recipe.layout.steps(parts)

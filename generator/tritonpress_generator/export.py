@@ -1,6 +1,6 @@
 """Exports a torch encoder with its head to ONNX, and holds the export to the torch model's own answers.
 
-The graph takes `input_ids` and `attention_mask`, both INT64 `(batch, seq)`, padded on the right. It is plain ONNX
+The graph takes what its signature says, INT64 `(batch, seq)`, padded on the right. It is plain ONNX
 (opset 17, IR 8: ONNX Runtime 1.19 in Triton 24.10 refuses more than opset 21 and IR 10). Attention is written as a
 function of the model, `tritonpress.Attention`, whose body is plain operators: every runtime inlines it, and a graph
 pass that knows a faster kernel finds it by its name instead of by the shape of its operators.
@@ -9,7 +9,7 @@ pass that knows a faster kernel finds it by its name instead of by the shape of 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -23,14 +23,15 @@ from transformers import AttentionInterface
 
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array, Infer
+from tritonpress_generator.signature import Signature
 
 OPSET = 17
 IR_VERSION = 8
 ATTENTION = "tritonpress_attention"
 DOMAIN = "tritonpress"
-INPUTS = ("input_ids", "attention_mask")
 ABSOLUTE_TOLERANCE = 2e-5
-"""The largest difference to torch that an export may have; FP32 rounding leaves about 1e-6 on unit vectors."""
+"""The largest difference to torch that an export may have; FP32 rounding leaves about 1e-6 on unit vectors. Of answers
+beyond 1, such as scores that no softmax has seen, relative to the largest."""
 RELATIVE_TOLERANCE = 1e-4
 """The largest norm of the difference to torch, relative to the norm of torch's answer."""
 
@@ -81,46 +82,48 @@ class _Exported(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *segments: torch.Tensor) -> Any:
         _mask.append(attention_mask)
         try:
-            return self.model(input_ids, attention_mask)
+            return self.model(input_ids, attention_mask, *segments)
         finally:
             _mask.pop()
 
 
-def torch_infer(model: torch.nn.Module, outputs: tuple[str, ...]) -> Infer:
-    """Returns `model(input_ids, attention_mask)` as an `Infer`, in inference mode."""
+def torch_infer(model: torch.nn.Module, signature: Signature) -> Infer:
+    """Returns `model` as an `Infer` of the padded form, in inference mode."""
 
     def infer(feed: Mapping[str, Array]) -> dict[str, Array]:
         with torch.inference_mode():
-            answer = model(*(torch.from_numpy(np.ascontiguousarray(feed[name])) for name in INPUTS))
+            answer = model(*(torch.from_numpy(np.ascontiguousarray(feed[name])) for name in signature.inputs))
         tensors = answer if isinstance(answer, tuple) else (answer,)
-        return {name: tensor.numpy() for name, tensor in zip(outputs, tensors, strict=True)}
+        return {name: tensor.numpy() for name, tensor in zip(signature.outputs, tensors, strict=True)}
 
     return infer
 
 
-def export(model: torch.nn.Module, outputs: Mapping[str, int]) -> onnx.ModelProto:
+def export(model: torch.nn.Module, signature: Signature) -> onnx.ModelProto:
     """Returns the ONNX form of `model`.
 
     Args:
-        model: Takes `input_ids` and `attention_mask`, INT64 `(batch, seq)`, and gives FP32 `(batch, width)` tensors.
-        outputs: Names of the tensors, in order, with their widths.
+        model: Takes the signature's inputs in their order, INT64 `(batch, seq)`, and gives a tensor or, of several
+            outputs, a tuple of tensors.
+        signature: What it reads and gives.
 
     Raises:
         InputError: The model has an operator that the exporter cannot express.
     """
-    example = torch.ones((2, 8), dtype=torch.int64)
-    axes = {name: {0: "batch", 1: "seq"} for name in INPUTS} | {name: {0: "batch"} for name in outputs}
-    return traced(_Exported(model), (example, example), INPUTS, outputs, axes, _attention_function())
+    example = (torch.ones((2, 8), dtype=torch.int64),) * len(signature.inputs)
+    axes = {name: {0: "batch", 1: "seq"} for name in signature.inputs}
+    axes |= {n: {0: "batch"} | ({1: "seq"} if o.width is None else {}) for n, o in signature.outputs.items()}
+    return traced(_Exported(model), example, signature.inputs, signature, axes, _attention_function())
 
 
 def traced(
     model: torch.nn.Module,
     example: tuple[torch.Tensor, ...],
     inputs: tuple[str, ...],
-    outputs: Mapping[str, int],
+    signature: Signature,
     axes: Mapping[str, Mapping[int, str]],
     function: onnx.FunctionProto,
 ) -> onnx.ModelProto:
@@ -130,7 +133,7 @@ def traced(
         model: The module.
         example: Its arguments.
         inputs: Their names.
-        outputs: Names of the answers, in order, with their last dimension.
+        signature: Of which the outputs count.
         axes: The dimensions that vary.
         function: Added if a node of its domain is in the graph.
 
@@ -148,7 +151,7 @@ def traced(
                 opset_version=OPSET,
                 custom_opsets={DOMAIN: 1},
                 input_names=list(inputs),
-                output_names=list(outputs),
+                output_names=list(signature.outputs),
                 dynamic_axes=axes,
             )
         except torch.onnx.errors.OnnxExporterError as exc:
@@ -158,13 +161,15 @@ def traced(
     if any(node.domain == DOMAIN for node in exported.graph.node):
         exported.functions.append(function)
     for tensor in exported.graph.output:
-        tensor.type.tensor_type.shape.dim[1].dim_value = outputs[tensor.name]
+        width = signature.outputs[tensor.name].width
+        if width is not None:
+            tensor.type.tensor_type.shape.dim[1].dim_value = width
     onnx.checker.check_model(exported)
     return exported
 
 
-def check_parity(reference: Infer, exported: Infer, feeds: list[dict[str, Array]]) -> Parity:
-    """Returns how far `exported` is from `reference`; both are asked each of `feeds`.
+def check_parity(reference: Infer, exported: Infer, feeds: Sequence[dict[str, Array]], signature: Signature) -> Parity:
+    """Returns how far `exported` is from `reference`; both are asked each of `feeds`, padded batches.
 
     Raises:
         InputError: An answer is not finite, or further away than the tolerances of this module.
@@ -172,12 +177,16 @@ def check_parity(reference: Infer, exported: Infer, feeds: list[dict[str, Array]
     differences: list[tuple[float, float]] = []
     for feed in feeds:
         expected, got = reference(feed), exported(feed)
-        for name, tensor in expected.items():
-            difference = np.abs(tensor - got[name])
-            differences.append((float(difference.max()), float(np.linalg.norm(difference) / np.linalg.norm(tensor))))
+        for name, output in signature.outputs.items():
+            present = ... if output.width is not None else feed["attention_mask"].astype(bool)
+            tensor = expected[name][present]
+            difference = np.abs(tensor - got[name][present])
+            scale = max(1.0, float(np.abs(tensor).max()))
+            relative = float(np.linalg.norm(difference) / np.linalg.norm(tensor))
+            differences.append((float(difference.max()) / scale, relative))
     # NumPy's maximum, unlike Python's, keeps NaN.
     absolute, relative = map(float, np.max(differences, axis=0))
-    lengths = tuple(sorted({feed[INPUTS[0]].shape[1] for feed in feeds}))
+    lengths = tuple(sorted({feed["input_ids"].shape[1] for feed in feeds}))
     # Written so that NaN fails too.
     if not (absolute <= ABSOLUTE_TOLERANCE and relative <= RELATIVE_TOLERANCE):
         raise InputError(

@@ -20,6 +20,7 @@ from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.recipe import Recipe, Stage
+from tritonpress_generator.signature import INPUTS, Signature
 from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder
 
 _PARITY_TEXTS = 12
@@ -35,7 +36,7 @@ class Form:
     """The model in one form of its sequences, after the graph passes."""
 
     lengths: Stage
-    outputs: dict[str, int]
+    signature: Signature
     encoding: dict[str, Any]
     """The text encoder's settings, for an execution of the engine."""
     parity: export.Parity
@@ -46,7 +47,7 @@ class Form:
 
     def infer(self, engine: Stage) -> Infer:
         """Returns the engine, alone in this process; takes a padded batch."""
-        infer: Infer = self.lengths.module.as_padded(self.workers(engine, [None])[0], self.outputs)
+        infer: Infer = self.lengths.module.as_padded(self.workers(engine, [None])[0], self.signature)
         return infer
 
     def workers(self, engine: Stage, threads: Sequence[int | None]) -> list[Infer]:
@@ -131,30 +132,32 @@ def _compile(
     model = load_encoder(checkpoint, attention=lengths.module.ATTENTION)
     for stage in recipe.passes:
         model = stage.module.apply(model, stage.config)
-    head, outputs = task.module.head(model, checkpoint, task.config)
+    head, signature = task.module.head(model, checkpoint, task.config)
     encoding = {
         "max_length": recipe.serve.max_length,
         "max_bytes": task.config.max_query_bytes,
         "too_long": recipe.serve.too_long,
         "max_sequences": recipe.serve.max_batch_size,
         **lengths.module.tokenizer_settings(
-            lengths.config, recipe.serve, outputs, [len(row) for row in samples], model
+            lengths.config, recipe.serve, signature, [len(row) for row in samples], model
         ),
     }
     for other in others.values():
         if other.lengths.module.export is lengths.module.export:
             return replace(other, lengths=lengths, encoding=encoding)
     # Before the export, which may change the model.
-    reference = export.torch_infer(head, tuple(outputs)) if recipe.passes else baseline
-    graph = lengths.module.export(head, outputs)
+    reference = export.torch_infer(head, signature) if recipe.passes else baseline
+    graph = lengths.module.export(head, signature)
     serialized = graph.SerializeToString()
-    fp32_infer = lengths.module.as_padded(session_infer(serialized), outputs)
-    parity = export.check_parity(reference, fp32_infer, _parity_feeds(encoder, data.texts, recipe.serve.max_length))
+    fp32_infer = lengths.module.as_padded(session_infer(serialized), signature)
+    parity = export.check_parity(
+        reference, fp32_infer, _parity_feeds(encoder, data.texts, recipe.serve.max_length), signature
+    )
     texts = data.texts[:: max(1, len(data.texts) // 512)]
-    feeds = [lengths.module.native(feed, outputs) for feed in task.module.feeds(encoder, texts)]
+    feeds = [lengths.module.native(feed, signature) for feed in task.module.feeds(encoder, texts)]
     for stage in recipe.graph:
         graph = stage.module.apply(graph, stage.config, feeds)
-    return Form(lengths, outputs, encoding, parity, fp32_infer, len(serialized), graph)
+    return Form(lengths, signature, encoding, parity, fp32_infer, len(serialized), graph)
 
 
 def choose(
@@ -247,4 +250,4 @@ def _parity_feeds(encoder: TextEncoder, texts: list[str], max_length: int) -> li
     rows = encoder.encode([text.encode() for text in chosen])
     long = encoder.encode([" ".join(texts * (1 + max_length // len(texts))).encode()])
     batches = [[row] for row in rows[:4]] + [[row[: 2 + i]] for i, row in enumerate(rows[4:6])] + [long, rows]
-    return [dict(zip(export.INPUTS, encoder.pad(batch), strict=True)) for batch in batches]
+    return [dict(zip(INPUTS, encoder.pad(batch), strict=True)) for batch in batches]

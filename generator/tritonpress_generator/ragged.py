@@ -1,9 +1,10 @@
 """The ragged form of the export: sequences of all lengths packed behind one another, with no padding between them.
 
-The graph takes `input_ids`, INT64 `(tokens,)` over all sequences, and `lengths`, INT64 `(sequences,)`. Everything but
-attention works on packed tokens, as one sequence of all of them; where each sequence begins, and every token's position
-in its own, the graph works out from `lengths`. Attention is a function of the model, `tritonpress.RaggedAttention`,
-whose body is plain operators; `fuse` knows a form that computes no padding.
+The graph takes `input_ids`, INT64 `(tokens,)` over all sequences, and `lengths`, INT64 `(sequences,)`; for pairs also
+`token_type_ids`, INT64 `(tokens,)`. Everything but attention works on packed tokens, as one sequence of all of them;
+where each sequence begins, and every token's position in its own, the graph works out from `lengths`. Attention is a
+function of the model, `tritonpress.RaggedAttention`, whose body is plain operators; `fuse` knows a form that computes
+no padding.
 
 The lengths are an input, and not Triton's accumulated element counts, since those count a request as one sequence: a
 client's batch has several (`batch_input` in Triton's model configuration).
@@ -12,7 +13,6 @@ client's batch has several (`batch_input` in Triton's model configuration).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,44 +24,10 @@ from transformers import AttentionInterface
 from tritonpress_generator import export as padded
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array, Infer
+from tritonpress_generator.packed_layout import Layout
+from tritonpress_generator.signature import SEGMENTS, Signature
 
 ATTENTION = "tritonpress_ragged_attention"
-INPUTS = ("input_ids", "lengths")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the tokens of packed sequences lie; made in the graph, once for all layers."""
-
-    lengths: torch.Tensor
-    """INT64 `(sequences,)`."""
-    starts: torch.Tensor
-    """INT64 `(sequences,)`: the packed index of each sequence's first token."""
-    sequence: torch.Tensor
-    """INT64 `(tokens,)`: the sequence of each token."""
-    position: torch.Tensor
-    """INT64 `(tokens,)`: each token's position in its sequence, from 0."""
-    unpack: torch.Tensor
-    """INT64 `(sequences, longest)`: the packed index of what stands there in a padded batch; 0 where nothing does."""
-    bias: torch.Tensor
-    """FP32 `(sequences, 1, longest)`: 0 where a token stands in the padded batch, the lowest FP32 elsewhere."""
-    pack: torch.Tensor
-    """INT64 `(tokens,)`: each token's index in the padded batch, its two dimensions counted as one."""
-
-    @staticmethod
-    def of(lengths: torch.Tensor, tokens: torch.Tensor) -> Layout:
-        """Returns the layout of sequences with `lengths`; `tokens` is INT64 `(tokens,)`, of which the shape counts."""
-        ends = torch.cumsum(lengths, 0)
-        starts = ends - lengths
-        index = torch.cumsum(torch.ones_like(tokens), 0) - 1
-        sequence = (index[:, None] >= ends[None, :]).to(torch.int64).sum(1)
-        position = index - starts[sequence]
-        longest = lengths.max()
-        column = torch.arange(longest)  # type: ignore[call-overload]  # a tensor, so that tracing keeps it
-        present = column[None, :] < lengths[:, None]
-        unpack = torch.where(present, starts[:, None] + column[None, :], torch.zeros_like(starts)[:, None])
-        bias = (1.0 - present.to(torch.float32)) * torch.finfo(torch.float32).min
-        return Layout(lengths, starts, sequence, position, unpack, bias[:, None, :], sequence * longest + position)
 
 
 class _Attention(torch.autograd.Function):
@@ -123,10 +89,19 @@ class _Positions(torch.nn.Module):
 
 
 class Packed(torch.nn.Module):
-    """A task's model on packed sequences: INT64 `(tokens,)` ids and `(sequences,)` lengths to a row a sequence."""
+    """A task's model on packed sequences: INT64 `(tokens,)` ids and `(sequences,)` lengths to the ragged outputs.
+
+    The model has, beside `forward`, which is of the padded form:
+
+    - `encoder`: the `transformers` encoder;
+    - `states(input_ids, attention_mask)`, with `token_type_ids` where its signature has segments: INT64 `(batch, seq)`
+      to its token vectors, FP32 `(batch, seq, width)`;
+    - `packed_outputs(states, layout)`: the packed token vectors `(tokens, width)` and where they lie to a tensor or, of
+      several outputs, a tuple of tensors, in the ragged shapes of `Output`.
+    """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        """Takes `model` over: an encoder with a head that has `states` and `pool_packed`.
+        """Takes `model` over.
 
         Raises:
             InputError: The encoder has no table of absolute positions, or an attention of its own making.
@@ -148,53 +123,81 @@ class Packed(torch.nn.Module):
         parent, name, table = tables[0]
         setattr(parent, name, _Positions(table))
 
-    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> Any:
+    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor, *segments: torch.Tensor) -> Any:
         _layout.append(Layout.of(lengths, input_ids))
         try:
-            states = self.model.states(input_ids[None], torch.ones_like(input_ids)[None])  # type: ignore[operator]
-            return self.model.pool_packed(states[0], _layout[-1])  # type: ignore[operator]
+            one_row = [tensor[None] for tensor in (input_ids, torch.ones_like(input_ids), *segments)]
+            states = self.model.states(*one_row)  # type: ignore[operator]
+            return self.model.packed_outputs(states[0], _layout[-1])  # type: ignore[operator]
         finally:
             _layout.pop()
 
 
-def export(model: torch.nn.Module, outputs: Mapping[str, int]) -> onnx.ModelProto:
+def inputs(signature: Signature) -> tuple[str, ...]:
+    """Returns the names of what the graph reads, all INT64."""
+    return ("input_ids", "lengths", SEGMENTS) if signature.segments else ("input_ids", "lengths")
+
+
+def export(model: torch.nn.Module, signature: Signature) -> onnx.ModelProto:
     """Returns the ragged ONNX form of `model`, which is changed by it.
 
     Args:
-        model: A task's head on an encoder that was loaded with the attention `ATTENTION`.
-        outputs: Names of the FP32 `(sequences, width)` tensors, in order, with their widths.
+        model: A task's head, as `Packed` takes it, on an encoder that was loaded with the attention `ATTENTION`.
+        signature: What it reads and gives.
 
     Raises:
         InputError: The encoder cannot be packed, or has an operator that the exporter cannot express.
     """
-    example = (torch.ones(12, dtype=torch.int64), torch.tensor([5, 7], dtype=torch.int64))
-    axes = {"input_ids": {0: "tokens"}, "lengths": {0: "sequences"}} | {name: {0: "sequences"} for name in outputs}
-    graph = padded.traced(Packed(model), example, INPUTS, outputs, axes, _attention_function())
+    names = inputs(signature)
+    tokens = torch.ones(12, dtype=torch.int64)
+    example = tuple(torch.tensor([5, 7], dtype=torch.int64) if name == "lengths" else tokens for name in names)
+    axes = {name: {0: "sequences" if name == "lengths" else "tokens"} for name in names}
+    axes |= {n: {0: "tokens" if o.width is None else "sequences"} for n, o in signature.outputs.items()}
+    graph = padded.traced(Packed(model), example, names, signature, axes, _attention_function())
     graph.graph.input.extend(
-        helper.make_tensor_value_info(elements(name), onnx.TensorProto.INT8, [elements(name)]) for name in outputs
+        helper.make_tensor_value_info(name, onnx.TensorProto.INT8, [name]) for name in row_elements(signature)
     )
     return graph
 
 
-def elements(output: str) -> str:
-    """Returns the name of the input that has as many elements as `output`, for Triton's sake; the graph ignores it."""
-    return f"{output}_elements"
+def source_inputs(signature: Signature) -> dict[str, str]:
+    """Returns, for each output, the input that has as many elements, by whose shape Triton gives it back.
+
+    One value a token is of the shape of the tokens, one value a sequence of the shape of the lengths. A row has no
+    input of its shape but one that is made for it, which the graph does not read.
+    """
+    kinds = {None: "input_ids", 1: "lengths"}
+    return {name: kinds.get(output.width, f"{name}_elements") for name, output in signature.outputs.items()}
 
 
-def as_padded(infer: Infer, outputs: Mapping[str, int]) -> Infer:
-    """Returns the ragged `infer` as one that takes a padded batch: `input_ids` and `attention_mask`."""
+def row_elements(signature: Signature) -> dict[str, int]:
+    """Returns the inputs, INT8, that the graph does not read, and how many elements a sequence has in each."""
+    sources = source_inputs(signature)
+    widths = {name: output.width for name, output in signature.outputs.items()}
+    return {sources[name]: width for name, width in widths.items() if width is not None and width != 1}
+
+
+def as_padded(infer: Infer, signature: Signature) -> Infer:
+    """Returns the ragged `infer` as one of the padded form; what it answers at padding is 0."""
 
     def asked(feed: Mapping[str, Array]) -> dict[str, Array]:
-        return infer(packed(feed, outputs))
+        answers = infer(packed(feed, signature))
+        mask = feed["attention_mask"].astype(bool)
+        for name, output in signature.outputs.items():
+            if output.width is None:
+                of_tokens, answers[name] = answers[name], np.zeros(mask.shape, np.float32)
+                answers[name][mask] = of_tokens
+        return answers
 
     return asked
 
 
-def packed(feed: Mapping[str, Array], outputs: Mapping[str, int]) -> dict[str, Array]:
-    """Returns a padded batch, `input_ids` and `attention_mask`, as the inputs of the ragged graph with `outputs`."""
+def packed(feed: Mapping[str, Array], signature: Signature) -> dict[str, Array]:
+    """Returns a padded batch as the inputs of the ragged graph."""
     mask = feed["attention_mask"].astype(bool)
-    tensors: dict[str, Array] = {"input_ids": feed["input_ids"][mask], "lengths": mask.sum(1, dtype=np.int64)}
-    return tensors | {elements(name): np.zeros(len(mask) * width, np.int8) for name, width in outputs.items()}
+    names = inputs(signature)
+    tensors = {name: mask.sum(1, dtype=np.int64) if name == "lengths" else feed[name][mask] for name in names}
+    return tensors | {name: np.zeros(len(mask) * n, np.int8) for name, n in row_elements(signature).items()}
 
 
 def _attention_function() -> onnx.FunctionProto:

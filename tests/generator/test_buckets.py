@@ -12,6 +12,7 @@ from tritonpress_generator.checkpoint import load_tokenizer, resolve
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.lengths import buckets
 from tritonpress_generator.recipe import ServeConfig, load
+from tritonpress_generator.signature import Signature
 from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder
 
 RECIPE = Path(__file__).parents[2] / "generator" / "recipes" / "recommendation.yaml"
@@ -44,11 +45,15 @@ def test_padding_of_four_borders_on_the_shipped_texts(texts: str, padding: float
 
 
 def test_the_longest_text_always_has_a_bucket() -> None:
-    settings = buckets.tokenizer_settings(buckets.Config(count=2), ServeConfig(max_length=64), {}, [3, 3, 9], None)
+    settings = buckets.tokenizer_settings(
+        buckets.Config(count=2), ServeConfig(max_length=64), Signature({}), [3, 3, 9], None
+    )
     assert settings == {"borders": [3, 9, 64]}
 
 
 @pytest.mark.parametrize("borders", [[], [32, 16, 64], [16, 16, 64], [0, 64], [16, 32]])
 def test_borders_that_cannot_serve_are_refused(borders: list[int]) -> None:
     with pytest.raises(InputError, match=r"serve\.lengths: must be ascending and end with serve\.max_length \(64\)"):
-        buckets.tokenizer_settings(buckets.Config(borders=borders), ServeConfig(max_length=64), {}, [3], None)
+        buckets.tokenizer_settings(
+            buckets.Config(borders=borders), ServeConfig(max_length=64), Signature({}), [3], None
+        )

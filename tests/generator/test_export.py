@@ -1,4 +1,4 @@
-"""The ONNX form answers as torch does, for every family of encoders, at every length and padding."""
+"""The ONNX form answers as torch does, for every family of encoders and every kind of head, at every length."""
 
 from __future__ import annotations
 
@@ -11,47 +11,77 @@ import torch
 import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_encoders import FAMILIES, FUSED, SMALL, feed, make
+from tiny_encoders import FAMILIES_WITH_HEADS, FUSED, HEADS, SMALL, feed, make, pairs, signature
 from tritonpress_generator import export
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.graph import fuse, quantize
 from tritonpress_generator.infer import Infer
+from tritonpress_generator.lengths import exact
+from tritonpress_generator.signature import SEGMENTS, Output, Signature
 from tritonpress_generator.tasks.recommendation import Head
 
+FEEDS = [pairs(lengths) for lengths in ([1], [2], [7], [64], [5, 5], [3, 17, 1, 30])]
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_parity_with_torch(family: str) -> None:
-    reference = export.torch_infer(make(family, "sdpa"), ("embedding",))
-    model = export.export(make(family, export.ATTENTION), {"embedding": 32})
-    feeds = [feed([1]), feed([2]), feed([7]), feed([64]), feed([5, 5]), feed([3, 17, 1, 30])]
-    parity = export.check_parity(reference, session_infer(model.SerializeToString()), feeds)
+
+@pytest.mark.parametrize(("family", "head"), FAMILIES_WITH_HEADS)
+def test_parity_with_torch(family: str, head: str) -> None:
+    reference = make(family, "sdpa", head)
+    gives = signature(reference)
+    torch_infer = export.torch_infer(reference, gives)
+    model = export.export(make(family, export.ATTENTION, head), gives)
+    assert [tensor.name for tensor in model.graph.input] == list(gives.inputs)
+    parity = export.check_parity(torch_infer, session_infer(model.SerializeToString()), FEEDS, gives)
     assert parity.max_absolute_error <= export.ABSOLUTE_TOLERANCE
     fused = fuse.apply(model, fuse.Config(), [])
     assert sum(node.op_type == "If" for node in fused.graph.node) == (2 if family in FUSED else 0)
-    export.check_parity(reference, session_infer(fused.SerializeToString()), feeds)
+    export.check_parity(torch_infer, session_infer(fused.SerializeToString()), FEEDS, gives)
     assert (model.ir_version, {o.domain: o.version for o in model.opset_import}[""]) == (8, 17)
+
+
+def test_segment_ids_change_the_answer() -> None:
+    model = make("bert", export.ATTENTION, "span")
+    infer = session_infer(export.export(model, signature(model)).SerializeToString())
+    batch = pairs([9, 20])
+    swapped = infer(batch | {SEGMENTS: (1 - batch[SEGMENTS]) * batch["attention_mask"]})
+    for name, answer in infer(batch).items():
+        assert np.abs(answer - swapped[name]).max() > 1e-3
 
 
 def test_parity_check_fails_on_another_model() -> None:
     model = make("bert", "sdpa")
+    gives = signature(model)
     torch.manual_seed(1)
     other = Head(hf.BertModel(hf.BertConfig(**SMALL)).eval(), "mean").eval()
     with pytest.raises(InputError, match="ONNX must answer as torch within"):
-        export.check_parity(
-            export.torch_infer(model, ("embedding",)), export.torch_infer(other, ("embedding",)), [feed([4])]
-        )
+        export.check_parity(export.torch_infer(model, gives), export.torch_infer(other, gives), [feed([4])], gives)
 
 
 def test_parity_check_fails_on_nan() -> None:
     infer: Infer = lambda _: {"embedding": np.full((1, 2), np.nan, np.float32)}  # noqa: E731
     with pytest.raises(InputError, match="ONNX must answer"):
-        export.check_parity(infer, infer, [feed([4])])
+        export.check_parity(infer, infer, [feed([4])], Signature({"embedding": Output(2)}))
+
+
+def test_parity_check_passes_over_padding_and_over_nothing_else() -> None:
+    gives = Signature({"start": Output.per_token()})
+
+    def answer(changed: tuple[int, int] | None = None) -> Infer:
+        scores = np.linspace(-9, 9, 8, dtype=np.float32).reshape(2, 4)
+        if changed is not None:
+            scores[changed] += 1e-3
+        return lambda _: {"start": scores}
+
+    batch = feed([2, 4])
+    export.check_parity(answer(), answer((0, 2)), [batch], gives)
+    with pytest.raises(InputError, match="ONNX must answer"):
+        export.check_parity(answer(), answer((0, 1)), [batch], gives)
 
 
 @pytest.fixture(scope="module")
 def fp32() -> onnx.ModelProto:
-    return fuse.apply(export.export(make("bert", export.ATTENTION), {"embedding": 32}), fuse.Config(), [])
+    model = make("bert", export.ATTENTION)
+    return fuse.apply(export.export(model, signature(model)), fuse.Config(), [])
 
 
 @pytest.fixture(scope="module")
@@ -76,16 +106,34 @@ def test_int8_is_close_to_fp32_and_smaller(fp32: onnx.ModelProto, int8: onnx.Mod
     assert {types[name] for name in activations} == {onnx.TensorProto.UINT8}
 
 
+@pytest.fixture(scope="module")
+def int8_of_heads() -> dict[str, tuple[Infer, Signature]]:
+    models = {}
+    for head in HEADS:
+        model = make("bert", export.ATTENTION, head)
+        gives = signature(model)
+        fused = fuse.apply(export.export(model, gives), fuse.Config(), [])
+        samples = [exact.native(pairs([4 + i % 50], seed=i), gives) for i in range(32)]
+        quantized = quantize.apply(fused, quantize.Config(), samples)
+        models[head] = (session_infer(quantized.SerializeToString()), gives)
+    return models
+
+
+@pytest.mark.parametrize("head", HEADS)
 @settings(max_examples=40, deadline=None)
 @given(lengths=st.lists(st.integers(1, 64), min_size=2, max_size=8), seed=st.integers(0, 1000))
-def test_answer_does_not_depend_on_neighbours(int8: onnx.ModelProto, lengths: list[int], seed: int) -> None:
-    infer = session_cache(int8)
-    together = feed(lengths, seed)
-    answers = infer(together)["embedding"]
+def test_answer_does_not_depend_on_neighbours(
+    int8_of_heads: dict[str, tuple[Infer, Signature]], head: str, lengths: list[int], seed: int
+) -> None:
+    infer, gives = int8_of_heads[head]
+    together = pairs(lengths, seed)
+    answers = infer(together)
     for row, length in enumerate(lengths):
-        alone = {name: tensor[row : row + 1, :length] for name, tensor in together.items()}
-        # The encoder is equal to the last bit; the mean over a padded row may round otherwise.
-        assert np.abs(infer(alone)["embedding"][0] - answers[row]).max() <= 1e-6
+        alone = infer({name: tensor[row : row + 1, :length] for name, tensor in together.items()})
+        for name, output in gives.outputs.items():
+            own = answers[name][row] if output.width is not None else answers[name][row, :length]
+            # The encoder is equal to the last bit; the mean over a padded row may round otherwise.
+            assert np.abs(alone[name][0] - own).max() <= 1e-6
 
 
 def test_quantising_without_texts_or_twice_is_refused(fp32: onnx.ModelProto, int8: onnx.ModelProto) -> None:
@@ -93,15 +141,6 @@ def test_quantising_without_texts_or_twice_is_refused(fp32: onnx.ModelProto, int
         quantize.apply(fp32, quantize.Config(), [])
     with pytest.raises(InputError, match="quantise it only once"):
         quantize.apply(int8, quantize.Config(), [feed([4])])
-
-
-_sessions: dict[int, Infer] = {}
-
-
-def session_cache(model: onnx.ModelProto) -> Infer:
-    if id(model) not in _sessions:
-        _sessions[id(model)] = session_infer(model.SerializeToString())
-    return _sessions[id(model)]
 
 
 def test_engine_refuses_what_is_no_model(tmp_path: Path) -> None:

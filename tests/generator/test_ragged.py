@@ -9,38 +9,46 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_encoders import FUSED, feed, make
+from tiny_encoders import FAMILIES_WITH_HEADS, FUSED, HEADS, feed, make, pairs, signature
 from tokenizers import Tokenizer
+from tritonclient.grpc import model_config_pb2 as pb
 from tritonpress_generator import export, ragged
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.graph import fuse, quantize
 from tritonpress_generator.infer import Infer
+from tritonpress_generator.lengths import exact
+from tritonpress_generator.lengths import ragged as ragged_lengths
+from tritonpress_generator.signature import SEGMENTS, Output, Signature
 from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder
 
-OUTPUTS = {"embedding": 32}
-FEEDS = [feed([1]), feed([2]), feed([64]), feed([5, 5]), feed([3, 17, 1, 30]), feed([60] * 10)]
+EMBEDDING = Signature({"embedding": Output(32)})
+FEEDS = [pairs(lengths) for lengths in ([1], [2], [64], [5, 5], [3, 17, 1, 30], [60] * 10)]
 """The last has more tokens than the model has positions."""
 
 
-def exported(family: str, pooling: str = "mean") -> onnx.ModelProto:
-    return ragged.export(make(family, ragged.ATTENTION, pooling), OUTPUTS)
+def exported(family: str, head: str = "mean") -> onnx.ModelProto:
+    model = make(family, ragged.ATTENTION, head)
+    return ragged.export(model, signature(model))
 
 
-def infer(model: onnx.ModelProto) -> Infer:
-    return ragged.as_padded(session_infer(model.SerializeToString()), OUTPUTS)
+def infer(model: onnx.ModelProto, gives: Signature = EMBEDDING) -> Infer:
+    return ragged.as_padded(session_infer(model.SerializeToString()), gives)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
-@pytest.mark.parametrize("family", sorted(FUSED))
-def test_parity_with_torch(family: str, pooling: str) -> None:
-    reference = export.torch_infer(make(family, "sdpa", pooling), ("embedding",))
-    model = exported(family, pooling)
-    export.check_parity(reference, infer(model), FEEDS)
+@pytest.mark.parametrize(
+    ("family", "head"), [case for case in FAMILIES_WITH_HEADS if case[0] in FUSED] + [("bert", "cls"), ("bert", "all")]
+)
+def test_parity_with_torch(family: str, head: str) -> None:
+    reference = make(family, "sdpa", head)
+    gives = signature(reference)
+    torch_infer = export.torch_infer(reference, gives)
+    model = exported(family, head)
+    export.check_parity(torch_infer, infer(model, gives), FEEDS, gives)
     fused = fuse.apply(model, fuse.Config(), [])
     assert sum(node.op_type == "If" for node in fused.graph.node) == 2
     assert not any(node.op_type == "RaggedAttention" for node in fused.graph.node)
-    export.check_parity(reference, infer(fused), FEEDS)
+    export.check_parity(torch_infer, infer(fused, gives), FEEDS, gives)
     assert (model.ir_version, {o.domain: o.version for o in model.opset_import}[""]) == (8, 17)
 
 
@@ -53,13 +61,49 @@ def test_plain_form_has_plain_operators_only() -> None:
     assert [len(tensor.type.tensor_type.shape.dim) for tensor in model.graph.input] == [1, 1, 1]
 
 
+def test_engine_config_says_by_which_input_each_output_is_scattered() -> None:
+    model = make("bert", ragged.ATTENTION, "all")
+    gives = signature(model)
+    graph = ragged.export(model, gives).graph
+    config = pb.ModelConfig(input=ragged_lengths.engine_inputs(gives))
+    ragged_lengths.declare_outputs(config, gives)
+    sources = {entry.target_name[0]: list(entry.source_input) for entry in config.batch_output}
+    assert sources == {
+        "start": ["input_ids"],
+        "end": ["input_ids"],
+        "relevance": ["lengths"],
+        "scores": ["scores_elements"],
+    }
+    types = {tensor.name: tensor.data_type for tensor in config.input}
+    assert types == {
+        "input_ids": pb.TYPE_INT64,
+        "lengths": pb.TYPE_INT64,
+        "token_type_ids": pb.TYPE_INT64,
+        "scores_elements": pb.TYPE_INT8,
+    }
+    assert [tensor.name for tensor in graph.input] == list(types)
+    ranks = {tensor.name: len(tensor.type.tensor_type.shape.dim) for tensor in graph.output}
+    assert ranks == {"start": 1, "end": 1, "relevance": 2, "scores": 2}
+    assert ragged.row_elements(gives) == {"scores_elements": 3}
+
+
+def test_segment_ids_change_the_answer() -> None:
+    model = make("bert", ragged.ATTENTION, "span")
+    gives = signature(model)
+    ask = infer(ragged.export(model, gives), gives)
+    batch = pairs([9, 20])
+    swapped = ask(batch | {SEGMENTS: (1 - batch[SEGMENTS]) * batch["attention_mask"]})
+    for name, answer in ask(batch).items():
+        assert np.abs(answer - swapped[name]).max() > 1e-3
+
+
 def test_every_product_with_weights_is_of_packed_tokens() -> None:
     model = fuse.apply(exported("bert"), fuse.Config(), [])
     weights = {tensor.name for tensor in model.graph.initializer}
     sources = [n.input[0] for n in model.graph.node if n.op_type == "MatMul" and n.input[1] in weights]
     assert len(sources) == 8
     model.graph.output.extend(onnx.helper.make_tensor_value_info(name, 1, None) for name in sources)
-    answers = session_infer(model.SerializeToString())(ragged.packed(feed([3, 17, 1, 30]), OUTPUTS))
+    answers = session_infer(model.SerializeToString())(ragged.packed(feed([3, 17, 1, 30]), EMBEDDING))
     assert {answers[name].shape[:2] for name in sources} == {(1, 51)}
 
 
@@ -69,42 +113,57 @@ def test_encoder_that_cannot_be_packed_is_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def models() -> dict[str, Infer]:
-    plain = exported("bert")
-    fused = fuse.apply(plain, fuse.Config(), [])
-    samples = [ragged.packed(feed([4 + i % 50], seed=i), OUTPUTS) for i in range(32)]
-    graphs = {"plain": plain, "fused": fused}
-    graphs |= {f"{name} int8": quantize.apply(graph, quantize.Config(), samples) for name, graph in graphs.items()}
-    return {name: infer(graph) for name, graph in graphs.items()}
+def models() -> dict[tuple[str, str], Infer]:
+    ready = {}
+    for head in HEADS:
+        plain = exported("bert", head)
+        gives = signature(make("bert", "sdpa", head))
+        fused = fuse.apply(plain, fuse.Config(), [])
+        samples = [ragged.packed(pairs([4 + i % 50], seed=i), gives) for i in range(32)]
+        graphs = {"plain": plain, "fused": fused}
+        graphs |= {f"{name} int8": quantize.apply(graph, quantize.Config(), samples) for name, graph in graphs.items()}
+        ready |= {(head, name): infer(graph, gives) for name, graph in graphs.items()}
+    return ready
 
 
 @pytest.mark.parametrize("name", ["plain", "fused", "plain int8", "fused int8"])
-@settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize("head", HEADS)
+@settings(max_examples=25, deadline=None)
 @given(lengths=st.lists(st.integers(1, 64), min_size=2, max_size=8), seed=st.integers(0, 1000))
 def test_answer_does_not_depend_on_neighbours(
-    models: dict[str, Infer], name: str, lengths: list[int], seed: int
+    models: dict[tuple[str, str], Infer], head: str, name: str, lengths: list[int], seed: int
 ) -> None:
-    together = feed(lengths, seed)
-    answers = models[name](together)["embedding"]
+    ask = models[head, name]
+    together = pairs(lengths, seed)
+    answers = ask(together)
     for row, length in enumerate(lengths):
-        alone = {key: tensor[row : row + 1, :length] for key, tensor in together.items()}
-        assert np.abs(models[name](alone)["embedding"][0] - answers[row]).max() <= 1e-6
+        alone = ask({key: tensor[row : row + 1, :length] for key, tensor in together.items()})
+        for output, answer in alone.items():
+            own = answers[output][row, :length] if head == "span" else answers[output][row]
+            assert np.abs(answer[0] - own).max() <= 1e-6
 
 
-def test_int8_answers_as_the_padded_form_does(models: dict[str, Infer]) -> None:
-    padded = fuse.apply(export.export(make("bert", export.ATTENTION), {"embedding": 32}), fuse.Config(), [])
-    int8 = quantize.apply(padded, quantize.Config(), [feed([4 + i % 50], seed=i) for i in range(32)])
-    sample = feed([12, 40, 3], seed=99)
-    expected = session_infer(int8.SerializeToString())(sample)["embedding"]
-    assert np.abs(models["fused int8"](sample)["embedding"] - expected).max() <= 1e-6
+@pytest.mark.parametrize("head", HEADS)
+def test_int8_answers_as_the_padded_form_does(models: dict[tuple[str, str], Infer], head: str) -> None:
+    model = make("bert", export.ATTENTION, head)
+    gives = signature(model)
+    padded = fuse.apply(export.export(model, gives), fuse.Config(), [])
+    samples = [exact.native(pairs([4 + i % 50], seed=i), gives) for i in range(32)]
+    int8 = quantize.apply(padded, quantize.Config(), samples)
+    sample = pairs([12, 40, 3], seed=99)
+    expected = session_infer(int8.SerializeToString())(sample)
+    got = models[head, "fused int8"](sample)
+    present = sample["attention_mask"] if head == "span" else 1
+    for name, answer in expected.items():
+        assert np.abs((got[name] - answer) * present).max() <= 1e-6
 
 
 def test_tokenizer_packs_as_the_generator_does(tiny_sources: Path) -> None:
     tokenizer = Tokenizer.from_file(str(tiny_sources / "checkpoint" / "tokenizer.json"))
-    encoder = TextEncoder(tokenizer, max_length=20, max_bytes=100, row_elements={"embedding_elements": 32})
+    encoder = TextEncoder(tokenizer, max_length=20, max_bytes=100, row_elements=ragged.row_elements(EMBEDDING))
     rows = [[5, 6, 7], [8], [9, 10]]
     ids, mask = encoder.pad(rows)
-    expected = ragged.packed({"input_ids": ids, "attention_mask": mask}, OUTPUTS)
+    expected = ragged.packed({"input_ids": ids, "attention_mask": mask}, EMBEDDING)
     for name, tensor in encoder.tensors(rows).items():
         assert tensor.shape == (1, expected[name].size)
         assert tensor.dtype == expected[name].dtype

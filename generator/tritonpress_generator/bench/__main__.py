@@ -91,14 +91,14 @@ def engine_section(bench: Bench) -> Any:
     """The served engine's padded form against torch and ONNX Runtime."""
     variant = replace(bench.variant("int8", "single"), lengths=recipe.lengths_of("exact", path=bench.recipe.path))
     task, engine = variant.task, variant.engine
-    model, outputs = task.module.head(load_encoder(bench.checkpoint), bench.checkpoint, task.config)
+    model, signature = task.module.head(load_encoder(bench.checkpoint), bench.checkpoint, task.config)
     exported, _ = task.module.head(
         load_encoder(bench.checkpoint, attention=export.ATTENTION), bench.checkpoint, task.config
     )
     form = _forms(bench, variant)["exact"]
     engines = {
-        "torch eager FP32": export.torch_infer(model, tuple(outputs)),
-        "ONNX Runtime FP32": session_infer(export.export(exported, outputs).SerializeToString()),
+        "torch eager FP32": export.torch_infer(model, signature),
+        "ONNX Runtime FP32": session_infer(export.export(exported, signature).SerializeToString()),
         "served engine": form.infer(engine),
     }
     return compare_engines(engines, bench.rounds, bench.slice_s)
@@ -166,10 +166,10 @@ def road_section(bench: Bench) -> Any:
 
 
 def _forms(bench: Bench, variant: recipe.Recipe) -> dict[str, forms.Form]:
-    model, outputs = variant.task.module.head(load_encoder(bench.checkpoint), bench.checkpoint, variant.task.config)
+    model, signature = variant.task.module.head(load_encoder(bench.checkpoint), bench.checkpoint, variant.task.config)
     encoder = text_encoder(variant, bench.tokenizer, max_bytes=1 << 20)
     rows = encoder.encode([text.encode() for text in bench.texts])
-    baseline = export.torch_infer(model, tuple(outputs))
+    baseline = export.torch_infer(model, signature)
     return forms.compile_forms(variant, bench.checkpoint, baseline, encoder, bench.data, rows)
 
 

@@ -4,7 +4,8 @@ Activations are unsigned because ONNX Runtime's products of signed with signed b
 Their scales are fixed at build time: dynamic quantisation takes its scales over a whole batch, so that an answer
 depends on its neighbours. Every product of activations with a constant weight becomes one QuantizeLinear and one
 `com.microsoft.MatMulIntegerToFloat` that adds the bias; attention's own products, softmax and LayerNormalization stay
-in FP32. Embedding tables keep a scale a row.
+in FP32. So do products of a few columns, such as a head that gives a start and an end score: they save nothing, and
+their answer is the model's. Embedding tables keep a scale a row.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tritonpress_generator.quantization import quantize_int8_symmetric, uint8_pa
 from tritonpress_generator.recipe import Settings
 
 _SMALLEST_TABLE = 256
+_FEWEST_COLUMNS = 16
 
 
 class Config(Settings):
@@ -66,11 +68,13 @@ def apply(model: onnx.ModelProto, config: Config, samples: Sequence[dict[str, Ar
 
 
 def _is_linear(editor: GraphEditor, node: onnx.NodeProto) -> bool:
-    """Says whether `node` multiplies activations with a constant FP32 matrix."""
+    """Says whether `node` multiplies activations with a constant FP32 matrix that is worth quantising."""
     if node.op_type != "MatMul":
         return False
     weight = editor.constant(node.input[1])
-    return weight is not None and weight.ndim == 2 and weight.dtype == np.float32
+    if weight is None or weight.ndim != 2 or weight.dtype != np.float32:
+        return False
+    return weight.shape[1] >= _FEWEST_COLUMNS
 
 
 def _ranges(

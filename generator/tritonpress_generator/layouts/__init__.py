@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonpress_generator.recipe import Recipe, Stage
+from tritonpress_generator.signature import Signature
 
 _STEPS = Path(__file__).parents[1] / "steps"
 
@@ -31,7 +32,7 @@ class Parts:
     encoding: Mapping[str, Any]
     """What the text encoder must know, for an execution of the engine."""
     model: onnx.ModelProto
-    outputs: Mapping[str, int]
+    signature: Signature
     write_postprocessing: Callable[[Path], None]
     """Writes the data of the post-processing into a version folder."""
 

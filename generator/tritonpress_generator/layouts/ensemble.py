@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from tritonclient.grpc import model_config_pb2 as pb
 
-from tritonpress_generator import export
 from tritonpress_generator.layouts import Parts, copy_code, ensemble_config, public_names, python_config
 from tritonpress_generator.repository import Step
 
@@ -27,11 +26,11 @@ def steps(parts: Parts) -> list[Step]:
 def config(parts: Parts, names: Mapping[str, str]) -> pb.ModelConfig:
     """Returns the public model's config."""
     public, answers = public_names(parts.recipe)
-    tokens = [tensor.name for tensor in parts.lengths.module.engine_inputs(parts.outputs)]
+    tokens = [tensor.name for tensor in parts.lengths.module.engine_inputs(parts.signature)]
     flow = [
         ("tokenizer", public, tokens),
-        ("engine", tokens, list(parts.outputs)),
-        ("postprocessing", [*parts.outputs, *public], answers),
+        ("engine", tokens, list(parts.signature.outputs)),
+        ("postprocessing", [*parts.signature.outputs, *public], answers),
     ]
     return ensemble_config(parts.recipe, names, flow)
 
@@ -53,19 +52,19 @@ def _tokenizer(parts: Parts) -> Step:
     config.input.extend(recipe.task.module.ensemble_inputs())
     config.output.extend(
         pb.ModelOutput(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-        for tensor in parts.lengths.module.engine_inputs(parts.outputs)
+        for tensor in parts.lengths.module.engine_inputs(parts.signature)
     )
     return Step("tokenizer", config, write)
 
 
 def _engine(parts: Parts) -> Step:
     """Returns the step from token ids to the model's outputs, in the config that Triton's own backend takes."""
-    recipe, lengths, outputs = parts.recipe, parts.lengths.module, parts.outputs
+    recipe, lengths, signature = parts.recipe, parts.lengths.module, parts.signature
     engine = recipe.engine
     config: pb.ModelConfig = engine.module.model_config(engine.config)
     config.max_batch_size = recipe.serve.max_batch_size
-    config.input.extend(lengths.engine_inputs(outputs))
-    lengths.declare_outputs(config, outputs)
+    config.input.extend(lengths.engine_inputs(signature))
+    lengths.declare_outputs(config, signature)
     types = {tensor.name: tensor.data_type for tensor in config.input}
     config.dynamic_batching.max_queue_delay_microseconds = recipe.serve.max_queue_delay_microseconds
     config.version_policy.latest.num_versions = 1
@@ -74,8 +73,8 @@ def _engine(parts: Parts) -> Step:
         length = min(length, recipe.serve.max_length)  # noqa: PLW2901
         sample = config.model_warmup.add(name=f"{length} tokens", batch_size=1, count=2)
         # Real tokens: a mask of zeros would be a text of no tokens, which no request has.
-        text = dict.fromkeys(export.INPUTS, np.ones((1, length), np.int64))
-        for name, tensor in lengths.native(text, outputs).items():
+        text = dict.fromkeys(signature.inputs, np.ones((1, length), np.int64))
+        for name, tensor in lengths.native(text, signature).items():
             file = f"{name}_{length}"
             sample.inputs[name].data_type = types[name]
             sample.inputs[name].dims.append(tensor.size)
@@ -99,7 +98,7 @@ def _postprocessing(parts: Parts) -> Step:
 
     config = python_config(parts.recipe, instances=1)
     engine = pb.ModelConfig()
-    parts.lengths.module.declare_outputs(engine, parts.outputs)
+    parts.lengths.module.declare_outputs(engine, parts.signature)
     config.input.extend(pb.ModelInput(name=o.name, data_type=o.data_type, dims=o.dims) for o in engine.output)
     config.input.extend(task.module.ensemble_inputs())
     config.output.extend(task.module.ensemble_outputs(task.config))

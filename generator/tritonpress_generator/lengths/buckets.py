@@ -6,7 +6,7 @@ over the distinct lengths, exact in O(count * distinct lengths squared).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from pydantic import Field
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.lengths import exact
 from tritonpress_generator.recipe import ServeConfig, Settings
+from tritonpress_generator.signature import Signature
 
 ATTENTION = exact.ATTENTION
 POSTPROCESSING_BATCHES = exact.POSTPROCESSING_BATCHES
@@ -33,7 +34,7 @@ class Config(Settings):
 
 
 def tokenizer_settings(
-    config: Config, serve: ServeConfig, outputs: Mapping[str, int], lengths: Sequence[int], encoder: Any
+    config: Config, serve: ServeConfig, signature: Signature, lengths: Sequence[int], encoder: Any
 ) -> dict[str, object]:
     """Returns what the tokenizer's step must know.
 

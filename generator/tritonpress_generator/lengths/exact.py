@@ -13,6 +13,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from tritonpress_generator import export as padded
 from tritonpress_generator.infer import Array, Infer
 from tritonpress_generator.recipe import ServeConfig, Settings
+from tritonpress_generator.signature import Signature
 
 ATTENTION = padded.ATTENTION
 POSTPROCESSING_BATCHES = True
@@ -25,29 +26,29 @@ class Config(Settings):
     """Has no settings."""
 
 
-def native(feed: Mapping[str, Array], outputs: Mapping[str, int]) -> dict[str, Array]:
+def native(feed: Mapping[str, Array], signature: Signature) -> dict[str, Array]:
     """Returns a padded batch as the graph's inputs."""
-    return dict(feed)
+    return {name: feed[name] for name in signature.inputs}
 
 
-def as_padded(infer: Infer, outputs: Mapping[str, int]) -> Infer:
+def as_padded(infer: Infer, signature: Signature) -> Infer:
     """Returns the graph's `infer` as one that takes a padded batch."""
     return infer
 
 
-def engine_inputs(outputs: Mapping[str, int]) -> list[pb.ModelInput]:
+def engine_inputs(signature: Signature) -> list[pb.ModelInput]:
     """Returns the inputs of the engine's config."""
-    return [pb.ModelInput(name=name, data_type=pb.TYPE_INT64, dims=[-1]) for name in padded.INPUTS]
+    return [pb.ModelInput(name=name, data_type=pb.TYPE_INT64, dims=[-1]) for name in signature.inputs]
 
 
-def declare_outputs(config: pb.ModelConfig, outputs: Mapping[str, int]) -> None:
+def declare_outputs(config: pb.ModelConfig, signature: Signature) -> None:
     """Adds the outputs to the engine's config."""
-    for name, width in outputs.items():
-        config.output.append(pb.ModelOutput(name=name, data_type=pb.TYPE_FP32, dims=[width]))
+    for name, output in signature.outputs.items():
+        config.output.append(pb.ModelOutput(name=name, data_type=pb.TYPE_FP32, dims=[output.width or -1]))
 
 
 def tokenizer_settings(
-    config: Config, serve: ServeConfig, outputs: Mapping[str, int], lengths: Sequence[int], encoder: Any
+    config: Config, serve: ServeConfig, signature: Signature, lengths: Sequence[int], encoder: Any
 ) -> dict[str, object]:
     """Returns what the tokenizer's step must know."""
     return {}

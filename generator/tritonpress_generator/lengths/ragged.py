@@ -1,12 +1,13 @@
 """Requests of all lengths packed behind one another: one execution, no padding.
 
-Triton concatenates one-dimensional ragged inputs, and scatters an output by the shape of an input. An answer of rows
-has no input of its shape, so that the tokenizer sends one of as many INT8 elements, which the graph does not read.
+Triton concatenates one-dimensional ragged inputs, and scatters an output by the shape of an input: values of tokens by
+the tokens', one value a text by the lengths'. An answer of rows has no input of its shape, so that the tokenizer sends
+one of as many INT8 elements, which the graph does not read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
@@ -15,10 +16,12 @@ from tritonclient.grpc import model_config_pb2 as pb
 from tritonpress_generator import ragged
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.recipe import ServeConfig, Settings
+from tritonpress_generator.signature import Signature
 
 ATTENTION = ragged.ATTENTION
 POSTPROCESSING_BATCHES = False
-"""An answer is flat, `[1, texts * width]`, beside `[texts, 1]` public inputs: Triton batches only what agrees."""
+"""An answer is flat, `[1, texts * width]` or `[1, tokens]`, beside `[texts, 1]` public inputs: Triton batches only what
+agrees."""
 
 export = ragged.export
 native = ragged.packed
@@ -32,29 +35,30 @@ class Config(Settings):
     """What an execution may take, beside the weights."""
 
 
-def engine_inputs(outputs: Mapping[str, int]) -> list[pb.ModelInput]:
+def engine_inputs(signature: Signature) -> list[pb.ModelInput]:
     """Returns the inputs of the engine's config."""
-    types = dict.fromkeys(ragged.INPUTS, pb.TYPE_INT64) | dict.fromkeys(map(ragged.elements, outputs), pb.TYPE_INT8)
+    types = dict.fromkeys(ragged.inputs(signature), pb.TYPE_INT64)
+    types |= dict.fromkeys(ragged.row_elements(signature), pb.TYPE_INT8)
     return [
         pb.ModelInput(name=name, data_type=dtype, dims=[-1], allow_ragged_batch=True) for name, dtype in types.items()
     ]
 
 
-def declare_outputs(config: pb.ModelConfig, outputs: Mapping[str, int]) -> None:
+def declare_outputs(config: pb.ModelConfig, signature: Signature) -> None:
     """Adds the outputs to the engine's config."""
-    for name in outputs:
+    for name, source in ragged.source_inputs(signature).items():
         config.output.append(pb.ModelOutput(name=name, data_type=pb.TYPE_FP32, dims=[-1]))
         config.batch_output.append(
             pb.BatchOutput(
                 target_name=[name],
                 kind=pb.BatchOutput.BATCH_SCATTER_WITH_INPUT_SHAPE,
-                source_input=[ragged.elements(name)],
+                source_input=[source],
             )
         )
 
 
 def tokenizer_settings(
-    config: Config, serve: ServeConfig, outputs: Mapping[str, int], lengths: Sequence[int], encoder: Any
+    config: Config, serve: ServeConfig, signature: Signature, lengths: Sequence[int], encoder: Any
 ) -> dict[str, object]:
     """Returns what the tokenizer must know.
 
@@ -70,7 +74,7 @@ def tokenizer_settings(
             f"serve.lengths.ragged: an execution must have room for {least} tokens (serve.max_batch_size requests of "
             f"one text of serve.max_length), got {given}; raise it, or lower one of these"
         )
-    return {"row_elements": {ragged.elements(name): width for name, width in outputs.items()}, "max_tokens": most}
+    return {"row_elements": ragged.row_elements(signature), "max_tokens": most}
 
 
 def bytes_per_token(encoder: Any) -> int:

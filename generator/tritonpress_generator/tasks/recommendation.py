@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,10 +20,12 @@ from tritonpress_generator.checkpoint import Checkpoint
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array, Infer
 from tritonpress_generator.metrics import ndcg_at_k, recall_at_k
-from tritonpress_generator.ragged import Layout
+from tritonpress_generator.packed_layout import Layout
 from tritonpress_generator.recipe import Recipe, Settings
+from tritonpress_generator.signature import Output, Signature
 from tritonpress_generator.steps.recommendation.postprocessor import Catalogue
 from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder
+from tritonpress_generator.token_states import token_states
 
 METRICS = ("ndcg@10", "recall@10")
 """The first is what reports show; higher is better for both."""
@@ -93,7 +94,6 @@ class Head(torch.nn.Module):
         super().__init__()
         self.encoder = encoder
         self.pooling = pooling
-        self.segments = "token_type_ids" in inspect.signature(encoder.forward).parameters
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         states = self.states(input_ids, attention_mask)
@@ -106,14 +106,9 @@ class Head(torch.nn.Module):
 
     def states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Returns a vector a token, FP32 `(batch, seq, width)`."""
-        # Said explicitly, since the encoder would look its zeros up with a dozen operators more.
-        segments = {"token_type_ids": torch.zeros_like(input_ids)} if self.segments else {}
-        states: torch.Tensor = self.encoder(
-            input_ids=input_ids, attention_mask=attention_mask, **segments
-        ).last_hidden_state
-        return states
+        return token_states(self.encoder, input_ids, attention_mask)
 
-    def pool_packed(self, states: torch.Tensor, layout: Layout) -> torch.Tensor:
+    def packed_outputs(self, states: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Returns `(sequences, width)` for the packed `(tokens, width)`."""
         if self.pooling == "cls":
             pooled = states[layout.starts]
@@ -124,11 +119,11 @@ class Head(torch.nn.Module):
         return torch.nn.functional.normalize(pooled, dim=-1)
 
 
-def head(encoder: Any, checkpoint: Checkpoint, config: Config) -> tuple[torch.nn.Module, dict[str, int]]:
-    """Returns the model to export, and its outputs with their widths."""
+def head(encoder: Any, checkpoint: Checkpoint, config: Config) -> tuple[torch.nn.Module, Signature]:
+    """Returns the model to export, and what it reads and gives."""
     settings = checkpoint.settings("1_Pooling/config.json")
     pooling = config.pooling or ("cls" if settings.get("pooling_mode_cls_token") else "mean")
-    return Head(encoder, pooling).eval(), {"embedding": int(encoder.config.hidden_size)}
+    return Head(encoder, pooling).eval(), Signature({"embedding": Output(int(encoder.config.hidden_size))})
 
 
 def index(infer: Infer, encoder: TextEncoder, data: Data, config: Config) -> Catalogue:
