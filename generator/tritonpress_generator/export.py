@@ -2,8 +2,8 @@
 
 The graph takes what its signature says, INT64 `(batch, seq)`, padded on the right. It is plain ONNX
 (opset 17, IR 8: ONNX Runtime 1.19 in Triton 24.10 refuses more than opset 21 and IR 10). Attention is written as a
-function of the model, `tritonpress.Attention`, whose body is plain operators: every runtime inlines it, and a graph
-pass that knows a faster kernel finds it by its name instead of by the shape of its operators.
+function of the model, `tritonpress.Attention`, whose body is plain operators: a graph pass that knows a faster
+kernel finds it by its name instead of by the shape of its operators, and what none has taken is inlined in the end.
 """
 
 from __future__ import annotations
