@@ -99,7 +99,7 @@ def test_new_build_replaces_the_steps_that_changed(sources: Path, model_repo: Pa
 
 
 def test_another_division_of_the_steps_replaces_all_of_them(sources: Path, model_repo: Path) -> None:
-    serve = {"max_batch_size": 8, "max_length": 48, "lengths": "exact", "steps": "single"}
+    serve = {"max_batch_size": 8, "max_length": 48, "lengths": "exact", "dynamic_batching": False}
     assert run("build", write_recipe(sources, serve=serve), "--out", model_repo) == 0
     assert [path.name.rsplit("_", 1)[0] for path in sorted(model_repo.iterdir())] == [
         "recommendation",

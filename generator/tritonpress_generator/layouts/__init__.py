@@ -28,6 +28,8 @@ class Parts:
     recipe: Recipe
     lengths: Stage
     """The form that the sequences have at the engine."""
+    dynamic_batching: bool
+    """Whether requests share executions of the engine."""
     tokenizer: Tokenizer
     encoding: Mapping[str, Any]
     """What the text encoder must know, for an execution of the engine."""
@@ -52,7 +54,6 @@ def python_config(recipe: Recipe, *, instances: int) -> pb.ModelConfig:
         max_batch_size=recipe.serve.max_batch_size,
         instance_group=[pb.ModelInstanceGroup(kind=pb.ModelInstanceGroup.KIND_CPU, count=instances)],
     )
-    config.dynamic_batching.SetInParent()
     config.version_policy.latest.num_versions = 1
     return config
 

@@ -49,6 +49,7 @@ def _tokenizer(parts: Parts) -> Step:
         (version_dir / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     config = python_config(recipe, instances=recipe.serve.tokenizer_instances)
+    config.dynamic_batching.SetInParent()
     config.input.extend(recipe.task.module.ensemble_inputs())
     config.output.extend(
         pb.ModelOutput(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
@@ -66,7 +67,8 @@ def _engine(parts: Parts) -> Step:
     config.input.extend(lengths.engine_inputs(signature))
     lengths.declare_outputs(config, signature)
     types = {tensor.name: tensor.data_type for tensor in config.input}
-    config.dynamic_batching.max_queue_delay_microseconds = recipe.serve.max_queue_delay_microseconds
+    if parts.dynamic_batching:
+        config.dynamic_batching.max_queue_delay_microseconds = recipe.serve.max_queue_delay_microseconds
     config.version_policy.latest.num_versions = 1
     data: dict[str, bytes] = {}
     for length in _WARM_UP_LENGTHS:
@@ -102,9 +104,10 @@ def _postprocessing(parts: Parts) -> Step:
     config.input.extend(pb.ModelInput(name=o.name, data_type=o.data_type, dims=o.dims) for o in engine.output)
     config.input.extend(task.module.ensemble_inputs())
     config.output.extend(task.module.ensemble_outputs(task.config))
-    if not parts.lengths.module.POSTPROCESSING_BATCHES:
+    if parts.lengths.module.POSTPROCESSING_BATCHES:
+        config.dynamic_batching.SetInParent()
+    else:
         config.max_batch_size = 0
-        config.ClearField("dynamic_batching")
         for tensor in (*config.input, *config.output):
             tensor.dims.insert(0, -1)
     return Step("postprocessing", config, write)
