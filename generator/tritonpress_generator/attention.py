@@ -1,8 +1,8 @@
 """Attention that exports as one node: a function of the model whose body is plain operators.
 
-Every runtime inlines it, and a graph pass that knows a faster kernel finds it by its name instead of by the shape of
-its operators. `tritonpress.Attention` takes a padded batch and its mask; `tritonpress.BiasedAttention` also what
-positions add to the scores.
+A graph pass that knows a faster kernel finds it by its name instead of by the shape of its operators, and what none has
+taken is inlined in the end. `tritonpress.Attention` takes a padded batch and its mask; `tritonpress.BiasedAttention`
+also what positions add to the scores.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Infer, latency_ms
 from tritonpress_generator.layouts import Parts
 from tritonpress_generator.progress import Progress
-from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder
+from tritonpress_generator.steps.tokenizer.text_encoder import InvalidTextError, TextEncoder
 
 LATENCY_TOKENS = 32
 _GOLDEN_REQUESTS = 12
@@ -81,7 +81,7 @@ def build_recipe(recipe: recipes.Recipe, out: Path, *, progress: Progress | None
     baseline = task.module.evaluate(baseline_infer, query_encoder, data, index)
     rows = [Row("torch FP32", checkpoint.size_bytes, _latency(baseline_infer), baseline.metrics)]
 
-    samples = query_encoder.encode([text.encode() for text in _samples(recipe, data)])
+    samples = _samples(recipe, query_encoder, data)
     say.stage("export to ONNX" + "".join(f", {stage.word}" for stage in recipe.graph))
     candidates = forms.compile_forms(recipe, checkpoint, baseline_infer, item_encoder, data, samples)
     say.stage(f"lengths: {', '.join(candidates)}")
@@ -151,10 +151,10 @@ def text_encoder(recipe: recipes.Recipe, tokenizer: Any, *, max_bytes: int) -> T
     return TextEncoder(tokenizer, max_length=recipe.serve.max_length, max_bytes=max_bytes)
 
 
-def _samples(recipe: recipes.Recipe, data: Any) -> list[str]:
-    """Returns the texts that stand for what will be asked."""
+def _samples(recipe: recipes.Recipe, encoder: TextEncoder, data: Any) -> list[list[int]]:
+    """Returns the token ids of texts that stand for what will be asked."""
     if recipe.serve.samples is None:
-        return list(data.samples)
+        return encoder.encode([text.encode() for text in data.samples])
     path = recipe.file(recipe.serve.samples)
     try:
         texts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -162,7 +162,10 @@ def _samples(recipe: recipes.Recipe, data: Any) -> list[str]:
         raise InputError(f"{path}: cannot be read ({exc}); correct serve.samples in the recipe") from exc
     if not texts:
         raise InputError(f"{path}: must have at least one text, got none; serve.samples has one a line")
-    return texts
+    try:
+        return encoder.encode([text.encode() for text in texts])
+    except InvalidTextError as exc:
+        raise InputError(f"{path}: text {exc.index + 1} {exc}") from exc
 
 
 def _check_length(recipe: recipes.Recipe, encoder: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 from tokenizers import Tokenizer
 
 from tritonpress_generator import export
@@ -157,7 +158,9 @@ def _compile(
     feeds = [lengths.module.native(feed, signature) for feed in task.module.feeds(encoder, texts)]
     for stage in recipe.graph:
         graph = stage.module.apply(graph, stage.config, feeds)
-    return Form(lengths, signature, encoding, parity, fp32_infer, len(serialized), graph)
+    # What no pass has taken becomes plain operators: not every runtime knows functions of the model's own (OpenVINO).
+    plain = onnx.inliner.inline_local_functions(graph)
+    return Form(lengths, signature, encoding, parity, fp32_infer, len(serialized), plain)
 
 
 def choose(

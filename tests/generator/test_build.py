@@ -98,6 +98,22 @@ def test_new_build_replaces_the_steps_that_changed(sources: Path, model_repo: Pa
     assert repository.changed_files(model_repo, repository.read_manifest(model_repo, "recommendation")) == []
 
 
+def test_another_division_of_the_steps_replaces_all_of_them(sources: Path, model_repo: Path) -> None:
+    serve = {"max_batch_size": 8, "max_length": 48, "lengths": "exact", "steps": "single"}
+    assert run("build", write_recipe(sources, serve=serve), "--out", model_repo) == 0
+    assert [path.name.rsplit("_", 1)[0] for path in sorted(model_repo.iterdir())] == [
+        "recommendation",
+        "recommendation_model",
+    ]
+    (requirements,) = model_repo.glob("*/1/requirements.txt")
+    assert [line.partition("==")[0] for line in requirements.read_text().splitlines()] == [
+        "numpy",
+        "onnxruntime",
+        "tokenizers",
+    ]
+    assert run("verify", model_repo) == 0
+
+
 def test_two_workloads_share_a_repository(sources: Path, model_repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("build", write_recipe(sources, name="recommendation_shop"), "--out", model_repo) == 0
     assert repository.workloads(model_repo) == ["recommendation", "recommendation_shop"]

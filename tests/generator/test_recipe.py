@@ -70,7 +70,7 @@ def test_key_written_twice_is_refused(tmp_path: Path) -> None:
 def test_merge_may_be_overridden(tmp_path: Path) -> None:
     path = write_recipe(tmp_path)
     text = path.read_text()
-    assert "serve:\n  max_batch_size: 8\n" in text
+    assert "\n  max_batch_size: 8\n" in text.partition("serve:\n")[2]
     path.write_text(text.replace("serve:\n", "serve:\n  <<: {max_batch_size: 4, max_queue_delay_microseconds: 7}\n"))
     assert load(path).serve.max_batch_size == 8
     assert load(path).serve.max_queue_delay_microseconds == 7

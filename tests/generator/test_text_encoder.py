@@ -63,3 +63,51 @@ def test_any_bytes_are_encoded_or_refused(encoder: TextEncoder, text: bytes) -> 
     except InvalidTextError:
         return
     assert 2 < len(row) <= 20
+
+
+def test_long_text_is_refused_where_the_recipe_says_so(tiny_sources: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(tiny_sources / "checkpoint" / "tokenizer.json"))
+    encoder = TextEncoder(tokenizer, max_length=20, max_bytes=200, too_long="refuse")
+    assert len(encoder.encode([b"lamp " * 18])[0]) == 20
+    with pytest.raises(InvalidTextError, match="must be at most 20 tokens, got 21; send less") as raised:
+        encoder.encode([b"lamp", b"lamp " * 19])
+    assert raised.value.index == 1
+
+
+@given(requests=st.lists(st.lists(st.sampled_from([b"lamp", b"red lamp", b"", b"\xff"]), min_size=1), min_size=1))
+def test_bad_text_refuses_its_own_request_alone(encoder: TextEncoder, requests: list[list[bytes]]) -> None:
+    ids, refusals = encoder.encode_requests(requests)
+    good = [text for texts, refusal in zip(requests, refusals, strict=True) if refusal is None for text in texts]
+    assert ids == (encoder.encode(good) if good else [])
+    for texts, refusal in zip(requests, refusals, strict=True):
+        bad = [index for index, text in enumerate(texts) if text in {b"", b"\xff"}]
+        assert (refusal is None) == (not bad)
+        if refusal is not None:
+            assert refusal.index in bad
+
+
+FORMS: list[dict[str, object]] = [{}, {"borders": [8, 16, 20]}, {"row_elements": {"x_elements": 3}, "max_tokens": 40}]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=40))
+def test_executions_hold_every_text_once_and_keep_their_limits(
+    tiny_sources: Path, form: dict[str, object], lengths: list[int]
+) -> None:
+    tokenizer = Tokenizer.from_file(str(tiny_sources / "checkpoint" / "tokenizer.json"))
+    encoder = TextEncoder(tokenizer, max_length=20, max_bytes=100, max_sequences=4, **form)  # type: ignore[arg-type]
+    rows = [[100 + index] * length for index, length in enumerate(lengths)]
+    seen: list[int] = []
+    for members, feed in encoder.executions(rows):
+        seen += members
+        if "lengths" in feed:
+            assert feed["input_ids"].size == feed["lengths"].sum() <= 40
+            assert feed["input_ids"].tolist() == [token for index in members for token in rows[index]]
+            assert feed["x_elements"].size == 3 * len(members)
+        else:
+            assert len(members) <= 4
+            assert feed["attention_mask"].sum(axis=1).tolist() == [lengths[index] for index in members]
+            assert feed["input_ids"][:, 0].tolist() == [100 + index for index in members]
+            if not form:
+                assert np.all(feed["attention_mask"] == 1)
+    assert sorted(seen) == list(range(len(lengths)))

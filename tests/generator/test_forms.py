@@ -1,0 +1,128 @@
+"""Which form of the lengths is chosen, and what an execution of it takes."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+from tiny_sources import write_recipe
+from tokenizers import Tokenizer
+from tritonpress_generator import forms, ragged
+from tritonpress_generator.build import build
+from tritonpress_generator.errors import InputError
+from tritonpress_generator.graph import fuse
+from tritonpress_generator.infer import Array, Infer
+from tritonpress_generator.lengths.ragged import bytes_per_token
+from tritonpress_generator.signature import Output, Signature
+from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder
+from tritonpress_generator.tasks.recommendation import Head
+
+
+@pytest.fixture
+def sources(tiny_sources: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_sources, tmp_path / "sources"))
+
+
+def serve(**settings: object) -> dict[str, object]:
+    return {"max_batch_size": 8, "max_length": 48, **settings}
+
+
+def test_auto_measures_every_form_and_takes_the_fastest(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forms, "_SLICE_S", 0.05)
+    lengths = build(write_recipe(sources, serve=serve(lengths="auto")), tmp_path / "out").manifest["lengths"]
+    measured = lengths["measured"]
+    assert set(measured) == {"exact", "ragged", "buckets"}
+    assert lengths["form"] == max(measured, key=lambda form: float(measured[form]["texts_per_s"]))
+    assert all(0 < figures["low"] <= figures["texts_per_s"] <= figures["high"] for figures in measured.values())
+    assert measured["exact"]["padding"] == measured["ragged"]["padding"] == 0
+    assert lengths["samples"] == 24
+
+
+def test_measure_finds_the_faster_of_two() -> None:
+    def taking(seconds: float) -> Infer:
+        def infer(feed: Mapping[str, Array]) -> dict[str, Array]:
+            time.sleep(seconds)
+            return {}
+
+        return infer
+
+    tokenizer = Tokenizer.from_str('{"version":"1.0","model":{"type":"WordLevel","vocab":{"a":0},"unk_token":"a"}}')
+    encoder = TextEncoder(tokenizer, max_length=8, max_bytes=8, row_elements={})
+    candidates = {name: forms.Candidate(encoder, [taking(s), taking(s)]) for name, s in (("a", 0.003), ("b", 0.001))}
+    figures = forms.measure(candidates, [[[0, 0], [0]]] * 5, rounds=3)
+    assert figures["b"].texts_per_s > 1.5 * figures["a"].texts_per_s
+    assert figures["a"].padding == 0
+
+
+def test_samples_of_the_recipe_decide_the_borders(sources: Path, tmp_path: Path) -> None:
+    (sources / "samples.txt").write_text("lamp\n" + "red lamp\n" * 3 + "\n" + "lamp " * 30 + "\n")
+    recipe = write_recipe(sources, serve=serve(lengths={"buckets": {"count": 2}}, samples="samples.txt"))
+    manifest = build(recipe, tmp_path / "out").manifest
+    assert manifest["lengths"]["samples"] == 5
+    assert manifest["lengths"]["padding"] == pytest.approx(1 / 48)
+    (settings,) = (tmp_path / "out").glob("*/1/settings.json")
+    assert '"borders": [\n    4,\n    32,\n    48\n  ]' in settings.read_text()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "settings", "message"),
+    [
+        (lambda s: None, {"samples": "none.txt"}, "none.txt: cannot be read"),
+        (lambda s: (s / "x.txt").write_text(" \n"), {"samples": "x.txt"}, "must have at least one text, got none"),
+        (lambda s: (s / "x.txt").write_text("lamp\n\x07\n"), {"samples": "x.txt"}, r"x.txt: text 2 must have text"),
+        (lambda s: None, {"lengths": [16, 40]}, r"serve\.lengths: must be ascending and end with serve\.max_length"),
+        (lambda s: None, {"lengths": {"ragged": {"max_tokens": 100}}}, "must have room for 384 tokens .* got max_tok"),
+        (lambda s: None, {"steps": "sinlge"}, "serve.steps: unknown word 'sinlge'; did you mean 'single'"),
+        (lambda s: None, {"too_long": "shrink"}, "serve.too_long: input should be 'cut' or 'refuse'"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(
+    sources: Path, tmp_path: Path, prepare: Callable[[Path], object], settings: dict[str, object], message: str
+) -> None:
+    prepare(sources)
+    with pytest.raises(InputError, match=message):
+        build(write_recipe(sources, serve=serve(**{"lengths": "exact", **settings})), tmp_path / "out")
+    assert not (tmp_path / "out" / "recommendation").exists()
+
+
+EXECUTION = """
+import sys
+import numpy as np, onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+def peak(sequences, length):
+    feed = {"input_ids": np.full(sequences * length, 7), "lengths": np.full(sequences, length)}
+    session.run(None, feed | {"embedding_elements": np.zeros(1, np.int8)})
+    # Not getrusage, whose figure begins with that of the process that started this one.
+    status = open("/proc/self/status").read()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+before = peak(1, 8)
+print(peak(int(sys.argv[2]), int(sys.argv[3])) - before)
+"""
+
+
+@pytest.mark.parametrize(("sequences", "length"), [(64, 64), (1024, 4)])
+def test_execution_takes_what_its_tokens_are_said_to_take(tmp_path: Path, sequences: int, length: int) -> None:
+    torch.manual_seed(0)
+    config = hf.BertConfig(
+        vocab_size=90, hidden_size=256, num_hidden_layers=3, num_attention_heads=4, intermediate_size=1024,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    encoder = hf.AutoModel.from_config(config, attn_implementation=ragged.ATTENTION).eval()
+    plain = ragged.export(Head(encoder, "mean").eval(), Signature({"embedding": Output(256)}))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(fuse.apply(plain, fuse.Config(), []).SerializeToString())
+    command = [sys.executable, "-c", EXECUTION, str(path), str(sequences), str(length)]
+    taken = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    share = taken / (sequences * length * bytes_per_token(encoder))
+    assert 0.3 < share <= 1.1
