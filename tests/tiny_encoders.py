@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 import transformers as hf
+from tritonpress_generator.exchange import exchange_attention
 from tritonpress_generator.infer import Array
 from tritonpress_generator.packed_layout import Layout
 from tritonpress_generator.signature import SEGMENTS, Output, Signature
@@ -22,9 +23,15 @@ FAMILIES = {
     "mpnet": (hf.MPNetConfig, SMALL),
     "distilbert": (hf.DistilBertConfig, {"vocab_size": 90, "dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64,
                                          "max_position_embeddings": 66, "pad_token_id": 1}),
+    "nomic_bert": (hf.NomicBertConfig, SMALL),
+    "modernbert": (hf.ModernBertConfig, SMALL | {"local_attention": 8, "global_attn_every_n_layers": 2,
+                                                 "cls_token_id": 2, "sep_token_id": 3}),
+    "deberta-v2": (hf.DebertaV2Config, SMALL | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
 }  # fmt: skip
-FUSED = set(FAMILIES) - {"mpnet"}
-"""MPNet adds a relative position bias inside its attention, which stays plain."""
+PACKED = set(FAMILIES) - {"deberta-v2"}
+"""DeBERTa's attention cannot be exchanged."""
+FUSED = PACKED - {"nomic_bert", "modernbert"}
+"""The others turn queries and keys by their positions, between their products and attention."""
 
 
 class Classifier(torch.nn.Module):
@@ -80,18 +87,18 @@ FAMILIES_WITH_HEADS = [(family, head) for family in FAMILIES for head in HEADS i
 
 
 def make(family: str, attention: str, head: str = "mean") -> torch.nn.Module:
-    """Returns the family's encoder with a head; where its attention cannot be exchanged, its own.
+    """Returns the family's encoder with a head.
 
     Args:
         family: Of `FAMILIES`.
-        attention: A name of `transformers`' attention registry.
+        attention: "own", or a name of `transformers`' attention registry.
         head: One of `HEADS`, or "cls", or "all": a span head that gives one score and three scores a sequence too.
     """
     config_class, values = FAMILIES[family]
     torch.manual_seed(0)
-    config = config_class(**values)
-    supported = attention if family in FUSED else "eager"
-    encoder = hf.AutoModel.from_config(config, attn_implementation=supported).eval()
+    encoder = hf.AutoModel.from_config(config_class(**values)).eval()
+    if attention != "own":
+        exchange_attention(encoder, attention)
     if head == "classifier":
         return Classifier(encoder).eval()
     if head in {"span", "all"}:

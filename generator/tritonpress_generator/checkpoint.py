@@ -17,6 +17,8 @@ from tritonpress_generator.recipe import CheckpointConfig
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_NOT_AN_ENCODER = (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
+"""What models of other kinds raise where they are asked as an encoder is."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,13 @@ def resolve(config: CheckpointConfig, *, base: Path) -> Checkpoint:
     return Checkpoint(config.source, folder, weights, digest)
 
 
-def load_encoder(checkpoint: Checkpoint, *, attention: str = "sdpa") -> Any:
+def load_encoder(checkpoint: Checkpoint, *, attention: str | None = None) -> Any:
     """Returns the encoder (`transformers` model without a head), in FP32 and eval mode.
 
     Args:
         checkpoint: Where the weights are.
-        attention: A name of `transformers`' attention registry.
+        attention: A name of `transformers`' attention registry, which the encoder is given if its family lets its
+            attention be exchanged; default: the fastest of its own.
 
     Raises:
         InputError: The files are corrupt, or the architecture is none that `transformers` knows as an encoder.
@@ -94,15 +97,14 @@ def load_encoder(checkpoint: Checkpoint, *, attention: str = "sdpa") -> Any:
     from transformers import AutoModel
     from transformers.utils import logging
 
+    from tritonpress_generator.exchange import exchange_attention
+    from tritonpress_generator.token_states import token_states
+
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         model, loading = AutoModel.from_pretrained(
-            checkpoint.folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            attn_implementation=attention,
-            output_loading_info=True,
+            checkpoint.folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as exc:
         raise InputError(
@@ -117,16 +119,22 @@ def load_encoder(checkpoint: Checkpoint, *, attention: str = "sdpa") -> Any:
             f"checkpoint {checkpoint.source}: the weights must hold the whole encoder, {len(missing)} of its tensors "
             f"are missing ({missing[0]} first); config.json and the weights must be of one model"
         )
-    if not isinstance(model.get_input_embeddings(), torch.nn.Embedding):
+    tokens = torch.ones((2, 3), dtype=torch.int64)
+    try:
+        with torch.inference_mode():
+            token_states(model, tokens, tokens)
+    except _NOT_AN_ENCODER as exc:
         raise InputError(
             f"checkpoint {checkpoint.source}: must be a text encoder that reads token ids, {model.config.model_type} "
-            "is not; give a BERT-family encoder"
-        )
+            f"is not ({' '.join(str(exc).split())[:200]}); give a BERT-family encoder"
+        ) from exc
     wrong = next((name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()), None)
     if wrong is not None:
         raise InputError(
             f"checkpoint {checkpoint.source}: weights must be finite, {wrong} holds NaN or infinity; save it again"
         )
+    if attention is not None:
+        exchange_attention(model, attention)
     return model.eval()
 
 

@@ -9,6 +9,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+OPSET = 17
+IR_VERSION = 8
+DOMAIN = "tritonpress"
+"""Of the functions that the exports write."""
+
 
 class GraphEditor:
     """A view of `model.graph` that is edited in place; the maps are those of the moment `refresh` was last called."""

@@ -2,9 +2,7 @@
 
 The graph takes `input_ids`, INT64 `(tokens,)` over all sequences, and `lengths`, INT64 `(sequences,)`; for pairs also
 `token_type_ids`, INT64 `(tokens,)`. Everything but attention works on packed tokens, as one sequence of all of them;
-where each sequence begins, and every token's position in its own, the graph works out from `lengths`. Attention is a
-function of the model, `tritonpress.RaggedAttention`, whose body is plain operators; `fuse` knows a form that computes
-no padding.
+where each sequence begins, and every token's position in its own, the graph works out from `lengths`.
 
 The lengths are an input, and not Triton's accumulated element counts, since those count a request as one sequence: a
 client's batch has several (`batch_input` in Triton's model configuration).
@@ -19,73 +17,18 @@ import numpy as np
 import onnx
 import torch
 from onnx import helper
-from transformers import AttentionInterface
 
 from tritonpress_generator import export as padded
+from tritonpress_generator import ragged_attention
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array, Infer
 from tritonpress_generator.packed_layout import Layout
+from tritonpress_generator.packed_positions import count_within_sequences
 from tritonpress_generator.signature import SEGMENTS, Signature
 
-ATTENTION = "tritonpress_ragged_attention"
-
-
-class _Attention(torch.autograd.Function):
-    """Attention within each of the packed sequences, that exports as one node."""
-
-    @staticmethod
-    def forward(
-        _: Any, query: Any, key: Any, value: Any, lengths: Any, unpack: Any, bias: Any, pack: Any, *settings: Any
-    ) -> Any:
-        scale, _heads = settings
-
-        def unpacked(tensor: Any) -> Any:
-            return tensor[0, :, unpack].transpose(0, 1)
-
-        answer = torch.nn.functional.scaled_dot_product_attention(
-            unpacked(query), unpacked(key), unpacked(value), attn_mask=bias[:, None], scale=scale
-        )
-        return answer.transpose(1, 2).flatten(0, 1)[pack][None]
-
-    @staticmethod
-    def symbolic(g: Any, *arguments: Any) -> Any:
-        *inputs, scale, heads = arguments
-        answer = g.op(f"{padded.DOMAIN}::RaggedAttention", *inputs, scale_f=scale, num_heads_i=heads)
-        return answer.setType(torch._C.TensorType.get().with_dtype(torch.float32).with_sizes([1, None, heads, None]))
-
-
-_layout: list[Layout] = []
-
-
-def _attention_forward(
-    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, _: Any, **kwargs: Any
-) -> tuple[torch.Tensor, None]:
-    """Answers `(1, tokens, heads, head_size)` for tensors of `(1, heads, tokens, head_size)`."""
-    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    at = _layout[-1]
-    answer = _Attention.apply(  # type: ignore[no-untyped-call]
-        query, key, value, at.lengths, at.unpack, at.bias, at.pack, float(scale), int(query.shape[1])
-    )
-    return answer, None
-
-
-AttentionInterface.register(ATTENTION, _attention_forward)
-
-
-class _Positions(torch.nn.Module):
-    """A table of position embeddings that is asked for the packed positions, whatever the encoder asks it for.
-
-    Encoders count positions over their whole input, each family in its own way; RoBERTa's begin behind the padding's.
-    """
-
-    def __init__(self, table: torch.nn.Embedding) -> None:
-        super().__init__()
-        self.table = table
-        self.first = 0 if table.padding_idx is None else table.padding_idx + 1
-
-    def forward(self, _: torch.Tensor) -> torch.Tensor:
-        position = _layout[-1].position
-        return torch.nn.functional.embedding((position + self.first)[None], self.table.weight)
+ATTENTION = ragged_attention.ATTENTION
+_TOLERANCE = 1e-4
+"""How far a sequence's answer may be from what it is alone; rounding is far below, a neighbour's influence above."""
 
 
 class Packed(torch.nn.Module):
@@ -104,33 +47,23 @@ class Packed(torch.nn.Module):
         """Takes `model` over.
 
         Raises:
-            InputError: The encoder has no table of absolute positions, or an attention of its own making.
+            InputError: The encoder's attention is of its own making, or it has positions that are not known here.
         """
         super().__init__()
         self.model = model
-        tables = [
-            (parent, name, child)
-            for parent in model.modules()
-            for name, child in parent.named_children()
-            if name == "position_embeddings" and isinstance(child, torch.nn.Embedding)
-        ]
         config: Any = model.encoder.config  # type: ignore[union-attr]
-        if len(tables) != 1 or config._attn_implementation != ATTENTION:
+        if config._attn_implementation != ATTENTION or not count_within_sequences(model):
             raise InputError(
-                "serve.lengths: ragged needs an encoder with absolute positions and exchangeable attention, "
-                f"{config.model_type} has not; pad instead"
+                "serve.lengths: ragged needs an encoder with exchangeable attention and absolute, rotary or MPNet's "
+                f"positions, {config.model_type} has not; pad instead"
             )
-        parent, name, table = tables[0]
-        setattr(parent, name, _Positions(table))
 
     def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor, *segments: torch.Tensor) -> Any:
-        _layout.append(Layout.of(lengths, input_ids))
-        try:
+        layout = Layout.of(lengths, input_ids)
+        with ragged_attention.laid_out(layout):
             one_row = [tensor[None] for tensor in (input_ids, torch.ones_like(input_ids), *segments)]
             states = self.model.states(*one_row)  # type: ignore[operator]
-            return self.model.packed_outputs(states[0], _layout[-1])  # type: ignore[operator]
-        finally:
-            _layout.pop()
+            return self.model.packed_outputs(states[0], layout)  # type: ignore[operator]
 
 
 def inputs(signature: Signature) -> tuple[str, ...]:
@@ -153,11 +86,36 @@ def export(model: torch.nn.Module, signature: Signature) -> onnx.ModelProto:
     example = tuple(torch.tensor([5, 7], dtype=torch.int64) if name == "lengths" else tokens for name in names)
     axes = {name: {0: "sequences" if name == "lengths" else "tokens"} for name in names}
     axes |= {n: {0: "tokens" if o.width is None else "sequences"} for n, o in signature.outputs.items()}
-    graph = padded.traced(Packed(model), example, names, signature, axes, _attention_function())
+    packed_model = Packed(model)
+    _check_neighbours(packed_model, signature)
+    graph = padded.traced(packed_model, example, names, signature, axes, ragged_attention.functions())
     graph.graph.input.extend(
         helper.make_tensor_value_info(name, onnx.TensorProto.INT8, [name]) for name in row_elements(signature)
     )
     return graph
+
+
+def _check_neighbours(model: Packed, signature: Signature) -> None:
+    """Refuses an encoder that mixes a token with those beside it in another way than attention."""
+    encoder: Any = model.model.encoder
+    lengths = [5, 7]
+    ids = torch.arange(3, 3 + sum(lengths)) % encoder.get_input_embeddings().num_embeddings
+
+    def answers(ids: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, ...]:
+        segments = [torch.zeros_like(ids)] if signature.segments else []
+        tensors = model(ids, torch.tensor(lengths), *segments)
+        return tensors if isinstance(tensors, tuple) else (tensors,)
+
+    with torch.inference_mode():
+        alone = [answers(part, [len(part)]) for part in ids.split(lengths)]
+        for together, *parts in zip(answers(ids, lengths), *alone, strict=True):
+            difference = (together - torch.cat(parts)).abs().max()
+            # Written so that NaN fails too.
+            if not difference <= _TOLERANCE * max(1.0, float(together.abs().max())):
+                raise InputError(
+                    "serve.lengths: ragged needs an encoder whose tokens meet in attention alone, "
+                    f"{encoder.config.model_type} mixes neighbours elsewhere too; pad instead"
+                )
 
 
 def source_inputs(signature: Signature) -> dict[str, str]:
@@ -198,50 +156,3 @@ def packed(feed: Mapping[str, Array], signature: Signature) -> dict[str, Array]:
     names = inputs(signature)
     tensors = {name: mask.sum(1, dtype=np.int64) if name == "lengths" else feed[name][mask] for name in names}
     return tensors | {name: np.zeros(len(mask) * n, np.int8) for name, n in row_elements(signature).items()}
-
-
-def _attention_function() -> onnx.FunctionProto:
-    """Returns `tritonpress.RaggedAttention` in plain operators: unpacked to a padded batch, attended, packed again.
-
-    Inputs: query, key, value `(1, heads, tokens, head_size)`, FP32; lengths, unpack, bias, pack as in `Layout`.
-    Output: `(1, tokens, heads, head_size)`, FP32.
-    """
-    node = helper.make_node
-    scale = node("Constant", [], ["scale"])
-    scale.attribute.append(
-        onnx.AttributeProto(name="value_float", ref_attr_name="scale", type=onnx.AttributeProto.FLOAT)
-    )
-    body = [
-        scale,
-        node("Constant", [], ["first"], value_ints=[0]),
-        node("Constant", [], ["flat"], value_ints=[-1]),
-    ]
-    # (heads, sequences, longest, head_size)
-    for name in ("query", "key", "value"):
-        body += [
-            node("Squeeze", [name, "first"], [f"{name}_packed"]),
-            node("Gather", [f"{name}_packed", "unpack"], [f"{name}_rows"], axis=1),
-        ]
-    body += [
-        node("Transpose", ["key_rows"], ["key_transposed"], perm=[0, 1, 3, 2]),
-        node("MatMul", ["query_rows", "key_transposed"], ["products"]),
-        node("Mul", ["products", "scale"], ["scaled"]),
-        node("Add", ["scaled", "bias"], ["biased"]),
-        node("Softmax", ["biased"], ["weights"], axis=-1),
-        node("MatMul", ["weights", "value_rows"], ["mixed"]),
-        node("Transpose", ["mixed"], ["by_token"], perm=[1, 2, 0, 3]),
-        node("Shape", ["by_token"], ["head_shape"], start=2),
-        node("Concat", ["flat", "head_shape"], ["padded_shape"], axis=0),
-        node("Reshape", ["by_token", "padded_shape"], ["padded_tokens"]),
-        node("Gather", ["padded_tokens", "pack"], ["tokens"], axis=0),
-        node("Unsqueeze", ["tokens", "first"], ["answer"]),
-    ]
-    return helper.make_function(
-        padded.DOMAIN,
-        "RaggedAttention",
-        ["query", "key", "value", "lengths", "unpack", "bias", "pack"],
-        ["answer"],
-        body,
-        [helper.make_opsetid("", padded.OPSET)],
-        ["scale", "num_heads"],
-    )

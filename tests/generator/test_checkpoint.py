@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_encoders import FAMILIES
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import ViTConfig, ViTModel
+from transformers import AutoModel, T5Config, T5Model, ViTConfig, ViTModel
+from tritonpress_generator import export
 from tritonpress_generator.checkpoint import load_encoder, load_tokenizer, resolve
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.recipe import CheckpointConfig
@@ -147,8 +149,25 @@ def test_model_that_reads_no_tokens_is_refused(tmp_path: Path) -> None:
     ViTModel(
         ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=16)
     ).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="must be a text encoder that reads token ids, vit is not"):
+    with pytest.raises(InputError, match=r"must be a text encoder that reads token ids, vit is not \("):
         load_encoder(resolve(config(tmp_path), base=tmp_path))
+
+
+def test_model_that_also_generates_is_refused(tmp_path: Path) -> None:
+    T5Model(T5Config(vocab_size=90, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"must be a text encoder that reads token ids, t5 is not \("):
+        load_encoder(resolve(config(tmp_path), base=tmp_path))
+
+
+@pytest.mark.parametrize("family", ["bert", "mpnet", "deberta-v2"])
+def test_attention_is_exchanged_where_the_family_lets_it(tmp_path: Path, family: str) -> None:
+    config_class, values = FAMILIES[family]
+    AutoModel.from_config(config_class(**values)).save_pretrained(tmp_path)
+    found = resolve(config(tmp_path), base=tmp_path)
+    own = load_encoder(found).config._attn_implementation
+    assert own == ("sdpa" if family == "bert" else "eager")
+    exchanged = load_encoder(found, attention=export.ATTENTION).config._attn_implementation
+    assert exchanged == ("eager" if family == "deberta-v2" else export.ATTENTION)
 
 
 def test_missing_vocabulary_is_refused(folder: Path) -> None:

@@ -26,7 +26,7 @@ FEEDS = [pairs(lengths) for lengths in ([1], [2], [7], [64], [5, 5], [3, 17, 1, 
 
 @pytest.mark.parametrize(("family", "head"), FAMILIES_WITH_HEADS)
 def test_parity_with_torch(family: str, head: str) -> None:
-    reference = make(family, "sdpa", head)
+    reference = make(family, "own", head)
     gives = signature(reference)
     torch_infer = export.torch_infer(reference, gives)
     model = export.export(make(family, export.ATTENTION, head), gives)
@@ -49,7 +49,7 @@ def test_segment_ids_change_the_answer() -> None:
 
 
 def test_parity_check_fails_on_another_model() -> None:
-    model = make("bert", "sdpa")
+    model = make("bert", "own")
     gives = signature(model)
     torch.manual_seed(1)
     other = Head(hf.BertModel(hf.BertConfig(**SMALL)).eval(), "mean").eval()

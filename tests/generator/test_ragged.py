@@ -7,20 +7,23 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_encoders import FAMILIES_WITH_HEADS, FUSED, HEADS, feed, make, pairs, signature
+from tiny_encoders import FAMILIES_WITH_HEADS, FUSED, HEADS, PACKED, SMALL, feed, make, pairs, signature
 from tokenizers import Tokenizer
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonpress_generator import export, ragged
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import InputError
+from tritonpress_generator.exchange import exchange_attention
 from tritonpress_generator.graph import fuse, quantize
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.lengths import exact
 from tritonpress_generator.lengths import ragged as ragged_lengths
 from tritonpress_generator.signature import SEGMENTS, Output, Signature
 from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder
+from tritonpress_generator.tasks.recommendation import Head
 
 EMBEDDING = Signature({"embedding": Output(32)})
 FEEDS = [pairs(lengths) for lengths in ([1], [2], [64], [5, 5], [3, 17, 1, 30], [60] * 10)]
@@ -37,23 +40,24 @@ def infer(model: onnx.ModelProto, gives: Signature = EMBEDDING) -> Infer:
 
 
 @pytest.mark.parametrize(
-    ("family", "head"), [case for case in FAMILIES_WITH_HEADS if case[0] in FUSED] + [("bert", "cls"), ("bert", "all")]
+    ("family", "head"), [case for case in FAMILIES_WITH_HEADS if case[0] in PACKED] + [("bert", "cls"), ("bert", "all")]
 )
 def test_parity_with_torch(family: str, head: str) -> None:
-    reference = make(family, "sdpa", head)
+    reference = make(family, "own", head)
     gives = signature(reference)
     torch_infer = export.torch_infer(reference, gives)
     model = exported(family, head)
     export.check_parity(torch_infer, infer(model, gives), FEEDS, gives)
     fused = fuse.apply(model, fuse.Config(), [])
-    assert sum(node.op_type == "If" for node in fused.graph.node) == 2
-    assert not any(node.op_type == "RaggedAttention" for node in fused.graph.node)
+    assert sum(node.op_type == "If" for node in fused.graph.node) == (2 if family in FUSED else 0)
+    assert sum(node.domain == "tritonpress" for node in fused.graph.node) == (0 if family in FUSED else 2)
     export.check_parity(torch_infer, infer(fused, gives), FEEDS, gives)
     assert (model.ir_version, {o.domain: o.version for o in model.opset_import}[""]) == (8, 17)
 
 
-def test_plain_form_has_plain_operators_only() -> None:
-    model = exported("bert")
+@pytest.mark.parametrize("family", ["bert", "mpnet", "modernbert"])
+def test_plain_form_has_plain_operators_only(family: str) -> None:
+    model = exported(family)
     assert {node.domain for node in model.graph.node} == {"", "tritonpress"}
     assert {node.domain for function in model.functions for node in function.node} == {""}
     # Triton's native backend scatters an output only if its last dimension is a constant of the graph.
@@ -108,32 +112,43 @@ def test_every_product_with_weights_is_of_packed_tokens() -> None:
 
 
 def test_encoder_that_cannot_be_packed_is_refused() -> None:
-    with pytest.raises(InputError, match=r"serve\.lengths: ragged needs .* mpnet has not; pad instead"):
-        exported("mpnet")
+    with pytest.raises(InputError, match=r"serve\.lengths: ragged needs .* deberta-v2 has not; pad instead"):
+        exported("deberta-v2")
+
+
+def test_encoder_that_mixes_neighbours_outside_attention_is_refused() -> None:
+    small = {"embedding_size": 16, "intra_bottleneck_size": 16, "true_hidden_size": 16, "num_feedforward_networks": 2}
+    encoder = hf.MobileBertModel(hf.MobileBertConfig(**SMALL | small)).eval()
+    exchange_attention(encoder, ragged.ATTENTION)
+    with pytest.raises(InputError, match="mobilebert mixes neighbours elsewhere too; pad instead"):
+        ragged.export(Head(encoder, "mean").eval(), EMBEDDING)
+
+
+CASES = [*(("bert", head) for head in HEADS), ("mpnet", "span"), ("modernbert", "span")]
 
 
 @pytest.fixture(scope="module")
-def models() -> dict[tuple[str, str], Infer]:
+def models() -> dict[tuple[str, str, str], Infer]:
     ready = {}
-    for head in HEADS:
-        plain = exported("bert", head)
-        gives = signature(make("bert", "sdpa", head))
+    for family, head in CASES:
+        plain = exported(family, head)
+        gives = signature(make(family, "own", head))
         fused = fuse.apply(plain, fuse.Config(), [])
         samples = [ragged.packed(pairs([4 + i % 50], seed=i), gives) for i in range(32)]
         graphs = {"plain": plain, "fused": fused}
         graphs |= {f"{name} int8": quantize.apply(graph, quantize.Config(), samples) for name, graph in graphs.items()}
-        ready |= {(head, name): infer(graph, gives) for name, graph in graphs.items()}
+        ready |= {(family, head, name): infer(graph, gives) for name, graph in graphs.items()}
     return ready
 
 
 @pytest.mark.parametrize("name", ["plain", "fused", "plain int8", "fused int8"])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(("family", "head"), CASES)
 @settings(max_examples=25, deadline=None)
 @given(lengths=st.lists(st.integers(1, 64), min_size=2, max_size=8), seed=st.integers(0, 1000))
 def test_answer_does_not_depend_on_neighbours(
-    models: dict[tuple[str, str], Infer], head: str, name: str, lengths: list[int], seed: int
+    models: dict[tuple[str, str, str], Infer], family: str, head: str, name: str, lengths: list[int], seed: int
 ) -> None:
-    ask = models[head, name]
+    ask = models[family, head, name]
     together = pairs(lengths, seed)
     answers = ask(together)
     for row, length in enumerate(lengths):
@@ -143,16 +158,18 @@ def test_answer_does_not_depend_on_neighbours(
             assert np.abs(answer[0] - own).max() <= 1e-6
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_int8_answers_as_the_padded_form_does(models: dict[tuple[str, str], Infer], head: str) -> None:
-    model = make("bert", export.ATTENTION, head)
+@pytest.mark.parametrize(("family", "head"), CASES)
+def test_int8_answers_as_the_padded_form_does(
+    models: dict[tuple[str, str, str], Infer], family: str, head: str
+) -> None:
+    model = make(family, export.ATTENTION, head)
     gives = signature(model)
     padded = fuse.apply(export.export(model, gives), fuse.Config(), [])
     samples = [exact.native(pairs([4 + i % 50], seed=i), gives) for i in range(32)]
     int8 = quantize.apply(padded, quantize.Config(), samples)
     sample = pairs([12, 40, 3], seed=99)
     expected = session_infer(int8.SerializeToString())(sample)
-    got = models[head, "fused int8"](sample)
+    got = models[family, head, "fused int8"](sample)
     present = sample["attention_mask"] if head == "span" else 1
     for name, answer in expected.items():
         assert np.abs((got[name] - answer) * present).max() <= 1e-6

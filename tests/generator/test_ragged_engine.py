@@ -19,7 +19,7 @@ from tritonpress_generator.infer import Array, Infer
 from tritonpress_generator.lengths import ragged as form
 from tritonpress_server import TritonServer
 
-MODEL = make("bert", "sdpa", "all")
+MODEL = make("bert", "own", "all")
 GIVES = signature(MODEL)
 LONGEST = 66
 """The model's positions."""

@@ -82,6 +82,9 @@ def session_infer(model: Path | bytes, *, threads: int | None = None) -> Infer:
     Args:
         model: A file, or the serialised model.
         threads: Of the session; default: the cores that this process may use.
+
+    Raises:
+        InputError: ONNX Runtime refuses the model, or, when it is asked, cannot run it at the shapes of a feed.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
@@ -97,7 +100,11 @@ def session_infer(model: Path | bytes, *, threads: int | None = None) -> Infer:
     outputs = [tensor.name for tensor in session.get_outputs()]
 
     def infer(feed: Mapping[str, Array]) -> dict[str, Array]:
-        return dict(zip(outputs, session.run(outputs, {name: feed[name] for name in inputs}), strict=True))
+        try:
+            answers = session.run(outputs, {name: feed[name] for name in inputs})
+        except _REFUSALS as exc:
+            raise InputError(f"engine: ONNX Runtime cannot run the model ({' '.join(str(exc).split())[:300]})") from exc
+        return dict(zip(outputs, answers, strict=True))
 
     return infer
 
