@@ -60,20 +60,21 @@ def _build(recipe: Path, out: Path) -> None:
     gate = built.manifest["gate"]
     print(render(header, rows))
     print(f"gate: {gate['metric']} {gate['served']:.4f}, limit {gate['limit']:.4f}: passed")
-    print(_lengths_line(built.manifest["lengths"]))
+    print(lengths_line(built.manifest["lengths"]))
     share = size_bytes(built.manifest) / first.size_bytes
     size = f"{size_bytes(built.manifest) / 1e6:.1f} MB, {share:.0%} of the checkpoint"
     print(f"wrote {os.fspath(built.folder)} and its steps, {size}")
 
 
-def _lengths_line(lengths: dict[str, Any]) -> str:
+def lengths_line(lengths: dict[str, Any]) -> str:
     """Returns how requests of different lengths share the engine, and what else was measured."""
     measured = lengths["measured"]
-    line = f"lengths: {lengths['form']}, {lengths['padding']:.1%} of the tokens computed are padding"
+    shared = "share" if lengths["dynamic_batching"] else "do not share"
+    line = f"lengths: {lengths['form']}, {lengths['padding']:.1%} padding; requests {shared} executions"
     if not measured:
         return line
-    others = ", ".join(f"{form} {figures['texts_per_s']:.0f}" for form, figures in measured.items())
-    return f"{line}; measured texts/s: {others}"
+    figures = ", ".join(f"{form} {figure['texts_per_s']:.0f}" for form, figure in measured.items())
+    return f"{line} (texts/s: {figures})"
 
 
 def _verify(repository: Path) -> int:

@@ -26,6 +26,7 @@ from tritonpress_generator.bench.served import InProcess, Messages, compare_serv
 from tritonpress_generator.bench.texts import mixed_texts
 from tritonpress_generator.build import Built, build_recipe, processor, text_encoder
 from tritonpress_generator.checkpoint import load_encoder, load_tokenizer, resolve
+from tritonpress_generator.cli import lengths_line
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import GeneratorError
 from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder
@@ -51,6 +52,7 @@ class Bench:
         samples.write_text("\n".join(self.texts), encoding="utf-8")
         self.recipe = replace(loaded, serve=loaded.serve.model_copy(update={"samples": str(samples)}))
         self._built: dict[str, Built] = {}
+        self._lengths: dict[str, Any] = {}
 
     def variant(self, precision: str, layout: str) -> recipe.Recipe:
         """Returns the recipe with its own graph passes, or with the FP32 ones alone, in a layout of the steps."""
@@ -63,11 +65,19 @@ class Bench:
         )
 
     def built(self, precision: str, layout: str) -> Built:
-        """Returns the variant's build."""
+        """Returns the variant's build; all layouts have the lengths that were measured for the first."""
         key = f"{precision}_{layout}"
         if key not in self._built:
-            self._built[key] = build_recipe(self.variant(precision, layout), self.repository)
-            print(f"{key}: lengths {json.dumps(self._built[key].manifest['lengths'])}\n", flush=True)
+            variant = self.variant(precision, layout)
+            if precision in self._lengths:
+                entry = self._lengths[precision]
+                serve = variant.serve.model_copy(update={"dynamic_batching": entry["dynamic_batching"]})
+                lengths = tuple(stage for stage in variant.lengths if stage.word == entry["form"])
+                variant = replace(variant, serve=serve, lengths=lengths)
+            self._built[key] = build_recipe(variant, self.repository)
+            if precision not in self._lengths:
+                self._lengths[precision] = self._built[key].manifest["lengths"]
+                print(f"{precision.upper()}: {lengths_line(self._lengths[precision])}\n", flush=True)
         return self._built[key]
 
     def local(self, precision: str) -> InProcess:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -22,7 +23,7 @@ from tritonpress_generator.table import render
 CONCURRENCY = (1, 4, 16)
 STEADY_SHARE = 0.6
 """Of the highest throughput, for the latency at a steady load."""
-_METHOD = "/inference.GRPCInferenceService/ModelInfer"
+_SERVICE = "/inference.GRPCInferenceService"
 _CHANNELS = 4
 
 
@@ -52,7 +53,7 @@ class Messages:
         """Connects."""
         options = [("grpc.use_local_subchannel_pool", 1)]
         self._channels = [grpc.insecure_channel(url, options=options) for _ in range(_CHANNELS)]
-        self._calls = [channel.unary_unary(_METHOD) for channel in self._channels]
+        self._calls = [channel.unary_unary(f"{_SERVICE}/ModelInfer") for channel in self._channels]
         self._messages = [_message(model, input_name, text.encode()) for text in texts]
 
     def __enter__(self) -> Messages:
@@ -63,6 +64,10 @@ class Messages:
     ) -> None:
         for channel in self._channels:
             channel.close()
+
+    def live(self) -> object:
+        """Returns the answer to a call that does nothing: what the road to the server costs alone."""
+        return self._channels[0].unary_unary(f"{_SERVICE}/ServerLive")(b"", timeout=60)
 
     def __call__(self, caller: int, turn: int) -> object:
         """Returns the answer to the request `turn` as it came."""
@@ -85,6 +90,7 @@ def compare_served(
     rows, figures = [], []
     cores = len(os.sched_getaffinity(0))
     alone = _engine_alone(local, texts)
+    floor_ms: list[float] = []
     for callers in CONCURRENCY:
         ways = _ways_in_process(local, input_name, texts, callers)
         measured: dict[str, list[tuple[float, float]]] = {label: [] for label in (*ways, *served)}
@@ -98,6 +104,7 @@ def compare_served(
                 measured[label] += [(per_s, float(np.median(times)))] if turn else []
             if callers == 1 and turn:
                 engine_ms.append(float(np.median(closed_loop(alone, 1, 1.0)[1])))
+                floor_ms.append(_floor_ms(alone, next(iter(served.values()))))
         best: NDArray[Any] = np.max([[per_s for per_s, _ in measured[label]] for label in ways], axis=0)
         fastest = max(ways, key=lambda label: float(np.median([per_s for per_s, _ in measured[label]])))
         for label in served:
@@ -116,9 +123,15 @@ def compare_served(
             )
             figures.append(
                 {"way": label, "callers": callers, "share": (rates / best).tolist(), "p50_ms": p50.tolist()}
-                | {"engine_p50_ms": engine_ms, "best_in_process": fastest, "in_process_per_s": best.tolist()}
+                | {
+                    "engine_p50_ms": engine_ms,
+                    "grpc_p50_ms": floor_ms,
+                    "best_in_process": fastest,
+                    "in_process_per_s": best.tolist(),
+                }
             )
     print(f"{name}, one text a request, {cores} cores for server and load")
+    print(f"(a gRPC call that does nothing, made after the engine has run: p50 {spread(floor_ms, unit='')} ms)")
     print(
         render(["", "in process/s", "served/s", "share", "p50 ms", "p50 above the engine's"], rows) + "\n", flush=True
     )
@@ -174,6 +187,17 @@ def _engine_alone(local: InProcess, texts: Sequence[str]) -> Ask:
     rows = local.encoder.encode([text.encode() for text in texts])
     feeds = [feed for row in rows for _, feed in local.encoder.executions([row])]
     return lambda _, turn: local.instances[0](feeds[turn % len(feeds)])
+
+
+def _floor_ms(engine: Ask, messages: Messages) -> float:
+    """Returns the median ms of a call that does nothing, made as often as the engine's work allows."""
+    times = []
+    for turn in range(60):
+        engine(0, turn)
+        start = time.perf_counter()
+        messages.live()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times) * 1e3)
 
 
 def _message(model: str, input_name: str, text: bytes) -> bytes:
