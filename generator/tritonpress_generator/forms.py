@@ -27,8 +27,6 @@ from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder
 _PARITY_TEXTS = 12
 _ROUNDS = 7
 _SLICE_S = 0.5
-_WORTH_BATCHING = 1.1
-"""How much faster texts must be together than one by one."""
 
 Rows = Sequence[Sequence[int]]
 """Token ids of texts."""
@@ -67,13 +65,11 @@ class Candidate:
     encoder: TextEncoder
     workers: Sequence[Infer]
     """One an instance."""
-    batches: Sequence[Rows]
-    """The texts that are at hand together."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a form was measured to do in process."""
+    """What a form was measured to do in process, with as many texts at hand as an execution may have."""
 
     texts_per_s: float
     """The median of the rounds."""
@@ -169,69 +165,60 @@ def _compile(
 
 def choose(
     recipe: Recipe, forms: Mapping[str, Form], tokenizer: Tokenizer, samples: Rows
-) -> tuple[Form, bool, dict[str, Any]]:
-    """Returns the fastest form, whether requests should share executions, and what the manifest says of both.
-
-    Where a batch gains little over its texts one by one, it only makes them wait for each other. What the recipe has
-    settled is not measured.
+) -> tuple[Form, dict[str, Any]]:
+    """Returns the fastest form, and what the manifest says of the choice.
 
     Args:
         recipe: The recipe.
-        forms: By their words.
+        forms: By their words; where there is one, nothing is measured.
         tokenizer: The checkpoint's.
         samples: What will be asked.
     """
-    together = _batches(samples, recipe.serve.max_batch_size)
+    batches = _batches(samples, recipe.serve.max_batch_size)
     encoders = {
         # A copy each, since the encoder sets the tokenizer's truncation.
         word: TextEncoder(Tokenizer.from_str(tokenizer.to_str()), **form.encoding)
         for word, form in forms.items()
     }
-    batching = recipe.serve.dynamic_batching
     measured: dict[str, Measured] = {}
-    if len(forms) > 1 or batching is None:
+    if len(forms) > 1:
         threads = recipe.engine.module.threads(recipe.engine.config)
         workers: dict[int, list[Infer]] = {}
         for form in forms.values():
             if id(form.model) not in workers:
                 workers[id(form.model)] = form.workers(recipe.engine, threads)
-        candidates = {
-            word: Candidate(encoders[word], workers[id(form.model)], together) for word, form in forms.items()
-        }
-        if batching is None:
-            alone = [[row] for batch in together for row in batch]
-            candidates |= {
-                f"{word}, one by one": replace(candidate, batches=alone) for word, candidate in candidates.items()
-            }
-        measured = measure(candidates)
+        candidates = {word: Candidate(encoders[word], workers[id(form.model)]) for word, form in forms.items()}
+        measured = measure(candidates, batches)
     chosen = max(forms, key=lambda word: measured[word].texts_per_s if measured else 0.0)
-    if batching is None:
-        gain = measured[chosen].texts_per_s / measured[f"{chosen}, one by one"].texts_per_s
-        batching = gain >= _WORTH_BATCHING
     entry = {
         "form": chosen,
-        "dynamic_batching": batching,
         "samples": len(samples),
         "mean_tokens": float(np.mean([len(row) for row in samples])),
-        "padding": padding(encoders[chosen], together),
+        "padding": padding(encoders[chosen], batches),
         "measured": {word: asdict(figures) for word, figures in measured.items()},
     }
-    return forms[chosen], batching, entry
+    return forms[chosen], entry
 
 
-def measure(candidates: Mapping[str, Candidate], *, rounds: int = _ROUNDS) -> dict[str, Measured]:
-    """Returns the figures of each candidate; they run in turn, so that what disturbs the machine disturbs all alike."""
+def measure(
+    candidates: Mapping[str, Candidate], batches: Sequence[Rows], *, rounds: int = _ROUNDS
+) -> dict[str, Measured]:
+    """Returns the figures of each candidate; they run in turn, so that what disturbs the machine disturbs all alike.
+
+    Args:
+        candidates: By name.
+        batches: The texts that are at hand together.
+        rounds: How often each runs.
+    """
     rates: dict[str, list[float]] = {name: [] for name in candidates}
     for candidate in candidates.values():
-        _rate(candidate, _SLICE_S / 2)
+        _rate(candidate, batches, _SLICE_S / 2)
     for _ in range(rounds):
         for name, candidate in candidates.items():
-            rates[name].append(_rate(candidate, _SLICE_S))
+            rates[name].append(_rate(candidate, batches, _SLICE_S))
     spreads = {name: np.percentile(values, [10, 50, 90]) for name, values in rates.items()}
     return {
-        name: Measured(
-            float(median), float(low), float(high), padding(candidates[name].encoder, candidates[name].batches)
-        )
+        name: Measured(float(median), float(low), float(high), padding(candidates[name].encoder, batches))
         for name, (low, median, high) in spreads.items()
     }
 
@@ -248,10 +235,9 @@ def _batches(rows: Rows, size: int) -> list[Rows]:
     return [[rows[i] for i in order[start : start + size]] for start in range(0, len(rows), size)]
 
 
-def _rate(candidate: Candidate, seconds: float) -> float:
+def _rate(candidate: Candidate, batches: Sequence[Rows], seconds: float) -> float:
     """Returns texts per second; each worker takes the next batch of its own as soon as it is free."""
     counts = [0] * len(candidate.workers)
-    batches = candidate.batches
     start = time.perf_counter()
 
     def work(number: int) -> None:

@@ -44,8 +44,9 @@ class GateConfig(Settings):
 class ServeConfig(Settings):
     max_batch_size: int = Field(default=16, ge=1, le=1024)
     """The most sequences in one execution of the engine, and in one request of a client."""
-    dynamic_batching: bool | None = None
-    """Whether requests of several clients share an execution; default: if that is faster, measured with the samples."""
+    dynamic_batching: bool = True
+    """Whether requests of several clients share an execution of the engine. Without, the slowest wait less, and a CPU
+    at its limit serves less (docs/measurements.md)."""
     max_queue_delay_microseconds: int = Field(default=0, ge=0, le=1_000_000)
     """How long the dynamic batcher waits for companions. 0: it takes what has queued while the engine was busy."""
     max_length: int = Field(default=256, ge=8)

@@ -31,7 +31,7 @@ def sources(tiny_sources: Path, tmp_path: Path) -> Path:
 
 
 def serve(**settings: object) -> dict[str, object]:
-    return {"max_batch_size": 8, "max_length": 48, "dynamic_batching": True, **settings}
+    return {"max_batch_size": 8, "max_length": 48, **settings}
 
 
 def test_auto_measures_every_form_and_takes_the_fastest(
@@ -58,10 +58,8 @@ def test_measure_finds_the_faster_of_two() -> None:
     tokenizer = Tokenizer.from_str('{"version":"1.0","model":{"type":"WordLevel","vocab":{"a":0},"unk_token":"a"}}')
     encoder = TextEncoder(tokenizer, max_length=8, max_bytes=8, row_elements={})
     batches = [[[0, 0], [0]]] * 5
-    candidates = {
-        name: forms.Candidate(encoder, [taking(s), taking(s)], batches) for name, s in (("a", 0.003), ("b", 0.001))
-    }
-    figures = forms.measure(candidates, rounds=3)
+    candidates = {name: forms.Candidate(encoder, [taking(s), taking(s)]) for name, s in (("a", 0.003), ("b", 0.001))}
+    figures = forms.measure(candidates, batches, rounds=3)
     assert figures["b"].texts_per_s > 1.5 * figures["a"].texts_per_s
     assert figures["a"].padding == 0
 

@@ -40,7 +40,6 @@ def url(tiny_sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     for workload in WORKLOADS:
         layout, form = workload.split("_")
         serve = {"max_batch_size": MAX_BATCH, "max_length": MAX_LENGTH, "lengths": FORMS[form], "steps": layout}
-        serve["dynamic_batching"] = True
         build(write_recipe(sources, name=workload, serve=serve), out)
     with TritonServer(out) as server:
         yield server.grpc_url

@@ -70,10 +70,8 @@ class Bench:
         if key not in self._built:
             variant = self.variant(precision, layout)
             if precision in self._lengths:
-                entry = self._lengths[precision]
-                serve = variant.serve.model_copy(update={"dynamic_batching": entry["dynamic_batching"]})
-                lengths = tuple(stage for stage in variant.lengths if stage.word == entry["form"])
-                variant = replace(variant, serve=serve, lengths=lengths)
+                form = self._lengths[precision]["form"]
+                variant = replace(variant, lengths=tuple(stage for stage in variant.lengths if stage.word == form))
             self._built[key] = build_recipe(variant, self.repository)
             if precision not in self._lengths:
                 self._lengths[precision] = self._built[key].manifest["lengths"]

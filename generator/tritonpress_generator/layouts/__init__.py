@@ -28,8 +28,6 @@ class Parts:
     recipe: Recipe
     lengths: Stage
     """The form that the sequences have at the engine."""
-    dynamic_batching: bool
-    """Whether requests share executions of the engine."""
     tokenizer: Tokenizer
     encoding: Mapping[str, Any]
     """What the text encoder must know, for an execution of the engine."""

@@ -67,7 +67,7 @@ def _engine(parts: Parts) -> Step:
     config.input.extend(lengths.engine_inputs(signature))
     lengths.declare_outputs(config, signature)
     types = {tensor.name: tensor.data_type for tensor in config.input}
-    if parts.dynamic_batching:
+    if recipe.serve.dynamic_batching:
         config.dynamic_batching.max_queue_delay_microseconds = recipe.serve.max_queue_delay_microseconds
     config.version_policy.latest.num_versions = 1
     data: dict[str, bytes] = {}

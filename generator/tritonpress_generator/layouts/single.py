@@ -41,7 +41,7 @@ def steps(parts: Parts) -> list[Step]:
     config = python_config(recipe, instances=sum(group.count for group in engine_config.instance_group))
     for key, parameter in engine_config.parameters.items():
         config.parameters[key].CopyFrom(parameter)
-    if parts.dynamic_batching:
+    if recipe.serve.dynamic_batching:
         config.dynamic_batching.max_queue_delay_microseconds = recipe.serve.max_queue_delay_microseconds
     config.input.extend(task.module.ensemble_inputs())
     config.output.extend(task.module.ensemble_outputs(task.config))
