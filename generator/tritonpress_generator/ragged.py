@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import helper
 
 from tritonpress_generator import export as padded
 from tritonpress_generator import ragged_attention
@@ -88,11 +87,7 @@ def export(model: torch.nn.Module, signature: Signature) -> onnx.ModelProto:
     axes |= {n: {0: "tokens" if o.width is None else "sequences"} for n, o in signature.outputs.items()}
     packed_model = Packed(model)
     _check_neighbours(packed_model, signature)
-    graph = padded.traced(packed_model, example, names, signature, axes, ragged_attention.functions())
-    graph.graph.input.extend(
-        helper.make_tensor_value_info(name, onnx.TensorProto.INT8, [name]) for name in row_elements(signature)
-    )
-    return graph
+    return padded.traced(packed_model, example, names, signature, axes, ragged_attention.functions())
 
 
 def _check_neighbours(model: Packed, signature: Signature) -> None:
@@ -118,23 +113,6 @@ def _check_neighbours(model: Packed, signature: Signature) -> None:
                 )
 
 
-def source_inputs(signature: Signature) -> dict[str, str]:
-    """Returns, for each output, the input that has as many elements, by whose shape Triton gives it back.
-
-    One value a token is of the shape of the tokens, one value a sequence of the shape of the lengths. A row has no
-    input of its shape but one that is made for it, which the graph does not read.
-    """
-    kinds = {None: "input_ids", 1: "lengths"}
-    return {name: kinds.get(output.width, f"{name}_elements") for name, output in signature.outputs.items()}
-
-
-def row_elements(signature: Signature) -> dict[str, int]:
-    """Returns the inputs, INT8, that the graph does not read, and how many elements a sequence has in each."""
-    sources = source_inputs(signature)
-    widths = {name: output.width for name, output in signature.outputs.items()}
-    return {sources[name]: width for name, width in widths.items() if width is not None and width != 1}
-
-
 def as_padded(infer: Infer, signature: Signature) -> Infer:
     """Returns the ragged `infer` as one of the padded form; what it answers at padding is 0."""
 
@@ -153,6 +131,4 @@ def as_padded(infer: Infer, signature: Signature) -> Infer:
 def packed(feed: Mapping[str, Array], signature: Signature) -> dict[str, Array]:
     """Returns a padded batch as the inputs of the ragged graph."""
     mask = feed["attention_mask"].astype(bool)
-    names = inputs(signature)
-    tensors = {name: mask.sum(1, dtype=np.int64) if name == "lengths" else feed[name][mask] for name in names}
-    return tensors | {name: np.zeros(len(mask) * n, np.int8) for name, n in row_elements(signature).items()}
+    return {name: mask.sum(1, dtype=np.int64) if name == "lengths" else feed[name][mask] for name in inputs(signature)}

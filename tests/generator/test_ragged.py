@@ -60,9 +60,8 @@ def test_plain_form_has_plain_operators_only(family: str) -> None:
     model = exported(family)
     assert {node.domain for node in model.graph.node} == {"", "tritonpress"}
     assert {node.domain for function in model.functions for node in function.node} == {""}
-    # Triton's native backend scatters an output only if its last dimension is a constant of the graph.
     assert model.graph.output[0].type.tensor_type.shape.dim[1].dim_value == 32
-    assert [len(tensor.type.tensor_type.shape.dim) for tensor in model.graph.input] == [1, 1, 1]
+    assert [len(tensor.type.tensor_type.shape.dim) for tensor in model.graph.input] == [1, 1]
 
 
 def test_engine_config_says_by_which_input_each_output_is_scattered() -> None:
@@ -76,19 +75,19 @@ def test_engine_config_says_by_which_input_each_output_is_scattered() -> None:
         "start": ["input_ids"],
         "end": ["input_ids"],
         "relevance": ["lengths"],
-        "scores": ["scores_elements"],
+        "scores": ["lengths"],
     }
+    dims = {tensor.name: list(tensor.dims) for tensor in config.output}
+    assert dims == {"start": [-1], "end": [-1], "relevance": [-1, 1], "scores": [-1, 3]}
     types = {tensor.name: tensor.data_type for tensor in config.input}
     assert types == {
         "input_ids": pb.TYPE_INT64,
         "lengths": pb.TYPE_INT64,
         "token_type_ids": pb.TYPE_INT64,
-        "scores_elements": pb.TYPE_INT8,
     }
     assert [tensor.name for tensor in graph.input] == list(types)
     ranks = {tensor.name: len(tensor.type.tensor_type.shape.dim) for tensor in graph.output}
     assert ranks == {"start": 1, "end": 1, "relevance": 2, "scores": 2}
-    assert ragged.row_elements(gives) == {"scores_elements": 3}
 
 
 def test_segment_ids_change_the_answer() -> None:
@@ -177,7 +176,7 @@ def test_int8_answers_as_the_padded_form_does(
 
 def test_tokenizer_packs_as_the_generator_does(tiny_sources: Path) -> None:
     tokenizer = Tokenizer.from_file(str(tiny_sources / "checkpoint" / "tokenizer.json"))
-    encoder = TextEncoder(tokenizer, max_length=20, max_bytes=100, row_elements=ragged.row_elements(EMBEDDING))
+    encoder = TextEncoder(tokenizer, max_length=20, max_bytes=100, packed=True)
     rows = [[5, 6, 7], [8], [9, 10]]
     ids, mask = encoder.pad(rows)
     expected = ragged.packed({"input_ids": ids, "attention_mask": mask}, EMBEDDING)

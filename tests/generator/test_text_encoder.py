@@ -86,7 +86,7 @@ def test_bad_text_refuses_its_own_request_alone(encoder: TextEncoder, requests: 
             assert refusal.index in bad
 
 
-FORMS: list[dict[str, object]] = [{}, {"borders": [8, 16, 20]}, {"row_elements": {"x_elements": 3}, "max_tokens": 40}]
+FORMS: list[dict[str, object]] = [{}, {"borders": [8, 16, 20]}, {"packed": True, "max_tokens": 40}]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -103,7 +103,7 @@ def test_executions_hold_every_text_once_and_keep_their_limits(
         if "lengths" in feed:
             assert feed["input_ids"].size == feed["lengths"].sum() <= 40
             assert feed["input_ids"].tolist() == [token for index in members for token in rows[index]]
-            assert feed["x_elements"].size == 3 * len(members)
+            assert feed["lengths"].size == len(members)
         else:
             assert len(members) <= 4
             assert feed["attention_mask"].sum(axis=1).tolist() == [lengths[index] for index in members]

@@ -1,8 +1,7 @@
 """Requests of all lengths packed behind one another: one execution, no padding.
 
-Triton concatenates one-dimensional ragged inputs, and scatters an output by the shape of an input: values of tokens by
-the tokens', one value a text by the lengths'. An answer of rows has no input of its shape, so that the tokenizer sends
-one of as many INT8 elements, which the graph does not read.
+Triton concatenates one-dimensional ragged inputs, and scatters an output by an input: the output's dynamic dimension is
+that of the input, so that values of tokens come back by the tokens, and rows of texts by the lengths.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ from tritonpress_generator.signature import Signature
 
 ATTENTION = ragged.ATTENTION
 POSTPROCESSING_BATCHES = False
-"""An answer is flat, `[1, texts * width]` or `[1, tokens]`, beside `[texts, 1]` public inputs: Triton batches only what
-agrees."""
+"""An answer is `[1, texts, width]` or `[1, tokens]`, beside `[texts, 1]` texts: Triton batches only what agrees."""
 
 export = ragged.export
 native = ragged.packed
@@ -37,17 +35,17 @@ class Config(Settings):
 
 def engine_inputs(signature: Signature) -> list[pb.ModelInput]:
     """Returns the inputs of the engine's config."""
-    types = dict.fromkeys(ragged.inputs(signature), pb.TYPE_INT64)
-    types |= dict.fromkeys(ragged.row_elements(signature), pb.TYPE_INT8)
     return [
-        pb.ModelInput(name=name, data_type=dtype, dims=[-1], allow_ragged_batch=True) for name, dtype in types.items()
+        pb.ModelInput(name=name, data_type=pb.TYPE_INT64, dims=[-1], allow_ragged_batch=True)
+        for name in ragged.inputs(signature)
     ]
 
 
 def declare_outputs(config: pb.ModelConfig, signature: Signature) -> None:
     """Adds the outputs to the engine's config."""
-    for name, source in ragged.source_inputs(signature).items():
-        config.output.append(pb.ModelOutput(name=name, data_type=pb.TYPE_FP32, dims=[-1]))
+    for name, output in signature.outputs.items():
+        dims, source = ([-1], "input_ids") if output.width is None else ([-1, output.width], "lengths")
+        config.output.append(pb.ModelOutput(name=name, data_type=pb.TYPE_FP32, dims=dims))
         config.batch_output.append(
             pb.BatchOutput(
                 target_name=[name],
@@ -74,7 +72,7 @@ def tokenizer_settings(
             f"serve.lengths.ragged: an execution must have room for {least} tokens (serve.max_batch_size requests of "
             f"one text of serve.max_length), got {given}; raise it, or lower one of these"
         )
-    return {"row_elements": ragged.row_elements(signature), "max_tokens": most}
+    return {"packed": True, "max_tokens": most}
 
 
 def bytes_per_token(encoder: Any) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class TextEncoder:
         too_long: str = "cut",
         max_sequences: int = 32,
         borders: Sequence[int] = (),
-        row_elements: Mapping[str, int] | None = None,
+        packed: bool = False,
         max_tokens: int | None = None,
     ) -> None:
         """Takes the tokenizer over.
@@ -49,8 +49,7 @@ class TextEncoder:
             too_long: What happens to a text of more tokens: `cut`, or `refuse`.
             max_sequences: The most texts of a padded execution.
             borders: Lengths to the next of which a batch is padded, ascending; none: to its longest.
-            row_elements: Where the engine takes packed tokens: names of the inputs by whose shape Triton gives its
-                answers back, and how many elements a text has in each.
+            packed: Whether the engine takes the texts' tokens behind one another, without padding.
             max_tokens: The most packed tokens of one request or execution.
         """
         tokenizer.no_padding()
@@ -63,7 +62,7 @@ class TextEncoder:
         self._max_sequences = max_sequences
         self._borders = borders
         self._max_bytes = max_bytes
-        self._row_elements = row_elements
+        self._packs = packed
         self._max_tokens = max_tokens
         self._special = tokenizer.num_special_tokens_to_add(is_pair=False)
         token = next((t for t in ("[PAD]", "<pad>") if tokenizer.token_to_id(t) is not None), None)
@@ -124,7 +123,7 @@ class TextEncoder:
         parts: dict[int, list[list[int]]] = {}
         tokens = 0
         for index, row in enumerate(ids):
-            if self._row_elements is None:
+            if not self._packs:
                 same = parts.setdefault(self._width(len(row)), [[]])
                 full = len(same[-1]) == self._max_sequences
             else:
@@ -137,10 +136,10 @@ class TextEncoder:
             same[-1].append(index)
         for members in (part for same in parts.values() for part in same):
             rows = [ids[index] for index in members]
-            if self._row_elements is None:
-                yield members, self._padded(rows)
+            if self._packs:
+                yield members, {name: tensor[0] for name, tensor in self._packed(rows).items()}
             else:
-                yield members, {name: tensor[0] for name, tensor in self._packed(rows, self._row_elements).items()}
+                yield members, self._padded(rows)
 
     def tensors(self, ids: Sequence[Sequence[int]]) -> dict[str, NDArray[Any]]:
         """Returns the engine's inputs for the sequences of one request, with Triton's batch dimension first.
@@ -148,7 +147,7 @@ class TextEncoder:
         Raises:
             InvalidTextError: They have too many tokens together.
         """
-        if self._row_elements is None:
+        if not self._packs:
             return self._padded(ids)
         total = 0
         for index, row in enumerate(ids):
@@ -157,18 +156,17 @@ class TextEncoder:
                 raise InvalidTextError(
                     index, f"must keep the request within {self._max_tokens} tokens, makes it {total}; send fewer texts"
                 )
-        return self._packed(ids, self._row_elements)
+        return self._packed(ids)
 
     def _padded(self, ids: Sequence[Sequence[int]]) -> dict[str, NDArray[Any]]:
         input_ids, attention_mask = self.pad(ids)
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
-    def _packed(self, ids: Sequence[Sequence[int]], row_elements: Mapping[str, int]) -> dict[str, NDArray[Any]]:
-        tensors: dict[str, NDArray[Any]] = {
+    def _packed(self, ids: Sequence[Sequence[int]]) -> dict[str, NDArray[Any]]:
+        return {
             "input_ids": np.array([[token for row in ids for token in row]], np.int64),
             "lengths": np.array([[len(row) for row in ids]], np.int64),
         }
-        return tensors | {name: np.zeros((1, len(ids) * n), np.int8) for name, n in row_elements.items()}
 
     def _width(self, length: int) -> int:
         return next((border for border in self._borders if border >= length), length)
