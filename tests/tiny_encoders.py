@@ -26,12 +26,11 @@ FAMILIES = {
     "nomic_bert": (hf.NomicBertConfig, SMALL),
     "modernbert": (hf.ModernBertConfig, SMALL | {"local_attention": 8, "global_attn_every_n_layers": 2,
                                                  "cls_token_id": 2, "sep_token_id": 3}),
+    "eurobert": (hf.EuroBertConfig, SMALL | {"num_key_value_heads": 1}),
     "deberta-v2": (hf.DebertaV2Config, SMALL | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
 }  # fmt: skip
 PACKED = set(FAMILIES) - {"deberta-v2"}
-"""DeBERTa's attention cannot be exchanged."""
-FUSED = PACKED - {"nomic_bert", "modernbert"}
-"""The others turn queries and keys by their positions, between their products and attention."""
+"""DeBERTa's attention cannot be exchanged, and stays plain."""
 
 
 class Classifier(torch.nn.Module):

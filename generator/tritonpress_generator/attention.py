@@ -69,20 +69,25 @@ def _attention_forward(
 ) -> tuple[torch.Tensor, None]:
     """Answers `(batch, seq, heads, head_size)` for tensors of `(batch, heads, seq, head_size)`."""
     scale = float(kwargs.get("scaling") or query.shape[-1] ** -0.5)
-    bias = position_bias(kwargs, length=_mask[-1].shape[1])
-    answer = _Attention.apply(query, key, value, _mask[-1], bias, scale, int(query.shape[1]))  # type: ignore[no-untyped-call]
+    heads = int(query.shape[1])
+    bias = position_bias(kwargs, heads=heads, length=_mask[-1].shape[1])
+    key, value = for_each_head(key, heads), for_each_head(value, heads)
+    answer = _Attention.apply(query, key, value, _mask[-1], bias, scale, heads)  # type: ignore[no-untyped-call]
     return answer, None
 
 
 AttentionInterface.register(ATTENTION, _attention_forward)
 
 
-def position_bias(settings: dict[str, Any], *, length: int) -> torch.Tensor | None:
-    """Returns what positions add to the scores of an attention that is called with `settings`.
+def position_bias(settings: dict[str, Any], *, heads: int, length: int) -> torch.Tensor | None:
+    """Returns what positions add to the scores of an attention that is called with `settings`, or None if nothing.
+
+    FP32 `(1, heads, length, length)`: older kernels want it for each head.
 
     Args:
         settings: MPNet hands on its own `position_bias`, ModernBERT's local layers a `sliding_window`: a token sees
             those that are less than so many away.
+        heads: How many the attention has.
         length: Of the padded batch.
     """
     window = settings.get("sliding_window")
@@ -90,15 +95,21 @@ def position_bias(settings: dict[str, Any], *, length: int) -> torch.Tensor | No
     if window is not None:
         place = torch.arange(length)
         far = (place[None, :] - place[:, None]).abs() >= window
-        bias = (far.to(torch.float32) * torch.finfo(torch.float32).min)[None, None]
+        bias = (far.to(torch.float32) * torch.finfo(torch.float32).min).expand(1, heads, -1, -1)
     return bias
+
+
+def for_each_head(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """Returns keys or values with as many heads as the query has, where groups of them share one (EuroBERT)."""
+    own = tensor.shape[1]
+    return tensor if own == heads else tensor.repeat_interleave(heads // own, dim=1)
 
 
 def functions() -> list[onnx.FunctionProto]:
     """Returns `tritonpress.Attention` and `tritonpress.BiasedAttention`.
 
     Inputs: query, key, value `(batch, heads, seq, head_size)`, FP32; mask `(batch, seq)`, INT64, 1 where a token is;
-    of the biased form position_bias, FP32, that broadcasts to `(batch, heads, seq, seq)`.
+    of the biased form position_bias, FP32 `(1, heads, seq, seq)`.
     Output: `(batch, seq, heads, head_size)`, FP32.
     """
     return [_function(biased=False), _function(biased=True)]

@@ -23,6 +23,15 @@ Kernel = Callable[[Sequence[str], str, dict[str, Any], str | None], onnx.NodePro
 """Gives the node that answers a name from the names of query, key and value, the kernel's settings and the bias."""
 
 
+def merge_heads(name: str, prefix: str) -> tuple[list[onnx.NodeProto], str]:
+    """Returns what makes `(batch, seq, width)` of `name`, `(batch, heads, seq, head_size)`, and the new name."""
+    nodes = [
+        helper.make_node("Transpose", [name], [f"{prefix}/by_token"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", [f"{prefix}/by_token", "tritonpress/merged"], [f"{prefix}/merged"]),
+    ]
+    return nodes, f"{prefix}/merged"
+
+
 def _kernel(inputs: Sequence[str], answer: str, settings: dict[str, Any], bias: str | None) -> onnx.NodeProto:
     all_inputs = inputs if bias is None else [*inputs, "", "", bias]
     return helper.make_node("MultiHeadAttention", all_inputs, [answer], domain=DOMAIN, **settings)
@@ -134,7 +143,7 @@ def _ragged_attention(names: Sequence[str], output: str, settings: dict[str, Any
 
 def _add_padded_shared(editor: GraphEditor, mask: str) -> None:
     """Adds, once, what every attention asks: is there padding, and how long is each sequence."""
-    _add_corner(editor)
+    _add_constants(editor)
     editor.add_constant("tritonpress/zero", np.array([0], np.int64))
     one = editor.add_constant("tritonpress/one", np.array([1], np.int64))
     scalar = editor.add_constant("tritonpress/scalar", np.array(0, np.int64))
@@ -153,7 +162,7 @@ def _add_padded_shared(editor: GraphEditor, mask: str) -> None:
 
 def _add_ragged_shared(editor: GraphEditor, lengths: str) -> None:
     """Adds, once, what every attention asks: how many sequences are there, and where does each begin and end."""
-    _add_corner(editor)
+    _add_constants(editor)
     one = editor.add_constant("tritonpress/one", np.array([1], np.int64))
     axis = editor.add_constant("tritonpress/axis", np.array(0, np.int64))
     single = editor.add_constant("tritonpress/single", np.array(1, np.int64))
@@ -171,8 +180,9 @@ def _add_ragged_shared(editor: GraphEditor, lengths: str) -> None:
     editor.refresh()
 
 
-def _add_corner(editor: GraphEditor) -> None:
-    """Adds where a bias is cut from, and along which axes."""
+def _add_constants(editor: GraphEditor) -> None:
+    """Adds the shape in which heads are merged, and where a bias is cut from, along which axes."""
+    editor.add_constant("tritonpress/merged", np.array([0, 0, -1], np.int64))
     editor.add_constant("tritonpress/corner", np.array([0, 0], np.int64))
     editor.add_constant("tritonpress/square", np.array([2, 3], np.int64))
 

@@ -11,7 +11,7 @@ import torch
 import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_encoders import FAMILIES_WITH_HEADS, FUSED, HEADS, SMALL, feed, make, pairs, signature
+from tiny_encoders import FAMILIES_WITH_HEADS, HEADS, PACKED, SMALL, feed, make, pairs, signature
 from tritonpress_generator import export
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import InputError
@@ -34,7 +34,7 @@ def test_parity_with_torch(family: str, head: str) -> None:
     parity = export.check_parity(torch_infer, session_infer(model.SerializeToString()), FEEDS, gives)
     assert parity.max_absolute_error <= export.ABSOLUTE_TOLERANCE
     fused = fuse.apply(model, fuse.Config(), [])
-    assert sum(node.op_type == "If" for node in fused.graph.node) == (2 if family in FUSED else 0)
+    assert sum(node.op_type == "If" for node in fused.graph.node) == (2 if family in PACKED else 0)
     export.check_parity(torch_infer, session_infer(fused.SerializeToString()), FEEDS, gives)
     assert (model.ir_version, {o.domain: o.version for o in model.opset_import}[""]) == (8, 17)
 

@@ -51,18 +51,24 @@ def apply(model: onnx.ModelProto, config: Config, samples: Sequence[dict[str, Ar
 
 
 def _fuse_attention(editor: GraphEditor, attention: onnx.NodeProto, kernel: fused_attention.Kernel) -> None:
-    """Replaces one attention and the reshapes around it, if they are those of a plain multi-head attention."""
-    heads = [_before_heads(editor, name) for name in attention.input[:3]]
+    """Replaces one attention and the reshapes around it."""
     reshape = editor.only_consumer(attention.output[0], "Reshape")
-    if reshape is None or any(name is None for name in heads):
+    if reshape is None:
         return
-    query, key, value = (str(name) for name in heads)
-    _merge_projections(editor, [query, key, value], prefix=attention.name)
+    merging: list[onnx.NodeProto] = []
+    names: list[str] = []
+    for name in attention.input[:3]:
+        before = _before_heads(editor, name)
+        if before is None:
+            # Rotary positions turn the heads of query and key: they are put back into a row.
+            nodes, before = fused_attention.merge_heads(name, f"{attention.output[0]}/{len(names)}")
+            merging += nodes
+        names.append(before)
+    _merge_projections(editor, names, prefix=attention.name)
     settings = {attribute.name: helper.get_attribute_value(attribute) for attribute in attention.attribute}
-    names = (query, key, value)
     heads_and_scale = {key: settings[key] for key in ("num_heads", "scale")}
     bias = attention.input[-1] if attention.op_type.startswith("Biased") else None
-    editor.replace(reshape, [kernel(names, reshape.output[0], heads_and_scale, bias)])
+    editor.replace(reshape, [*merging, kernel(names, reshape.output[0], heads_and_scale, bias)])
     editor.refresh()
 
 
