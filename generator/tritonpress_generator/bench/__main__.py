@@ -143,7 +143,7 @@ def served_section(bench: Bench) -> Any:
                 bench.recipe.task.module.INPUT,
                 bench.texts,
                 name=f"{precision.upper()}, mixed lengths",
-                rounds=max(5, bench.rounds // 2),
+                rounds=max(3, bench.rounds // 2),
             ),
         )
         for precision in ("fp32", "int8")
