@@ -46,7 +46,8 @@ def tokenizer_settings(
     borders = config.borders
     if borders != sorted(set(borders)) or not borders or borders[0] < 1 or borders[-1] != serve.max_length:
         raise InputError(
-            f"serve.lengths: must be ascending and end with serve.max_length ({serve.max_length}), got {borders}"
+            f"serve.lengths: must be ascending and end with serve.max_length ({serve.max_length}), got {borders}; "
+            "correct the list, or leave it out to have it chosen"
         )
     return {"borders": borders}
 
