@@ -27,6 +27,7 @@ from tritonpress_generator.graph import fuse, quantize
 from tritonpress_generator.infer import Array, Infer
 from tritonpress_generator.onnx_graph import GraphEditor
 from tritonpress_generator.quantization import quantize_int8_symmetric
+from tritonpress_generator.signature import INPUTS
 from tritonpress_generator.table import render
 from tritonpress_generator.tasks import recommendation as task
 
@@ -127,7 +128,7 @@ def main() -> None:
         for start in range(0, len(order), 8):
             chunk = order[start : start + 8]
             tokens = encoder.encode([queries[i].encode() for i in chunk])
-            together[chunk] = infer(dict(zip(export.INPUTS, encoder.pad(tokens), strict=True)))["embedding"]
+            together[chunk] = infer(dict(zip(INPUTS, encoder.pad(tokens), strict=True)))["embedding"]
         same = [
             np.array_equal(catalogue.rank(alone[i], text)[0], catalogue.rank(together[i], text)[0])
             for i, text in enumerate(queries)
