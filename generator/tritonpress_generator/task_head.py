@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from tritonpress_generator.errors import InputError
 from tritonpress_generator.packed_layout import Layout
 from tritonpress_generator.token_states import token_states
+
+_TOLERANCE = 1e-4
 
 
 class _Given(torch.nn.Module):
@@ -53,6 +56,36 @@ class TaskHead(torch.nn.Module):
     def states(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Returns a vector a token, FP32 `(batch, seq, width)`."""
         return token_states(self.encoder, *inputs)
+
+    def check(self, model: Any) -> None:
+        """Refuses a model whose answers are not those of its parts.
+
+        Raises:
+            InputError: `model` makes its answers of the states in a way that is not known here.
+        """
+        config = self.encoder.config
+        if config._attn_implementation.startswith("tritonpress"):
+            return  # that of an export, which is held to a model that was checked
+        rows = self.encoder.get_input_embeddings().num_embeddings
+        tokens = torch.arange(3, 15, device=model.device).reshape(2, 6) % rows
+        mask = torch.ones_like(tokens)
+        mask[1, 4:] = 0
+        present = mask.bool()
+        try:
+            with torch.inference_mode():
+                pairs = zip(
+                    _listed(self._answers(model(input_ids=tokens, attention_mask=mask))),
+                    _listed(self(tokens, mask)),
+                    strict=True,
+                )
+            same = all(_close(*(t[present] if t.shape == mask.shape else t for t in pair)) for pair in pairs)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+            same = False
+        if not same:
+            raise InputError(
+                f"checkpoint: {type(model).__name__} must answer from its encoder's last states (each token's, the "
+                "first one's, or the mean of all), and does not; give one of BERT's family"
+            )
 
     def of_states(self, states: torch.Tensor) -> Any:
         """Returns the head's answers for states `(batch, seq, width)`."""
@@ -100,6 +133,15 @@ class SequenceHead(TaskHead):
         """Returns the head's answers for `(vectors, width)`."""
         # Each is a sequence of its own: the head's pooling, whichever it is, leaves it as it is.
         return self.of_states(vectors[:, None])
+
+
+def _listed(answers: Any) -> tuple[torch.Tensor, ...]:
+    return answers if isinstance(answers, tuple) else (answers,)
+
+
+def _close(answer: torch.Tensor, other: torch.Tensor) -> bool:
+    """Returns whether both are the same but for rounding; NaN is not."""
+    return bool((answer - other).abs().max() <= _TOLERANCE * max(1.0, float(answer.abs().max())))
 
 
 def _means(values: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

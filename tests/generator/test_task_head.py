@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from tiny_encoders import FAMILIES, PACKED, feed, pairs
+from tiny_encoders import FAMILIES, PACKED, SMALL, feed, pairs
+from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.auto import modeling_auto
 from tritonpress_generator import export, ragged
 from tritonpress_generator.engines.onnxruntime import session_infer
+from tritonpress_generator.errors import InputError
 from tritonpress_generator.exchange import exchange_attention
 from tritonpress_generator.signature import SEGMENTS, Output, Signature
 from tritonpress_generator.task_head import SequenceHead, TaskHead, TokenHead
@@ -67,6 +69,7 @@ def listed(answer: Any) -> list[torch.Tensor]:
 def test_answers_are_those_of_transformers(family: str, head: str, settings: dict[str, str]) -> None:
     model, divided = make(family, head, settings)
     batch = inputs(model)
+    divided.check(model)
     present = batch["attention_mask"].bool() if head == "tokens" else slice(None)
     with torch.inference_mode():
         expected = listed(answers(model(**batch), head))
@@ -102,6 +105,20 @@ def test_every_pooling_is_exported(family: str) -> None:
         exchange_attention(divided.encoder, exported.ATTENTION)
         infer = session_infer(exported.export(divided, gives).SerializeToString())
         export.check_parity(torch_infer, infer if form == "padded" else ragged.as_padded(infer, gives), feeds, gives)
+
+
+def test_model_that_reads_its_states_otherwise_is_refused() -> None:
+    class OfTheLast(hf.BertForSequenceClassification):  # type: ignore[misc]
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any) -> Any:
+            last = self.bert(input_ids, attention_mask=attention_mask).last_hidden_state[:, -1]
+            return SequenceClassifierOutput(logits=self.classifier(last))
+
+    xlnet = {"vocab_size": 90, "d_model": 32, "n_layer": 1, "n_head": 2, "d_inner": 64}
+    models = [OfTheLast(hf.BertConfig(**SMALL)), hf.XLNetForSequenceClassification(hf.XLNetConfig(**xlnet))]
+    for model in models:
+        divided = SequenceHead(model.eval(), lambda answer: answer.logits)
+        with pytest.raises(InputError, match=r"must answer from its encoder's last states .*, and does not; give"):
+            divided.check(model)
 
 
 def test_weights_are_shared_with_the_model() -> None:

@@ -100,6 +100,7 @@ def encoder_settings(recipe: Recipe, signature: Signature) -> dict[str, Any]:
 def head(model: Any, checkpoint: Checkpoint, config: Config) -> tuple[SequenceHead, Signature]:
     """Returns the model to export, and what it reads and gives."""
     divided = SequenceHead(model, lambda answer: answer.logits).eval()
+    divided.check(model)
     return divided, Signature({"logits": Output(int(model.config.num_labels))})
 
 

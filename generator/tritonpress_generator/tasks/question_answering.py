@@ -120,6 +120,7 @@ def encoder_settings(recipe: Recipe, signature: Signature) -> dict[str, Any]:
 def head(model: Any, checkpoint: Checkpoint, config: Config) -> tuple[TokenHead, Signature]:
     """Returns the model to export, and what it reads and gives."""
     divided = TokenHead(model, lambda answer: (answer.start_logits, answer.end_logits)).eval()
+    divided.check(model)
     outputs = {"start": Output.per_token(), "end": Output.per_token()}
     return divided, Signature(outputs, segments=reads_segments(divided.encoder))
 
