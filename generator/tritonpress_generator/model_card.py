@@ -13,6 +13,7 @@ import yaml
 
 from tritonpress_generator.recipe import Recipe
 from tritonpress_generator.training.loop import Progress
+from tritonpress_generator.written import portable
 
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers")
 
@@ -25,6 +26,10 @@ class Score:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        """Returns both, with as many digits as tell."""
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
 
 def model_card(
     recipe: Recipe,
@@ -35,7 +40,7 @@ def model_card(
     *,
     minutes: float,
 ) -> str:
-    """Returns the model card in Markdown.
+    """Returns the model card in Markdown; there is nothing of this machine in it.
 
     Args:
         recipe: What was asked for.
@@ -52,7 +57,7 @@ def model_card(
     metrics = list(next(iter(scores.values())))
     rows = [
         f"| {name} | {'validation' if name in config.validation else 'test'} | "
-        + " | ".join(f"{row[m].value:.2f} [{row[m].low:.2f}, {row[m].high:.2f}]" for m in metrics)
+        + " | ".join(str(row[metric]) for metric in metrics)
         + " |"
         for name, row in scores.items()
     ]
@@ -66,7 +71,7 @@ def model_card(
     versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     return f"""# {recipe.name}
 
-{what} for {recipe.task.word.replace("_", " ")}, trained on {recipe.checkpoint.source} by
+{what} for {recipe.task.word.replace("_", " ")}, trained on {portable(recipe.checkpoint.source)} by
 
     tritonpress finetune {recipe.path.name} --data DATA
 
