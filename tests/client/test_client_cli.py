@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tritonpress_client import ModelStatus
+from tritonpress_client import Answer, ModelStatus
 from tritonpress_client.cli import main
+from tritonpress_client.commands.ask import _sentence
 from tritonpress_client.health import Health
 from tritonpress_client.metadata import ServerMetadata
 from tritonpress_server import TritonServer
@@ -152,3 +153,44 @@ def test_a_reader_that_leaves_early_is_no_error(url: str, tmp_path: Path) -> Non
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["ask"], "give QUESTION with either --context TEXT or --context-file FILE, or give --file FILE"),
+        (["ask", "what?"], "give QUESTION with either --context TEXT or --context-file FILE"),
+        (["ask", "what?", "--context", "a", "--context-file", "b"], "give QUESTION with either --context TEXT or"),
+        (["ask", "--file", "a", "--context", "b"], "--file has its own questions and contexts"),
+        (["ask", "what?", "--file", "a"], "--file has its own questions and contexts"),
+        (["ask", "what?", "--context-file", "no/such/file"], "cannot read no/such/file: No such file"),
+        (["ask", "--file", "no/such/file"], "cannot read no/such/file: No such file"),
+        (["ask", "what?", "--context", ""], "`pairs[0].context` is empty"),
+        (["classify"], "give either TEXT or --file FILE"),
+        (["classify", "--file", "no/such/file"], "cannot read no/such/file: No such file"),
+        (["classify", " "], "`texts[0]` is empty"),
+    ],
+)
+def test_requests_at_fault_are_not_sent(
+    arguments: list[str], words: str, unreachable_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--url", unreachable_url]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"tritonpress-query: {words}")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("context", "answer", "line"),
+    [
+        ("a red lamp", "lamp", "a red »lamp«"),
+        ("A chair. The lamp is red. The end.", "red", "The lamp is »red«."),
+        ("A chair\nThe lamp  is red\nThe end", "The lamp", "»The lamp« is red"),
+        ("The lamp. It is red. It", "lamp. It is red", "The »lamp. It is red«."),
+        ("x" * 100 + " lamp " + "y" * 100, "lamp", f"…{'x' * 79} »lamp« {'y' * 79}…"),
+        ("ein gro\u00dfer \U0001f4a1 Stuhl", "Stuhl", "ein gro\u00dfer \U0001f4a1 »Stuhl«"),
+    ],
+)
+def test_the_sentence_around_an_answer_is_shown(context: str, answer: str, line: str) -> None:
+    start = context.index(answer)
+    assert _sentence(context, Answer(answer, 1.0, start, start + len(answer))) == line
