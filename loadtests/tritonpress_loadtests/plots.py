@@ -44,7 +44,7 @@ def write_plots(results: Results, samples: Sequence[Samples], out_dir: Path) -> 
     """Writes `throughput_latency.png` and `latency.png`, on white, at 200 dots an inch."""
     views = _views(results, samples)
     throughput_latency = _throughput_latency(results, _ON_WHITE)
-    latency = _latency(results, views, _ON_WHITE)
+    latency = _latency(results, samples, views, _ON_WHITE)
     for name, figure in (("throughput_latency", throughput_latency), ("latency", latency)):
         figure.savefig(out_dir / f"{name}.png", dpi=200, facecolor="white")
 
@@ -55,7 +55,7 @@ def inline_svgs(results: Results, samples: Sequence[Samples]) -> dict[str, str]:
     views = _views(results, samples)
     for name, parts in views.items():
         caption = "Latency by percentile" if len(views) == 1 else f"Latency by percentile: {name}"
-        figures[caption] = _latency(results, {"": parts}, _ON_PAGE)
+        figures[caption] = _latency(results, samples, {name: parts}, _ON_PAGE)
     return {caption: _inline_svg(figure, f"plot{n}") for n, (caption, figure) in enumerate(figures.items())}
 
 
@@ -87,7 +87,8 @@ def _throughput_latency(results: Results, colours: _Colours) -> Figure:
             _curve(axes, throughput, figures, "p99", color=colour, label=label)
             _curve(axes, throughput, figures, "p50", color=colour, linestyle=":")
     for stage in stages:
-        position = (stage["throughput_per_s"], stage["latency_ms"]["p99"])
+        shown = [stage["latency_ms"], *(figures["latency_ms"] for figures in stage["by_model"].values())]
+        position = (stage["throughput_per_s"], max(latency["p99"] for latency in shown if latency))
         axes.annotate(
             _users(stage), position, (-7, 4), textcoords="offset points", ha="right", fontsize=8, color=colours.muted
         )
@@ -106,11 +107,12 @@ def _curve(axes: Axes, throughput: list[float], figures: list[dict[str, Any]], p
     axes.plot(throughput, latency, marker="o", markersize=5, linewidth=1.8, **style)
 
 
-def _latency(results: Results, views: dict[str, list[Samples]], colours: _Colours) -> Figure:
-    """Latency by percentile, a panel a view and a line a stage; each further nine has the same width."""
+def _latency(
+    results: Results, samples: Sequence[Samples], views: dict[str, list[Samples]], colours: _Colours
+) -> Figure:
+    """Latency by percentile, a panel a view and a line a stage, all scaled to hold all requests."""
     figure, panels = _figure(len(views), colours)
     for axes, (name, parts) in zip(panels, views.items(), strict=True):
-        most = 10
         for number, (stage, part) in enumerate(zip(results["stages"], parts, strict=True)):
             if not len(part):
                 continue
@@ -118,8 +120,7 @@ def _latency(results: Results, views: dict[str, list[Samples]], colours: _Colour
             slower = len(latency) - np.arange(len(latency)) - 0.5  # each request stands for the middle of its share
             colour = _SERIES[number % len(_SERIES)]
             axes.plot(len(latency) / slower, latency, linewidth=1.8, color=colour, label=_users(stage))
-            most = max(most, 2 * len(latency))
-        _scale_by_nines(axes, most)
+        _scale_by_nines(axes, samples)
         axes.set_xlabel("share of requests answered faster")
         axes.set_ylabel("latency (ms)")
         if len(views) > 1:
@@ -128,11 +129,15 @@ def _latency(results: Results, views: dict[str, list[Samples]], colours: _Colour
     return figure
 
 
-def _scale_by_nines(axes: Axes, most: int) -> None:
-    """Scales a plot of latency against 1 / (1 − share) up to `most`."""
+def _scale_by_nines(axes: Axes, samples: Sequence[Samples]) -> None:
+    """Scales latency against 1 / (1 − share), so that each further nine has the same width, to hold all requests."""
     axes.set_xscale("log")
     axes.set_yscale("log")
+    most = max(10, *(2 * len(part) for part in samples))
     axes.set_xlim(1, most)
+    latency = np.concatenate([part[:, 1] for part in samples])
+    if len(latency):
+        axes.set_ylim(0.8 * latency.min(), 1.25 * latency.max())
     ticks = [1 / (1 - quantile) for quantile in _QUANTILES if 1 / (1 - quantile) <= most * 1.01]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * (1 - 1 / value):.6g}%"))
