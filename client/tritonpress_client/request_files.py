@@ -40,13 +40,13 @@ def read_entries(path: Path, *keys: str) -> list[dict[str, str]]:
 
 
 def read_text(path: Path) -> str:
-    """Returns the file's text.
+    """Returns the file's text, without a byte-order mark.
 
     Raises:
         InvalidInputError: The file cannot be read, or is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as exc:
         raise InvalidInputError(f"cannot read {path}: {exc.strerror}") from exc
     except UnicodeDecodeError as exc:

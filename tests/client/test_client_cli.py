@@ -46,7 +46,8 @@ def test_recommend_reads_files(url: str, tmp_path: Path, capsys: pytest.CaptureF
     lines = tmp_path / "queries.txt"
     lines.write_text("red lamp\n\nblue chair\n", encoding="utf-8")
     entries = tmp_path / "queries.jsonl"
-    entries.write_text('{"query": "red lamp", "kind": "search"}\n{"query": "blue chair"}\n', encoding="utf-8")
+    # With a byte-order mark, as some editors write it.
+    entries.write_text('{"query": "red lamp", "kind": "search"}\n{"query": "blue chair"}\n', encoding="utf-8-sig")
     printed = []
     for path in (lines, entries):
         assert main(["recommend", "--file", str(path), "-k", "1", "--json", "--url", url]) == 0

@@ -55,6 +55,7 @@ def test_tsv_is_read_by_its_header_and_without_quoting(tmp_path: Path) -> None:
     content = 'label\ttext\npositive\t"Up" 5 %, says CEO\n\nnegative\t"Down\r\n'
     texts = [query["text"] for query in read(tmp_path, "classification", "news.tsv", content)]
     assert texts == ['"Up" 5 %, says CEO', '"Down']
+    assert read(tmp_path, "classification", "bom.tsv", "\ufefftext\tlabel\na\tb\n") == [{"text": "a"}]
 
 
 @pytest.mark.parametrize(
