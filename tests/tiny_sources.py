@@ -88,3 +88,69 @@ def write_recipe(folder: Path, **changes: object) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe | changes), encoding="utf-8")
     return path
+
+
+LABELS = ["negative", "neutral", "positive"]
+TASKS: dict[str, tuple[object, str, str, dict[str, object]]] = {
+    "question_answering": (
+        {"question_answering": {"doc_stride": 8, "max_question_length": 12, "max_answer_length": 6, "n_best": 2}},
+        "questions.json",
+        "f1",
+        {"max_length": 48},
+    ),
+    "classification": ("classification", "texts.tsv", "accuracy", {"max_length": 48}),
+}
+"""The recipe's task, the gate's data set and metric, and what is changed in `serve`."""
+
+
+def contexts() -> list[str]:
+    """Returns texts of 8 to 90 tokens, so that some need several windows of 48."""
+    sentences = [f"the {adjective} {noun} for the home ." for adjective, noun in zip(ADJECTIVES, NOUNS, strict=True)]
+    return [" ".join((sentences * 2)[first : first + count]) for first in range(8) for count in (1, 3, 8)]
+
+
+def questions() -> list[dict[str, object]]:
+    """Returns SQuAD's articles: 48 questions, of which a quarter has no answer."""
+    articles: list[dict[str, object]] = []
+    for number, context in enumerate(contexts()):
+        words = context.split()
+        answers = [{"text": word, "answer_start": context.index(word)} for word in words[1:3]]
+        asked = [
+            {"id": f"{number}-a", "question": "a lamp for the garden", "answers": answers},
+            {"id": f"{number}-b", "question": "the kitchen", "answers": answers[:1]}
+            if number % 2
+            else {"id": f"{number}-b", "question": "the kitchen", "answers": [], "is_impossible": True},
+        ]
+        articles.append({"title": f"article {number // 4}", "paragraphs": [{"context": context, "qas": asked}]})
+    return articles
+
+
+def write_task(folder: Path, task: str) -> Path:
+    """Returns the path of a recipe for `task`, with a seeded checkpoint and data beside it."""
+    import torch
+    from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+
+    checkpoint = write_checkpoint(folder / "checkpoint")
+    torch.manual_seed(1)
+    config = AutoConfig.from_pretrained(checkpoint)
+    if task == "question_answering":
+        model = AutoModelForQuestionAnswering.from_config(config)
+        text = json.dumps({"version": "v2.0", "data": questions()})
+    else:
+        config.update({"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}})
+        model = AutoModelForSequenceClassification.from_config(config)
+        rows = [f"{context}\t{LABELS[i % len(LABELS)]}\n" for i, context in enumerate(contexts())]
+        text = "".join(["text\tlabel\n", *rows])
+    # Far from each other, as trained weights make them: random ones answer everything nearly alike.
+    for parameter in model.parameters():
+        parameter.data *= 4 if parameter.ndim == 2 else 1
+    model.save_pretrained(checkpoint, safe_serialization=True)
+    settings, dataset, metric, serve = TASKS[task]
+    (folder / dataset).write_text(text, encoding="utf-8")
+    return write_recipe(
+        folder,
+        name=task,
+        task=settings,
+        gate={"dataset": dataset, "metric": metric, "keep": 0.01},
+        serve={"max_batch_size": 8, "lengths": "exact", "steps": "single", **serve},
+    )

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
 import math
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tritonpress_generator.errors import InputError
+from tritonpress_generator.records import records
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,7 @@ def load_items(path: Path) -> list[Item]:
     """
     items: list[Item] = []
     lines: dict[str, int] = {}
-    for number, record in _records(path):
+    for number, record in records(path):
         fields = {}
         for key in ("id", "title", "text"):
             value = record.get(key)
@@ -73,7 +68,7 @@ def load_queries(path: Path, known: set[str]) -> list[LabelledQuery]:
         InputError: Unreadable, an empty query, no relevant item, an item that is not in the catalogue, a grade below 0.
     """
     queries: list[LabelledQuery] = []
-    for number, record in _records(path):
+    for number, record in records(path):
         query, relevant = record.get("query"), record.get("relevant")
         if not isinstance(query, str) or not query.strip():
             raise InputError(f"{path}:{number}: 'query' must be a text, got {query!r}")
@@ -90,35 +85,3 @@ def load_queries(path: Path, known: set[str]) -> list[LabelledQuery]:
     if not queries:
         raise InputError(f"{path}: must have at least one query, got none")
     return queries
-
-
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields the line number and the fields of each record of a JSONL or CSV file, gzipped or not."""
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except UnicodeDecodeError as exc:
-        bad_line = exc.object[: exc.start].count(b"\n") + 1
-        raise InputError(
-            f"{path}:{bad_line}: must be UTF-8, got byte 0x{exc.object[exc.start]:02x}; save it as UTF-8"
-        ) from exc
-    except (OSError, EOFError, zlib.error) as exc:
-        raise InputError(f"{path}: cannot be read ({exc}); correct the path in the recipe") from exc
-    if path.name.removesuffix(".gz").endswith(".csv"):
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        try:
-            for row in reader:
-                yield reader.line_num, row
-        except csv.Error as exc:
-            raise InputError(f"{path}:{reader.line_num}: is not CSV ({exc}); correct the line") from exc
-        return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            parsed = json.loads(line)
-        except json.JSONDecodeError as exc:
-            raise InputError(f"{path}:{number}: is not JSON ({exc}); one object a line") from exc
-        if not isinstance(parsed, dict):
-            raise InputError(f"{path}:{number}: must be a JSON object, got {type(parsed).__name__}; one object a line")
-        yield number, parsed

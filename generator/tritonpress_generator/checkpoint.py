@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.recipe import CheckpointConfig
 
+ADAPTER = "adapter_model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 _NOT_AN_ENCODER = (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
@@ -30,15 +32,23 @@ class Checkpoint:
     weights: tuple[Path, ...]
     sha256: str
     """Of the weights; of several shards, of their hashes in the order of their names."""
+    adapter: Path | None = None
+    """The folder of a LoRA adapter that is merged into the weights when they are loaded."""
+
+    @property
+    def adapter_sha256(self) -> str | None:
+        """Of the adapter's weights."""
+        return None if self.adapter is None else _sha256(self.adapter / ADAPTER)
 
     @property
     def size_bytes(self) -> int:
-        """The size of the weights, the yardstick for what compression saves."""
+        """The size of the weights, the yardstick for what compression saves; an adapter adds nothing when merged."""
         return sum(path.stat().st_size for path in self.weights)
 
     def settings(self, name: str) -> dict[str, Any]:
-        """Returns the JSON file `name` of the checkpoint, or an empty dict where there is none."""
-        path = self.folder / name
+        """Returns the JSON file `name` of the checkpoint, the adapter's if it has one, or {} where there is none."""
+        folders = [folder for folder in (self.adapter, self.folder) if folder is not None]
+        path = next((folder / name for folder in folders if (folder / name).is_file()), self.folder / name)
         if not path.is_file():
             return {}
         try:
@@ -79,22 +89,38 @@ def resolve(config: CheckpointConfig, *, base: Path) -> Checkpoint:
             f"checkpoint {config.source}: sha256 of the weights must be {config.sha256}, got {digest}; "
             "fetch them again, or correct checkpoint.sha256 if the new weights are meant"
         )
-    return Checkpoint(config.source, folder, weights, digest)
+    return Checkpoint(config.source, folder, weights, digest, _adapter_folder(config, base=base))
 
 
 def load_encoder(checkpoint: Checkpoint, *, attention: str | None = None) -> Any:
-    """Returns the encoder (`transformers` model without a head), in FP32 and eval mode.
+    """Returns the encoder (`transformers` model without a head), in FP32 and eval mode; otherwise as `load_model`."""
+    return load_model(checkpoint, "AutoModel", attention=attention)
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    auto_class: str,
+    *,
+    attention: str | None = None,
+    new_head: bool = False,
+    settings: Mapping[str, Any] | None = None,
+) -> Any:
+    """Returns a `transformers` model with the checkpoint's weights, its adapter merged in, in FP32 and eval mode.
 
     Args:
         checkpoint: Where the weights are.
+        auto_class: The class of `transformers` that knows which model it is.
         attention: A name of `transformers`' attention registry, which the encoder is given if its family lets its
             attention be exchanged; default: the fastest of its own.
+        new_head: Whether a head that the checkpoint lacks is made of random numbers, to be trained.
+        settings: Of the model's config, to be changed.
 
     Raises:
-        InputError: The files are corrupt, or the architecture is none that `transformers` knows as an encoder.
+        InputError: The files are corrupt, the architecture is none that `transformers` knows as an encoder, or the
+            weights have no head.
     """
     import torch
-    from transformers import AutoModel
+    import transformers
     from transformers.utils import logging
 
     from tritonpress_generator.exchange import exchange_attention
@@ -103,26 +129,44 @@ def load_encoder(checkpoint: Checkpoint, *, attention: str | None = None) -> Any
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
-        model, loading = AutoModel.from_pretrained(
-            checkpoint.folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        config = transformers.AutoConfig.from_pretrained(checkpoint.adapter or checkpoint.folder)
+        for name, value in (settings or {}).items():
+            setattr(config, name, value)
+        model, loading = getattr(transformers, auto_class).from_pretrained(
+            checkpoint.folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as exc:
         raise InputError(
             f"checkpoint {checkpoint.source}: cannot be loaded ({' '.join(str(exc).split())[:300]}); "
             "the files must be a whole BERT-family encoder in Hugging Face's format"
         ) from exc
-    # transformers fills a weight that is missing with random numbers. Only the pooler may be: what was trained without
-    # one (masked language models, sentence encoders) has none, and no task reads it then.
-    missing = sorted(key for key in loading["missing_keys"] if not key.startswith("pooler."))
+    # transformers fills a weight that is missing with random numbers. Of an encoder, only the pooler may be: what was
+    # trained without one (masked language models, sentence encoders) has none, and its task does not read it. Of a
+    # task model, what is trained here, or comes with the adapter.
+    prefix = f"{model.base_model_prefix}."
+    missing = set(loading["missing_keys"])
+    missing -= {key for key in missing if key.startswith("pooler.") and auto_class == "AutoModel"}
+    heads = {key for key in missing if f"{prefix}pooler." in key or not key.startswith(prefix)}
+    if auto_class != "AutoModel":
+        if new_head or checkpoint.adapter is not None:
+            missing -= heads
+        elif heads:
+            raise InputError(
+                f"checkpoint {checkpoint.source}: must have the task's head, {sorted(heads)[0]} is missing; "
+                "give one that was fine-tuned for the task (tritonpress finetune makes one)"
+            )
     if missing:
         raise InputError(
             f"checkpoint {checkpoint.source}: the weights must hold the whole encoder, {len(missing)} of its tensors "
-            f"are missing ({missing[0]} first); config.json and the weights must be of one model"
+            f"are missing ({sorted(missing)[0]} first); config.json and the weights must be of one model"
         )
+    if checkpoint.adapter is not None:
+        model = _merged(model, checkpoint.adapter)
+    encoder = encoder_of(model)
     tokens = torch.ones((2, 3), dtype=torch.int64)
     try:
         with torch.inference_mode():
-            token_states(model, tokens, tokens)
+            token_states(encoder, tokens, tokens)
     except _NOT_AN_ENCODER as exc:
         raise InputError(
             f"checkpoint {checkpoint.source}: must be a text encoder that reads token ids, {model.config.model_type} "
@@ -134,8 +178,26 @@ def load_encoder(checkpoint: Checkpoint, *, attention: str | None = None) -> Any
             f"checkpoint {checkpoint.source}: weights must be finite, {wrong} holds NaN or infinity; save it again"
         )
     if attention is not None:
-        exchange_attention(model, attention)
+        exchange_attention(encoder, attention)
     return model.eval()
+
+
+def encoder_of(model: Any) -> Any:
+    """Returns the encoder of a `transformers` model: itself, or what its head reads."""
+    return getattr(model, model.base_model_prefix, model)
+
+
+def _merged(model: Any, adapter: Path) -> Any:
+    """Returns `model` with the adapter's products added to its weights, and the adapter's head."""
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as exc:
+        raise InputError(
+            f"checkpoint.adapter {adapter}: cannot be merged into the checkpoint ({' '.join(str(exc).split())[:300]}); "
+            "it must be of this checkpoint, in the format of peft"
+        ) from exc
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
@@ -186,6 +248,16 @@ def _folder(config: CheckpointConfig, *, base: Path) -> Path:
             raise InputError(f"checkpoint {source}: no folder {folder}; correct checkpoint.source")
         return folder
     return _hub_folder(config)
+
+
+def _adapter_folder(config: CheckpointConfig, *, base: Path) -> Path | None:
+    if config.adapter is None:
+        return None
+    folder = (base / config.adapter).resolve()
+    for name in ("adapter_config.json", ADAPTER, "config.json"):
+        if not (folder / name).is_file():
+            raise InputError(f"checkpoint.adapter {config.adapter}: {folder} has no {name}; run tritonpress finetune")
+    return folder
 
 
 def _package_folder(name: str, source: str) -> Path:

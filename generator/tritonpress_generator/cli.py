@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -23,11 +24,24 @@ def main(arguments: list[str] | None = None) -> int:
     )
     verify_parser = commands.add_parser("verify", help="load a repository in Triton and replay its golden requests")
     verify_parser.add_argument("repository", type=Path)
+    finetune_parser = commands.add_parser("finetune", help="train the recipe's task; alone or under torchrun")
+    finetune_parser.add_argument("recipe", type=Path)
+    finetune_parser.add_argument("--out", type=Path, help="the checkpoint or adapter (default: finetuned/NAME)")
+    finetune_parser.add_argument("--data", type=Path, help="the folder of the data files (default: the recipe's)")
+    evaluate_parser = commands.add_parser("evaluate", help="score the model, or a live endpoint, on labelled data")
+    evaluate_parser.add_argument("recipe", type=Path)
+    evaluate_parser.add_argument("--target", default="torch", help="torch, onnx, engine or HOST:PORT (default: torch)")
+    evaluate_parser.add_argument("--dataset", type=Path, help="labelled data of the task (default: the gate's)")
+    evaluate_parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
     options = parser.parse_args(arguments)
     # The server's errors are known only where it is needed.
     try:
         if options.command == "build":
             _build(options.recipe, options.out)
+        elif options.command == "finetune":
+            _finetune(options.recipe, options.out, options.data)
+        elif options.command == "evaluate":
+            return _evaluate(options.recipe, options.target, options.dataset, as_json=options.json)
         else:
             return _verify(options.repository)
     except GeneratorError as exc:
@@ -64,6 +78,40 @@ def _build(recipe: Path, out: Path) -> None:
     share = size_bytes(built.manifest) / first.size_bytes
     size = f"{size_bytes(built.manifest) / 1e6:.1f} MB, {share:.0%} of the checkpoint"
     print(f"wrote {os.fspath(built.folder)} and its steps, {size}")
+
+
+def _finetune(recipe: Path, out: Path | None, data: Path | None) -> None:
+    from tritonpress_generator.finetune import finetune
+    from tritonpress_generator.training.distributed import world
+
+    with world() as processes:
+        done = finetune(recipe, out or Path("finetuned") / recipe.stem, data, processes)
+    if not processes.writes:
+        return
+    metrics = list(next(iter(done.scores.values())))
+    rows = [
+        [name, *(f"{row[metric].value:.2f} [{row[metric].low:.2f}, {row[metric].high:.2f}]" for metric in metrics)]
+        for name, row in done.scores.items()
+    ]
+    print(render(["data", *metrics], rows))
+    print(f"wrote {os.fspath(done.folder)}")
+
+
+def _evaluate(recipe: Path, target: str, dataset: Path | None, *, as_json: bool) -> int:
+    from tritonpress_client import TritonpressError
+
+    from tritonpress_generator.evaluate import evaluate
+
+    try:
+        metrics = evaluate(recipe, target, dataset=dataset)
+    except TritonpressError as exc:
+        print(f"tritonpress evaluate: {exc}", file=sys.stderr)
+        return 2
+    if as_json:
+        print(json.dumps({"target": target, "metrics": metrics}))
+    else:
+        print(render(["target", *metrics], [[target, *(f"{value:.4f}" for value in metrics.values())]]))
+    return 0
 
 
 def lengths_line(lengths: dict[str, Any]) -> str:

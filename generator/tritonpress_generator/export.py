@@ -57,10 +57,12 @@ def torch_infer(model: torch.nn.Module, signature: Signature) -> Infer:
     """Returns `model` as an `Infer` of the padded form, in inference mode."""
 
     def infer(feed: Mapping[str, Array]) -> dict[str, Array]:
+        device = next(model.parameters()).device
         with torch.inference_mode():
-            answer = model(*(torch.from_numpy(np.ascontiguousarray(feed[name])) for name in signature.inputs))
+            inputs = (torch.from_numpy(np.ascontiguousarray(feed[name])) for name in signature.inputs)
+            answer = model(*(tensor.to(device) for tensor in inputs))
         tensors = answer if isinstance(answer, tuple) else (answer,)
-        return {name: tensor.numpy() for name, tensor in zip(signature.outputs, tensors, strict=True)}
+        return {name: tensor.cpu().numpy() for name, tensor in zip(signature.outputs, tensors, strict=True)}
 
     return infer
 

@@ -16,20 +16,33 @@ import onnx.inliner
 from tokenizers import Tokenizer
 
 from tritonpress_generator import export
-from tritonpress_generator.checkpoint import Checkpoint, load_encoder
+from tritonpress_generator.answering import alone
+from tritonpress_generator.checkpoint import Checkpoint, encoder_of, load_model
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.recipe import Recipe, Stage
-from tritonpress_generator.signature import INPUTS, Signature
-from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder
+from tritonpress_generator.signature import Signature
+from tritonpress_generator.steps.tokenizer.sequences import Batching, Sequences
+from tritonpress_generator.steps.tokenizer.served import pad_id
 
 _PARITY_TEXTS = 12
 _ROUNDS = 7
 _SLICE_S = 0.5
 
-Rows = Sequence[Sequence[int]]
-"""Token ids of texts."""
+
+@dataclass(frozen=True)
+class Source:
+    """What the forms are made of, and measured with."""
+
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    baseline: Infer
+    """The checkpoint in FP32, which every form is held to where no pass changes the model."""
+    calibration: Sequences
+    """Of the task's texts."""
+    samples: Sequences
+    """Of what will be asked."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +52,7 @@ class Form:
     lengths: Stage
     signature: Signature
     encoding: dict[str, Any]
-    """The text encoder's settings, for an execution of the engine."""
+    """What the tokenizer must know, for an execution of the engine (`steps/tokenizer/served.py`)."""
     parity: export.Parity
     fp32_infer: Infer
     """The export before the graph passes; takes a padded batch."""
@@ -60,9 +73,9 @@ class Form:
 
 @dataclass(frozen=True)
 class Candidate:
-    """How texts become executions, and who runs them."""
+    """How sequences become executions, and who runs them."""
 
-    encoder: TextEncoder
+    batching: Batching
     workers: Sequence[Infer]
     """One an instance."""
 
@@ -80,18 +93,8 @@ class Measured:
     """The share of padding among the tokens that are computed."""
 
 
-def compile_forms(
-    recipe: Recipe, checkpoint: Checkpoint, baseline: Infer, encoder: TextEncoder, data: Any, samples: Rows
-) -> dict[str, Form]:
+def compile_forms(recipe: Recipe, source: Source) -> dict[str, Form]:
     """Returns the forms that the recipe leaves to choose from, by their words.
-
-    Args:
-        recipe: The recipe.
-        checkpoint: The model's.
-        baseline: The checkpoint in FP32, which every form is held to where no pass changes the model.
-        encoder: For the task's texts.
-        data: The task's.
-        samples: What will be asked.
 
     Raises:
         InputError: None of them can be made of this model; says why.
@@ -100,16 +103,7 @@ def compile_forms(
     problems: list[InputError] = []
     for lengths in recipe.lengths:
         try:
-            forms[lengths.word] = _compile(
-                recipe,
-                lengths,
-                checkpoint=checkpoint,
-                baseline=baseline,
-                encoder=encoder,
-                data=data,
-                samples=samples,
-                others=forms,
-            )
+            forms[lengths.word] = _compile(recipe, lengths, source, forms)
         except InputError as exc:
             problems.append(exc)
     if not forms:
@@ -117,45 +111,33 @@ def compile_forms(
     return forms
 
 
-def _compile(
-    recipe: Recipe,
-    lengths: Stage,
-    *,
-    checkpoint: Checkpoint,
-    baseline: Infer,
-    encoder: TextEncoder,
-    data: Any,
-    samples: Rows,
-    others: Mapping[str, Form],
-) -> Form:
+def _compile(recipe: Recipe, lengths: Stage, source: Source, others: Mapping[str, Form]) -> Form:
     """Returns one form; what it shares with one of `others` is not made again."""
     task = recipe.task
-    model = load_encoder(checkpoint, attention=lengths.module.ATTENTION)
+    model = load_model(source.checkpoint, task.module.AUTO_CLASS, attention=lengths.module.ATTENTION)
     for stage in recipe.passes:
         model = stage.module.apply(model, stage.config)
-    head, signature = task.module.head(model, checkpoint, task.config)
+    head, signature = task.module.head(model, source.checkpoint, task.config)
+    own = lengths.module.tokenizer_settings(
+        lengths.config, recipe.serve, signature, [len(row) for row in source.samples.ids], encoder_of(model)
+    )
     encoding = {
-        "max_length": recipe.serve.max_length,
-        "max_bytes": task.config.max_query_bytes,
-        "too_long": recipe.serve.too_long,
-        "max_sequences": recipe.serve.max_batch_size,
-        **lengths.module.tokenizer_settings(
-            lengths.config, recipe.serve, signature, [len(row) for row in samples], model
-        ),
+        "kind": task.module.ENCODER,
+        "encoder": task.module.encoder_settings(recipe, signature),
+        "batching": {"pad_id": pad_id(source.tokenizer), "max_sequences": recipe.serve.max_batch_size, **own},
+        "of_tokens": signature.of_tokens,
     }
     for other in others.values():
         if other.lengths.module.export is lengths.module.export:
             return replace(other, lengths=lengths, encoding=encoding)
     # Before the export, which may change the model.
-    reference = export.torch_infer(head, signature) if recipe.passes else baseline
+    reference = export.torch_infer(head, signature) if recipe.passes else source.baseline
     graph = lengths.module.export(head, signature)
     serialized = graph.SerializeToString()
     fp32_infer = lengths.module.as_padded(session_infer(serialized), signature)
-    parity = export.check_parity(
-        reference, fp32_infer, _parity_feeds(encoder, data.texts, recipe.serve.max_length), signature
-    )
-    texts = data.texts[:: max(1, len(data.texts) // 512)]
-    feeds = [lengths.module.native(feed, signature) for feed in task.module.feeds(encoder, texts)]
+    parity_feeds = _parity_feeds(source.calibration, recipe.serve.max_length)
+    parity = export.check_parity(reference, fp32_infer, parity_feeds, signature)
+    feeds = [lengths.module.native(feed, signature) for _, feed in alone(source.calibration)]
     for stage in recipe.graph:
         graph = stage.module.apply(graph, stage.config, feeds)
     # What no pass has taken becomes plain operators: not every runtime knows functions of the model's own (OpenVINO).
@@ -163,23 +145,16 @@ def _compile(
     return Form(lengths, signature, encoding, parity, fp32_infer, len(serialized), plain)
 
 
-def choose(
-    recipe: Recipe, forms: Mapping[str, Form], tokenizer: Tokenizer, samples: Rows
-) -> tuple[Form, dict[str, Any]]:
+def choose(recipe: Recipe, forms: Mapping[str, Form], source: Source) -> tuple[Form, dict[str, Any]]:
     """Returns the fastest form, and what the manifest says of the choice.
 
     Args:
         recipe: The recipe.
         forms: By their words; where there is one, nothing is measured.
-        tokenizer: The checkpoint's.
-        samples: What will be asked.
+        source: Has the samples.
     """
-    batches = _batches(samples, recipe.serve.max_batch_size)
-    encoders = {
-        # A copy each, since the encoder sets the tokenizer's truncation.
-        word: TextEncoder(Tokenizer.from_str(tokenizer.to_str()), **form.encoding)
-        for word, form in forms.items()
-    }
+    batches = batches_of(source.samples, recipe.serve.max_batch_size)
+    batchings = {word: Batching(**form.encoding["batching"]) for word, form in forms.items()}
     measured: dict[str, Measured] = {}
     if len(forms) > 1:
         threads = recipe.engine.module.threads(recipe.engine.config)
@@ -187,21 +162,21 @@ def choose(
         for form in forms.values():
             if id(form.model) not in workers:
                 workers[id(form.model)] = form.workers(recipe.engine, threads)
-        candidates = {word: Candidate(encoders[word], workers[id(form.model)]) for word, form in forms.items()}
+        candidates = {word: Candidate(batchings[word], workers[id(form.model)]) for word, form in forms.items()}
         measured = measure(candidates, batches)
     chosen = max(forms, key=lambda word: measured[word].texts_per_s if measured else 0.0)
     entry = {
         "form": chosen,
-        "samples": len(samples),
-        "mean_tokens": float(np.mean([len(row) for row in samples])),
-        "padding": padding(encoders[chosen], batches),
+        "samples": len(source.samples),
+        "mean_tokens": float(np.mean([len(row) for row in source.samples.ids])),
+        "padding": padding(batchings[chosen], batches),
         "measured": {word: asdict(figures) for word, figures in measured.items()},
     }
     return forms[chosen], entry
 
 
 def measure(
-    candidates: Mapping[str, Candidate], batches: Sequence[Rows], *, rounds: int = _ROUNDS
+    candidates: Mapping[str, Candidate], batches: Sequence[Sequences], *, rounds: int = _ROUNDS
 ) -> dict[str, Measured]:
     """Returns the figures of each candidate; they run in turn, so that what disturbs the machine disturbs all alike.
 
@@ -218,24 +193,24 @@ def measure(
             rates[name].append(_rate(candidate, batches, _SLICE_S))
     spreads = {name: np.percentile(values, [10, 50, 90]) for name, values in rates.items()}
     return {
-        name: Measured(float(median), float(low), float(high), padding(candidates[name].encoder, batches))
+        name: Measured(float(median), float(low), float(high), padding(candidates[name].batching, batches))
         for name, (low, median, high) in spreads.items()
     }
 
 
-def padding(encoder: TextEncoder, batches: Sequence[Rows]) -> float:
+def padding(batching: Batching, batches: Sequence[Sequences]) -> float:
     """Returns the share of padding among the tokens that are computed for `batches`."""
-    computed = sum(feed["input_ids"].size for batch in batches for _, feed in encoder.executions(batch))
-    return 1 - sum(len(row) for batch in batches for row in batch) / computed
+    computed = sum(feed["input_ids"].size for batch in batches for _, feed in batching.executions(batch))
+    return 1 - sum(len(row) for batch in batches for row in batch.ids) / computed
 
 
-def _batches(rows: Rows, size: int) -> list[Rows]:
-    """Returns `rows` in batches, in an order of their own, since they may be sorted."""
-    order = np.random.default_rng(0).permutation(len(rows))
-    return [[rows[i] for i in order[start : start + size]] for start in range(0, len(rows), size)]
+def batches_of(sequences: Sequences, size: int) -> list[Sequences]:
+    """Returns `sequences` in batches, in an order of their own, since they may be sorted."""
+    order = np.random.default_rng(0).permutation(len(sequences)).tolist()
+    return [sequences.chosen(order[start : start + size]) for start in range(0, len(order), size)]
 
 
-def _rate(candidate: Candidate, batches: Sequence[Rows], seconds: float) -> float:
+def _rate(candidate: Candidate, batches: Sequence[Sequences], seconds: float) -> float:
     """Returns texts per second; each worker takes the next batch of its own as soon as it is free."""
     counts = [0] * len(candidate.workers)
     start = time.perf_counter()
@@ -244,7 +219,7 @@ def _rate(candidate: Candidate, batches: Sequence[Rows], seconds: float) -> floa
         turn = number
         while time.perf_counter() - start < seconds:
             batch = batches[turn % len(batches)]
-            for _, feed in candidate.encoder.executions(batch):
+            for _, feed in candidate.batching.executions(batch):
                 candidate.workers[number](feed)
             counts[number] += len(batch)
             turn += len(counts)
@@ -257,10 +232,28 @@ def _rate(candidate: Candidate, batches: Sequence[Rows], seconds: float) -> floa
     return sum(counts) / (time.perf_counter() - start)
 
 
-def _parity_feeds(encoder: TextEncoder, texts: list[str], max_length: int) -> list[dict[str, Any]]:
-    """Returns real token ids at several lengths: single texts, the longest possible one, and a padded batch."""
-    chosen = texts[:: max(1, len(texts) // _PARITY_TEXTS)][:_PARITY_TEXTS]
-    rows = encoder.encode([text.encode() for text in chosen])
-    long = encoder.encode([" ".join(texts * (1 + max_length // len(texts))).encode()])
-    batches = [[row] for row in rows[:4]] + [[row[: 2 + i]] for i, row in enumerate(rows[4:6])] + [long, rows]
-    return [dict(zip(INPUTS, encoder.pad(batch), strict=True)) for batch in batches]
+def _parity_feeds(sequences: Sequences, max_length: int) -> list[dict[str, Any]]:
+    """Returns real token ids at several lengths: single texts, cut ones, the longest possible one, and a batch."""
+    some = sequences.chosen(range(0, len(sequences), max(1, len(sequences) // _PARITY_TEXTS))[:_PARITY_TEXTS])
+    cut = [_cut(some.chosen([i]), 2 + i) for i in range(4, min(6, len(some)))]
+    # One text behind another, until there are enough tokens; of pairs, the second goes on.
+    long = Sequences(
+        [_repeated(sequences.ids, max_length)],
+        [1],
+        [_repeated(sequences.segments, max_length)] if sequences.segments else [],
+    )
+    batching = Batching(pad_id=0)
+    return [batching.pad(batch) for batch in (*(some.chosen([i]) for i in range(min(4, len(some)))), *cut, long, some)]
+
+
+def _cut(sequences: Sequences, length: int) -> Sequences:
+    """Returns the first tokens of each sequence."""
+    return Sequences(
+        [row[:length] for row in sequences.ids], sequences.counts, [row[:length] for row in sequences.segments]
+    )
+
+
+def _repeated(rows: Sequence[Sequence[int]], length: int) -> list[int]:
+    """Returns the values of all rows behind one another, from the front again if they are too few."""
+    values = [value for row in rows for value in row]
+    return (values * (1 + length // len(values)))[:length]

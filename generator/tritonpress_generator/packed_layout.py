@@ -40,3 +40,9 @@ class Layout:
         unpack = torch.where(present, starts[:, None] + column[None, :], torch.zeros_like(starts)[:, None])
         bias = (1.0 - present.to(torch.float32)) * torch.finfo(torch.float32).min
         return Layout(lengths, starts, sequence, position, unpack, bias[:, None, :], sequence * longest + position)
+
+    def means(self, states: torch.Tensor) -> torch.Tensor:
+        """Returns the mean of each sequence's rows, `(sequences, width)` for the packed `(tokens, width)`."""
+        row = torch.cumsum(torch.ones_like(self.lengths), 0) - 1
+        members = (row[:, None] == self.sequence[None, :]).to(states.dtype)
+        return torch.matmul(members, states) / self.lengths[:, None].to(states.dtype)

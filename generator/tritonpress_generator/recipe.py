@@ -30,6 +30,53 @@ class CheckpointConfig(Settings):
     """The hub's branch, tag or commit; only for hub ids."""
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """The expected SHA-256 of the weights (`model.safetensors`); checked before they are read."""
+    adapter: str | None = None
+    """The folder of a LoRA adapter (peft) with the task's head, relative to the recipe; merged in when it is loaded."""
+
+
+class LoraConfig(Settings):
+    """Low-rank adapters on every linear layer of the encoder. Source: Hu et al. 2022, "LoRA"."""
+
+    rank: int = Field(default=16, ge=1, le=1024)
+    alpha: float = Field(default=32, gt=0)
+    """The adapters' products are scaled by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class FinetuneConfig(Settings):
+    """What every task's training has in common."""
+
+    train: list[str] = Field(min_length=1)
+    """Files of labelled examples, relative to `--data` (default: the recipe's folder)."""
+    validation: list[str] = Field(min_length=1)
+    """Files of held-out examples: the best checkpoint is the one that is best on them."""
+    test: list[str] = []
+    """Files of examples on which the result is scored, and nothing is chosen."""
+    lora: LoraConfig | None = None
+    """Trains adapters and the head alone; default: all weights."""
+    epochs: float = Field(default=2.0, gt=0)
+    """How often every example is seen."""
+    batch_size: int = Field(default=16, ge=1)
+    """Examples of an optimiser's step, over all processes and accumulation steps."""
+    accumulation_steps: int = Field(default=1, ge=1)
+    """In how many parts a process computes its share of a batch, to save memory."""
+    learning_rate: float = Field(default=5e-5, gt=0)
+    """The highest, at the end of the warm-up; falls linearly to 0."""
+    warmup: float = Field(default=0.06, ge=0, lt=1)
+    """The share of the steps in which the learning rate rises."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Of the encoder, in place of the checkpoint's own."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of products and activations; `auto`: bf16 where the machine computes in it."""
+    evaluations: int = Field(default=4, ge=1)
+    """How often the model is evaluated on the way, evenly spread; the last time at the end."""
+    patience: int | None = Field(default=None, ge=1)
+    """After how many evaluations without a better one training stops; default: never."""
+    max_length: int | None = Field(default=None, ge=8)
+    """The most tokens of a sequence in training; default: `serve.max_length`."""
+    seed: int = 0
 
 
 class GateConfig(Settings):
@@ -91,6 +138,7 @@ class _RecipeText(Settings):
     gate: GateConfig
     engine: str | dict[str, Any]
     serve: ServeConfig = ServeConfig()
+    finetune: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +166,8 @@ class Recipe:
     lengths: tuple[Stage, ...]
     """The forms to choose from."""
     layout: ModuleType
+    finetune: Stage | None
+    """How the task is trained."""
     text: str
 
     def file(self, relative: str) -> Path:
@@ -154,6 +204,7 @@ def load(path: Path) -> Recipe:
         serve=raw.serve,
         lengths=lengths_of(raw.serve.lengths, path=path),
         layout=plugins.find("layouts", raw.serve.steps, path=f"{path}: serve.steps"),
+        finetune=None if raw.finetune is None else _finetune(raw.finetune, raw.task, path=path),
         text=text,
     )
     if recipe.gate.metric not in recipe.task.module.METRICS:
@@ -178,6 +229,13 @@ def _stage(kind: str, raw: str | dict[str, Any], *, path: Path, key: str) -> Sta
     word, settings = (raw, {}) if isinstance(raw, str) else next(iter(raw.items()))
     module = plugins.find(kind, str(word), path=f"{path}: {key}")
     return Stage(str(word), module, _checked(module.Config, settings or {}, where=f"{path}: {key}.{word}"))
+
+
+def _finetune(raw: dict[str, Any], task: str | dict[str, Any], *, path: Path) -> Stage:
+    """Returns how the task is trained: the file of the task's name has its settings."""
+    word = task if isinstance(task, str) else str(next(iter(task)))
+    module = plugins.find("training", word, path=f"{path}: finetune")
+    return Stage(word, module, _checked(module.Config, raw, where=f"{path}: finetune"))
 
 
 def _checked(model: type[Any], data: Any, *, where: str) -> Any:

@@ -37,3 +37,8 @@ class Signature:
     def inputs(self) -> tuple[str, ...]:
         """The names of what the model reads in the padded form, in its order."""
         return (*INPUTS, SEGMENTS) if self.segments else INPUTS
+
+    @property
+    def of_tokens(self) -> list[str]:
+        """The names of the outputs of a value a token."""
+        return [name for name, output in self.outputs.items() if output.width is None]

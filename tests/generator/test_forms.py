@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,6 @@ import pytest
 import torch
 import transformers as hf
 from tiny_sources import write_recipe
-from tokenizers import Tokenizer
 from tritonpress_generator import forms, ragged
 from tritonpress_generator.build import build
 from tritonpress_generator.errors import InputError
@@ -21,7 +21,7 @@ from tritonpress_generator.graph import fuse
 from tritonpress_generator.infer import Array, Infer
 from tritonpress_generator.lengths.ragged import bytes_per_token
 from tritonpress_generator.signature import Output, Signature
-from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder
+from tritonpress_generator.steps.tokenizer.sequences import Batching, Sequences
 from tritonpress_generator.tasks.recommendation import Head
 
 
@@ -55,10 +55,9 @@ def test_measure_finds_the_faster_of_two() -> None:
 
         return infer
 
-    tokenizer = Tokenizer.from_str('{"version":"1.0","model":{"type":"WordLevel","vocab":{"a":0},"unk_token":"a"}}')
-    encoder = TextEncoder(tokenizer, max_length=8, max_bytes=8, packed=True)
-    batches = [[[0, 0], [0]]] * 5
-    candidates = {name: forms.Candidate(encoder, [taking(s), taking(s)]) for name, s in (("a", 0.003), ("b", 0.001))}
+    batching = Batching(pad_id=0, packed=True)
+    batches = [Sequences([[0, 0], [0]], [1, 1])] * 5
+    candidates = {name: forms.Candidate(batching, [taking(s), taking(s)]) for name, s in (("a", 0.003), ("b", 0.001))}
     figures = forms.measure(candidates, batches, rounds=3)
     assert figures["b"].texts_per_s > 1.5 * figures["a"].texts_per_s
     assert figures["a"].padding == 0
@@ -71,7 +70,7 @@ def test_samples_of_the_recipe_decide_the_borders(sources: Path, tmp_path: Path)
     assert manifest["lengths"]["samples"] == 5
     assert manifest["lengths"]["padding"] == pytest.approx(1 / 48)
     (settings,) = (tmp_path / "out").glob("*/1/settings.json")
-    assert '"borders": [\n    4,\n    32,\n    48\n  ]' in settings.read_text()
+    assert json.loads(settings.read_text())["batching"]["borders"] == [4, 32, 48]
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
@@ -11,7 +9,6 @@ import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_encoders import FAMILIES_WITH_HEADS, HEADS, PACKED, SMALL, feed, make, pairs, signature
-from tokenizers import Tokenizer
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonpress_generator import export, ragged
 from tritonpress_generator.engines.onnxruntime import session_infer
@@ -22,7 +19,7 @@ from tritonpress_generator.infer import Infer
 from tritonpress_generator.lengths import exact
 from tritonpress_generator.lengths import ragged as ragged_lengths
 from tritonpress_generator.signature import SEGMENTS, Output, Signature
-from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder
+from tritonpress_generator.steps.tokenizer.sequences import Batching, Sequences
 from tritonpress_generator.tasks.recommendation import Head
 
 EMBEDDING = Signature({"embedding": Output(32)})
@@ -174,13 +171,12 @@ def test_int8_answers_as_the_padded_form_does(
         assert np.abs((got[name] - answer) * present).max() <= 1e-6
 
 
-def test_tokenizer_packs_as_the_generator_does(tiny_sources: Path) -> None:
-    tokenizer = Tokenizer.from_file(str(tiny_sources / "checkpoint" / "tokenizer.json"))
-    encoder = TextEncoder(tokenizer, max_length=20, max_bytes=100, packed=True)
-    rows = [[5, 6, 7], [8], [9, 10]]
-    ids, mask = encoder.pad(rows)
-    expected = ragged.packed({"input_ids": ids, "attention_mask": mask}, EMBEDDING)
-    for name, tensor in encoder.tensors(rows).items():
+def test_tokenizer_packs_as_the_generator_does() -> None:
+    sequences = Sequences([[5, 6, 7], [8], [9, 10]], [1, 2], [[0, 1, 1], [0], [0, 1]])
+    batching = Batching(pad_id=0, packed=True)
+    pairs = Signature({"start": Output.per_token()}, segments=True)
+    expected = ragged.packed(batching.pad(sequences), pairs)
+    for name, tensor in batching.tensors(sequences).items():
         assert tensor.shape == (1, expected[name].size)
         assert tensor.dtype == expected[name].dtype
         assert np.array_equal(tensor[0], expected[name])

@@ -30,19 +30,23 @@ class Parts:
     """The form that the sequences have at the engine."""
     tokenizer: Tokenizer
     encoding: Mapping[str, Any]
-    """What the text encoder must know, for an execution of the engine."""
+    """What the tokenizer must know, for an execution of the engine (`steps/tokenizer/served.py`)."""
     model: onnx.ModelProto
     signature: Signature
     write_postprocessing: Callable[[Path], None]
     """Writes the data of the post-processing into a version folder."""
 
 
-def copy_code(step: str, version_dir: Path) -> None:
-    """Copies the Python files of a step into `version_dir`."""
-    version_dir.mkdir(parents=True, exist_ok=True)
-    for path in sorted((_STEPS / step).glob("*.py")):
-        if path.name != "__init__.py":
-            shutil.copyfile(path, version_dir / path.name)
+def copy_code(steps: Sequence[str], version_dir: Path) -> None:
+    """Copies Triton's `model.py` of the last of `steps` into `version_dir`, and the modules of all into its `steps`."""
+    modules = version_dir / "steps"
+    modules.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(_STEPS / steps[-1] / "model.py", version_dir / "model.py")
+    shutil.copyfile(_STEPS / "__init__.py", modules / "__init__.py")
+    for step in steps:
+        for path in sorted((_STEPS / step).glob("*.py")):
+            if path.name not in {"__init__.py", "model.py"}:
+                shutil.copyfile(path, modules / path.name)
 
 
 def python_config(recipe: Recipe, *, instances: int) -> pb.ModelConfig:

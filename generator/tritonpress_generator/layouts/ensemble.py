@@ -5,7 +5,6 @@ Each is sized and batched by itself, and the engine runs in NVIDIA's native back
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonpress_generator.layouts import Parts, copy_code, ensemble_config, public_names, python_config
 from tritonpress_generator.repository import Step
+from tritonpress_generator.steps.tokenizer.served import save
 
 _WARM_UP_LENGTHS = (16, 64)
 
@@ -27,10 +27,11 @@ def config(parts: Parts, names: Mapping[str, str]) -> pb.ModelConfig:
     """Returns the public model's config."""
     public, answers = public_names(parts.recipe)
     tokens = [tensor.name for tensor in parts.lengths.module.engine_inputs(parts.signature)]
+    pieces = list(parts.recipe.task.module.PIECES)
     flow = [
-        ("tokenizer", public, tokens),
+        ("tokenizer", public, [*tokens, *(name for name in pieces if name not in tokens)]),
         ("engine", tokens, list(parts.signature.outputs)),
-        ("postprocessing", [*parts.signature.outputs, *public], answers),
+        ("postprocessing", [*parts.signature.outputs, *pieces, *public], answers),
     ]
     return ensemble_config(parts.recipe, names, flow)
 
@@ -38,24 +39,30 @@ def config(parts: Parts, names: Mapping[str, str]) -> pb.ModelConfig:
 def _tokenizer(parts: Parts) -> Step:
     """Returns the step from the public text to the engine's inputs."""
     recipe = parts.recipe
-    settings = dict(parts.encoding)
-    if settings.get("max_tokens") is not None:
+    batching = dict(parts.encoding["batching"])
+    if batching.get("max_tokens") is not None:
         # Triton counts requests, of which an execution may have this many.
-        settings["max_tokens"] //= recipe.serve.max_batch_size
+        batching["max_tokens"] //= recipe.serve.max_batch_size
 
     def write(version_dir: Path) -> None:
-        copy_code("tokenizer", version_dir)
-        parts.tokenizer.save(str(version_dir / "tokenizer.json"), pretty=False)
-        (version_dir / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        copy_code(("tokenizer",), version_dir)
+        save(version_dir, parts.tokenizer, {**parts.encoding, "batching": batching})
 
     config = python_config(recipe, instances=recipe.serve.tokenizer_instances)
     config.dynamic_batching.SetInParent()
     config.input.extend(recipe.task.module.ensemble_inputs())
-    config.output.extend(
-        pb.ModelOutput(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-        for tensor in parts.lengths.module.engine_inputs(parts.signature)
-    )
+    tensors = {
+        tensor.name: pb.ModelOutput(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        for tensor in (*map(_piece, recipe.task.module.PIECES), *parts.lengths.module.engine_inputs(parts.signature))
+    }
+    config.output.extend(tensors.values())
     return Step("tokenizer", config, write)
+
+
+def _piece(name: str) -> pb.ModelInput:
+    """Returns the tensor that says where texts lie (`Sequences.pieces`)."""
+    types = {"lengths": pb.TYPE_INT64, "counts": pb.TYPE_INT64, "spans": pb.TYPE_INT32}
+    return pb.ModelInput(name=name, data_type=types[name], dims=[-1, 2] if name == "spans" else [-1])
 
 
 def _engine(parts: Parts) -> Step:
@@ -94,17 +101,27 @@ def _postprocessing(parts: Parts) -> Step:
     task = parts.recipe.task
 
     def write(version_dir: Path) -> None:
-        copy_code(task.word, version_dir)
-        copy_code("postprocessing", version_dir)
+        copy_code((task.word, "postprocessing"), version_dir)
         parts.write_postprocessing(version_dir)
 
     config = python_config(parts.recipe, instances=1)
     engine = pb.ModelConfig()
     parts.lengths.module.declare_outputs(engine, parts.signature)
     config.input.extend(pb.ModelInput(name=o.name, data_type=o.data_type, dims=o.dims) for o in engine.output)
+    config.input.extend(map(_piece, task.module.PIECES))
     config.input.extend(task.module.ensemble_inputs())
     config.output.extend(task.module.ensemble_outputs(task.config))
-    if parts.lengths.module.POSTPROCESSING_BATCHES:
+    of_tokens = parts.signature.of_tokens
+    names = {
+        "texts": task.module.INPUTS,
+        "pieces": task.module.PIECES,
+        "rows": [name for name in parts.signature.outputs if name not in of_tokens],
+        "of_tokens": of_tokens,
+    }
+    for role, of_role in names.items():
+        config.parameters[role].string_value = " ".join(of_role)
+    # A text of several sequences has no row in the engine's answer, and Triton batches only what agrees.
+    if parts.lengths.module.POSTPROCESSING_BATCHES and not task.module.PIECES:
         config.dynamic_batching.SetInParent()
     else:
         config.max_batch_size = 0

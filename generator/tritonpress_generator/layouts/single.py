@@ -7,7 +7,6 @@ with the one that is built into NVIDIA's image.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +15,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonpress_generator.layouts import Parts, copy_code, ensemble_config, public_names, python_config
 from tritonpress_generator.repository import Step
+from tritonpress_generator.steps.tokenizer.served import save
 
 _WARM_UP_TEXT = b"warm-up"
 
@@ -27,11 +27,8 @@ def steps(parts: Parts) -> list[Step]:
     engine_config: pb.ModelConfig = engine.module.model_config(engine.config)
 
     def write(version_dir: Path) -> None:
-        for step in ("tokenizer", task.word, engine.word, "single"):  # the last one's model.py stays
-            copy_code(step, version_dir)
-        parts.tokenizer.save(str(version_dir / "tokenizer.json"), pretty=False)
-        settings = json.dumps(dict(parts.encoding), indent=2) + "\n"
-        (version_dir / "settings.json").write_text(settings, encoding="utf-8")
+        copy_code(("tokenizer", task.word, engine.word, "single"), version_dir)
+        save(version_dir, parts.tokenizer, parts.encoding)
         packages = sorted({"numpy", "tokenizers", *engine.module.PACKAGES})
         lines = "".join(f"{name}=={version(name)}\n" for name in packages)
         (version_dir / "requirements.txt").write_text(lines, encoding="utf-8")

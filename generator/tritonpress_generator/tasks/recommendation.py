@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
+from tokenizers import Tokenizer
 from tqdm import tqdm
 from tritonclient.grpc import model_config_pb2 as pb
 
+from tritonpress_generator.answering import Answers
 from tritonpress_generator.catalogue import Item, LabelledQuery, load_items, load_queries
 from tritonpress_generator.checkpoint import Checkpoint
 from tritonpress_generator.errors import InputError
-from tritonpress_generator.infer import Array, Infer
+from tritonpress_generator.infer import Infer
 from tritonpress_generator.metrics import ndcg_at_k, recall_at_k
 from tritonpress_generator.packed_layout import Layout
 from tritonpress_generator.recipe import Recipe, Settings
 from tritonpress_generator.signature import Output, Signature
-from tritonpress_generator.steps.recommendation.postprocessor import Catalogue
+from tritonpress_generator.steps.recommendation.postprocessor import Catalogue, Postprocessor
+from tritonpress_generator.steps.tokenizer.sequences import Batching
 from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder
 from tritonpress_generator.token_states import token_states
 
 METRICS = ("ndcg@10", "recall@10")
 """The first is what reports show; higher is better for both."""
-INPUT = "QUERY"
+AUTO_CLASS = "AutoModel"
+ENCODER = "text_encoder"
+PIECES: tuple[str, ...] = ()
+"""What the post-processing must know of where the texts lie (`Sequences.pieces`)."""
+INPUTS = ("QUERY",)
 _BATCH = 32
+_ITEM_BYTES = 1 << 30
 
 
 class Config(Settings):
@@ -52,23 +58,21 @@ class Data:
     queries: list[LabelledQuery]
 
     @property
-    def texts(self) -> list[str]:
-        """What the items say; the queries are left for the gate."""
-        return [f"{item.title}. {item.text}" if item.title else item.text for item in self.items]
+    def inputs(self) -> dict[str, list[str]]:
+        """What is asked, and what the gate asks."""
+        return {INPUTS[0]: [query.query for query in self.queries]}
+
+    samples = inputs
 
     @property
-    def samples(self) -> list[str]:
-        """What is asked."""
-        return [query.query for query in self.queries]
+    def calibration(self) -> dict[str, list[str]]:
+        """What the items say; the queries are left for the gate."""
+        return {INPUTS[0]: [text_of(item) for item in self.items]}
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The metrics of one artefact, and the answers that gave them."""
-
-    metrics: dict[str, float]
-    ids: list[list[str]]
-    scores: list[list[float]]
+def text_of(item: Item) -> str:
+    """Returns what is embedded of `item`."""
+    return f"{item.title}. {item.text}" if item.title else item.text
 
 
 def load_data(recipe: Recipe) -> Data:
@@ -110,12 +114,7 @@ class Head(torch.nn.Module):
 
     def packed_outputs(self, states: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Returns `(sequences, width)` for the packed `(tokens, width)`."""
-        if self.pooling == "cls":
-            pooled = states[layout.starts]
-        else:
-            row = torch.cumsum(torch.ones_like(layout.lengths), 0) - 1
-            members = (row[:, None] == layout.sequence[None, :]).to(states.dtype)
-            pooled = torch.matmul(members, states) / layout.lengths[:, None].to(states.dtype)
+        pooled = states[layout.starts] if self.pooling == "cls" else layout.means(states)
         return torch.nn.functional.normalize(pooled, dim=-1)
 
 
@@ -126,58 +125,53 @@ def head(encoder: Any, checkpoint: Checkpoint, config: Config) -> tuple[torch.nn
     return Head(encoder, pooling).eval(), Signature({"embedding": Output(int(encoder.config.hidden_size))})
 
 
-def index(infer: Infer, encoder: TextEncoder, data: Data, config: Config) -> Catalogue:
-    """Returns the catalogue, its items embedded with `infer`."""
-    vectors = embed(infer, encoder, data.texts, label="catalogue")
-    ids = [item.item_id for item in data.items]
-    return Catalogue(ids, [item.title for item in data.items], vectors, config.top_k)
+def encoder_settings(recipe: Recipe, signature: Signature) -> dict[str, Any]:
+    """Returns the settings of the encoder of the public input."""
+    serve = recipe.serve
+    return {
+        "max_length": serve.max_length,
+        "max_bytes": recipe.task.config.max_query_bytes,
+        "too_long": serve.too_long,
+    }
 
 
-def evaluate(infer: Infer, encoder: TextEncoder, data: Data, catalogue: Catalogue) -> Evaluation:
-    """Returns the metrics of `infer` on the labelled queries, against the catalogue as it is embedded.
+def postprocessor(
+    recipe: Recipe, infer: Infer, signature: Signature, tokenizer: Tokenizer, data: Data, checkpoint: Checkpoint
+) -> Postprocessor:
+    """Returns what ranks the catalogue, its items embedded with `infer`."""
+    # An item may be longer than a query, and is always cut.
+    settings = encoder_settings(recipe, signature) | {"max_bytes": _ITEM_BYTES, "too_long": "cut"}
+    vectors = embed(infer, TextEncoder(tokenizer, **settings), [text_of(item) for item in data.items])
+    ids, titles = [item.item_id for item in data.items], [item.title for item in data.items]
+    return Postprocessor(Catalogue(ids, titles, vectors, recipe.task.config.top_k))
 
-    Every query is asked alone, as most are when they are served.
-    """
-    queries = [query.query for query in data.queries]
-    vectors = embed(infer, encoder, queries, label="queries", batch=1)
-    ids: list[list[str]] = []
-    scores: list[list[float]] = []
-    for vector, query in zip(vectors, queries, strict=True):
-        top, similarity = catalogue.rank(vector, query)
-        ids.append([item_id.decode() for item_id in catalogue.ids[top]])
-        scores.append([float(score) for score in similarity])
+
+def metrics(data: Data, answers: Answers) -> dict[str, float]:
+    """Returns the metrics of the ranked items."""
+    ids = [[item_id.decode() for item_id in row] for row in answers["ITEM_ID"]]
     relevant = [query.relevant for query in data.queries]
-    metrics = {"ndcg@10": ndcg_at_k(ids, relevant, 10), "recall@10": recall_at_k(ids, relevant, 10)}
-    return Evaluation(metrics, ids, scores)
+    return {"ndcg@10": ndcg_at_k(ids, relevant, 10), "recall@10": recall_at_k(ids, relevant, 10)}
 
 
-def embed(
-    infer: Infer, encoder: TextEncoder, texts: Sequence[str], *, label: str, batch: int = _BATCH
-) -> NDArray[np.float32]:
+def embed(infer: Infer, encoder: TextEncoder, texts: Sequence[str]) -> NDArray[np.float32]:
     """Returns the embeddings of `texts`, FP32 `(len(texts), width)`, texts of similar length in one batch."""
-    rows = encoder.encode([text.encode() for text in texts])
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    sequences = encoder.encode([text.encode() for text in texts])
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences.ids[i]))
+    batching = Batching(pad_id=0)
     parts: list[NDArray[np.float32]] = []
-    with tqdm(total=len(rows), desc=label, unit="text", leave=False, disable=None) as bar:
-        for start in range(0, len(rows), batch):
-            ids, mask = encoder.pad([rows[i] for i in order[start : start + batch]])
-            parts.append(infer({"input_ids": ids, "attention_mask": mask})["embedding"])
-            bar.update(len(ids))
-    vectors = np.empty((len(rows), parts[0].shape[1]), np.float32)
+    with tqdm(total=len(order), desc="catalogue", unit="text", leave=False, disable=None) as bar:
+        for start in range(0, len(order), _BATCH):
+            feed = batching.pad(sequences.chosen(order[start : start + _BATCH]))
+            parts.append(infer(feed)["embedding"])
+            bar.update(len(parts[-1]))
+    vectors = np.empty((len(order), parts[0].shape[1]), np.float32)
     vectors[order] = np.concatenate(parts)
     return vectors
 
 
-def feeds(encoder: TextEncoder, texts: Sequence[str]) -> Iterator[dict[str, Array]]:
-    """Yields each of `texts` as the model's inputs, one sequence at its exact length."""
-    for row in encoder.encode([text.encode() for text in texts]):
-        ids = np.array([row], np.int64)
-        yield {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-
-
 def ensemble_inputs() -> list[pb.ModelInput]:
     """Returns the public inputs."""
-    return [pb.ModelInput(name=INPUT, data_type=pb.TYPE_STRING, dims=[1])]
+    return [pb.ModelInput(name=INPUTS[0], data_type=pb.TYPE_STRING, dims=[1])]
 
 
 def ensemble_outputs(config: Config) -> list[pb.ModelOutput]:
@@ -185,27 +179,4 @@ def ensemble_outputs(config: Config) -> list[pb.ModelOutput]:
     return [
         pb.ModelOutput(name="ITEM_ID", data_type=pb.TYPE_STRING, dims=[config.top_k]),
         pb.ModelOutput(name="SCORE", data_type=pb.TYPE_FP32, dims=[config.top_k]),
-    ]
-
-
-def write_postprocessing(version_dir: Path, catalogue: Catalogue, data: Data) -> None:
-    """Writes what the post-processing step reads, beside its code."""
-    items = {
-        "ids": [item.item_id for item in data.items],
-        "titles": [item.title for item in data.items],
-        "top_k": catalogue.top_k,
-    }
-    (version_dir / "items.json").write_text(json.dumps(items, ensure_ascii=False), encoding="utf-8")
-    np.save(version_dir / "embeddings.npy", catalogue.embeddings, allow_pickle=False)
-
-
-def golden_requests(data: Data, evaluation: Evaluation, *, count: int) -> list[dict[str, Any]]:
-    """Returns `count` requests, spread over the labelled queries, with the answers that they must get."""
-    chosen = np.linspace(0, len(data.queries) - 1, min(count, len(data.queries))).round().astype(int)
-    return [
-        {
-            "inputs": {INPUT: data.queries[i].query},
-            "outputs": {"ITEM_ID": evaluation.ids[i], "SCORE": evaluation.scores[i]},
-        }
-        for i in chosen
     ]

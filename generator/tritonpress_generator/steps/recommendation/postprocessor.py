@@ -24,6 +24,7 @@ class Catalogue:
             top_k: How many items an answer has, at most the number of items.
         """
         self.ids = np.array([item_id.encode() for item_id in ids], dtype=np.object_)
+        self.titles = list(titles)
         self.embeddings = np.ascontiguousarray(embeddings)
         self.top_k = top_k
         self._by_title: dict[str, list[int]] = {}
@@ -36,6 +37,12 @@ class Catalogue:
         items = json.loads((folder / "items.json").read_text(encoding="utf-8"))
         embeddings = np.load(folder / "embeddings.npy", allow_pickle=False)
         return cls(items["ids"], items["titles"], embeddings, items["top_k"])
+
+    def save(self, folder: Path) -> None:
+        """Writes `items.json` and `embeddings.npy` into `folder`."""
+        items = {"ids": [item_id.decode() for item_id in self.ids], "titles": self.titles, "top_k": self.top_k}
+        (folder / "items.json").write_text(json.dumps(items, ensure_ascii=False), encoding="utf-8")
+        np.save(folder / "embeddings.npy", self.embeddings, allow_pickle=False)
 
     def rank(self, embedding: NDArray[np.float32], query: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Returns the indices and cosine similarities of the `top_k` nearest items, best first, ties by index.
@@ -82,18 +89,28 @@ class Postprocessor:
         """Returns the post-processing of the catalogue in `folder`."""
         return cls(Catalogue.from_folder(folder))
 
-    def __call__(self, rows: Mapping[str, NDArray[Any]], texts: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def save(self, folder: Path) -> None:
+        """Writes the catalogue into `folder`."""
+        self._catalogue.save(folder)
+
+    def __call__(
+        self,
+        outputs: Mapping[str, NDArray[Any]],
+        pieces: Mapping[str, NDArray[Any]],
+        texts: Mapping[str, NDArray[Any]],
+    ) -> dict[str, NDArray[Any]]:
         """Returns `ITEM_ID`, bytes `(queries, top_k)`, and `SCORE`, FP32 of the same shape.
 
         Args:
-            rows: `embedding`, FP32 `(queries, width)`.
+            outputs: `embedding`, FP32 `(queries, width)`.
+            pieces: Not read: a query is one sequence.
             texts: `QUERY`, UTF-8 bytes `(queries,)`.
         """
         queries = texts["QUERY"]
         ids = np.empty((len(queries), self._catalogue.top_k), np.object_)
         scores = np.empty(ids.shape, np.float32)
         for row, query in enumerate(queries):
-            top, scores[row] = self._catalogue.rank(rows["embedding"][row], query.decode("utf-8"))
+            top, scores[row] = self._catalogue.rank(outputs["embedding"][row], query.decode("utf-8"))
             ids[row] = self._catalogue.ids[top]
         return {"ITEM_ID": ids, "SCORE": scores}
 

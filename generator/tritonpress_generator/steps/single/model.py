@@ -8,10 +8,11 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 sys.path.insert(0, str(Path(__file__).parent))
-from engine import Engine
-from pipeline import Pipeline
-from postprocessor import Postprocessor
-from text_encoder import TextEncoder
+from steps.engine import Engine
+from steps.pipeline import Pipeline
+from steps.postprocessor import Postprocessor
+from steps.served import from_folder
+from steps.texts import encode_requests
 
 
 class TritonPythonModel:
@@ -20,25 +21,34 @@ class TritonPythonModel:
     def initialize(self, args):
         folder = Path(__file__).parent
         config = json.loads(args["model_config"])
-        self.name = config["input"][0]["name"]
-        self.encoder = TextEncoder.from_folder(folder)
+        self.names = [tensor["name"] for tensor in config["input"]]
+        served = from_folder(folder)
+        self.encode = served.encoder.encode
         engine = Engine(folder, {key: value["string_value"] for key, value in config["parameters"].items()})
-        self.pipeline = Pipeline(self.encoder.executions, engine, Postprocessor.from_folder(folder))
+        self.pipeline = Pipeline(
+            served.batching.executions, engine, Postprocessor.from_folder(folder), of_tokens=served.of_tokens
+        )
 
     def execute(self, requests):
-        batches = [pb_utils.get_input_tensor_by_name(request, self.name).as_numpy().ravel() for request in requests]
-        rows, refusals = self.encoder.encode_requests(batches)
-        good = [batch for batch, refusal in zip(batches, refusals, strict=True) if refusal is None]
-        answers = self.pipeline(rows, {self.name: np.concatenate(good)}) if good else {}
+        batches = [
+            tuple(pb_utils.get_input_tensor_by_name(request, name).as_numpy().ravel() for name in self.names)
+            for request in requests
+        ]
+        sequences, refusals = encode_requests(self.encode, batches)
+        good = [columns for columns, refusal in zip(batches, refusals, strict=True) if refusal is None]
+        answers = {}
+        if good:
+            together = (np.concatenate(columns) for columns in zip(*good, strict=True))
+            answers = self.pipeline(sequences, dict(zip(self.names, together, strict=True)))
         responses = []
         start = 0
-        for batch, refusal in zip(batches, refusals, strict=True):
+        for columns, refusal in zip(batches, refusals, strict=True):
             if refusal is not None:
-                message = f"{self.name}[{refusal.index}] {refusal}"
+                message = f"{self.names[refusal.column]}[{refusal.index}] {refusal}"
                 error = pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)
                 responses.append(pb_utils.InferenceResponse(error=error))
                 continue
-            end = start + len(batch)
+            end = start + len(columns[0])
             tensors = [pb_utils.Tensor(name, answer[start:end]) for name, answer in answers.items()]
             responses.append(pb_utils.InferenceResponse(tensors))
             start = end

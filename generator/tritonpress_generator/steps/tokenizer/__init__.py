@@ -1,1 +1,1 @@
-"""Text to token ids."""
+"""Text to token ids, and token ids to executions of the engine."""

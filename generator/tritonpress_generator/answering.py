@@ -1,0 +1,90 @@
+"""From the texts that are asked to the public answers, with any `Infer`: for build, training, evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from tritonpress_generator.infer import Array, Infer
+from tritonpress_generator.recipe import Recipe
+from tritonpress_generator.signature import Signature
+from tritonpress_generator.steps.single.pipeline import Pipeline
+from tritonpress_generator.steps.tokenizer.sequences import Batching, Sequences
+from tritonpress_generator.steps.tokenizer.served import ENCODERS
+
+Texts = Mapping[str, Sequence[str]]
+"""The public inputs by name, a text an element."""
+Answers = dict[str, Array]
+"""The public outputs by name, `(texts, n)`."""
+_SLICE = 64
+
+
+class Encoder(Protocol):
+    """Texts to sequences, as `steps/tokenizer` has them."""
+
+    @property
+    def encode(self) -> Callable[..., Sequences]:
+        """Takes a column of texts for each public input, and returns what they become."""
+
+
+Postprocessor = Callable[[Mapping[str, Array], Mapping[str, Array], Mapping[str, Array]], Answers]
+
+
+def make_encoder(recipe: Recipe, signature: Signature, tokenizer: Tokenizer) -> Encoder:
+    """Returns the encoder of the recipe's public inputs."""
+    task = recipe.task.module
+    return ENCODERS[task.ENCODER](Tokenizer.from_str(tokenizer.to_str()), **task.encoder_settings(recipe, signature))
+
+
+def thinned(texts: Texts, most: int = 512) -> Texts:
+    """Returns at most about `most` of the texts, spread over all of them."""
+    step = max(1, len(next(iter(texts.values()))) // most)
+    return {name: column[::step] for name, column in texts.items()}
+
+
+def columns(texts: Texts, part: slice = slice(None)) -> dict[str, list[bytes]]:
+    """Returns the texts of `part` in UTF-8."""
+    return {name: [text.encode() for text in column[part]] for name, column in texts.items()}
+
+
+def asked(
+    infer: Infer, signature: Signature, encoder: Encoder, postprocessor: Postprocessor
+) -> Callable[[Texts], Answers]:
+    """Returns what answers texts with `infer`, each sequence alone, as most are when they are served.
+
+    Args:
+        infer: Takes a padded batch.
+        signature: What it gives.
+        encoder: Of the public inputs, in their order.
+        postprocessor: Of the task.
+    """
+    pipeline = Pipeline(alone, infer, postprocessor, of_tokens=signature.of_tokens)
+
+    def ask(texts: Texts) -> Answers:
+        count = len(next(iter(texts.values())))
+        parts: list[Answers] = []
+        with tqdm(total=count, desc="asking", unit="text", leave=False, disable=None) as bar:
+            for start in range(0, count, _SLICE):
+                bytes_of = columns(texts, slice(start, start + _SLICE))
+                sequences = encoder.encode(*bytes_of.values())
+                arrays = {name: np.array(column, np.object_) for name, column in bytes_of.items()}
+                parts.append(pipeline(sequences, arrays))
+                bar.update(len(sequences.counts))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    return ask
+
+
+def alone(sequences: Sequences) -> Iterator[tuple[list[int], dict[str, Array]]]:
+    """Yields each of `sequences` as an execution of its own, at its exact length."""
+    batching = Batching(pad_id=0, max_sequences=1)
+    return batching.executions(sequences)
+
+
+def plain(value: Any) -> Any:
+    """Returns an element of an answer as JSON has it."""
+    return value.decode() if isinstance(value, bytes) else value.item()

@@ -1,0 +1,89 @@
+"""The model card of what was trained: from what, how, and how good it is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tritonpress_generator.recipe import Recipe
+from tritonpress_generator.training.loop import Progress
+
+_PACKAGES = ("torch", "transformers", "peft", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def model_card(
+    recipe: Recipe,
+    folder: Path,
+    scores: Mapping[str, Mapping[str, Score]],
+    progress: Progress,
+    chosen: Mapping[str, Any],
+    *,
+    minutes: float,
+) -> str:
+    """Returns the model card in Markdown.
+
+    Args:
+        recipe: What was asked for.
+        folder: Of the data.
+        scores: By data set and metric.
+        progress: How the training went.
+        chosen: What was chosen on the held-out examples.
+        minutes: How long the training took, of the last run if it was resumed.
+    """
+    stage = recipe.finetune
+    if stage is None:
+        raise ValueError("the recipe must have finetune")
+    config = stage.config
+    metrics = list(next(iter(scores.values())))
+    rows = [
+        f"| {name} | {'validation' if name in config.validation else 'test'} | "
+        + " | ".join(f"{row[m].value:.2f} [{row[m].low:.2f}, {row[m].high:.2f}]" for m in metrics)
+        + " |"
+        for name, row in scores.items()
+    ]
+    files = "\n".join(
+        f"| {name} | {use} | {hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16]}… |"
+        for use in ("train", "validation", "test")
+        for name in getattr(config, use)
+    )
+    what = "A LoRA adapter and its head" if config.lora else "A checkpoint"
+    settings = yaml.safe_dump(config.model_dump(), sort_keys=False)
+    versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
+    return f"""# {recipe.name}
+
+{what} for {recipe.task.word.replace("_", " ")}, trained on {recipe.checkpoint.source} by
+
+    tritonpress finetune {recipe.path.name} --data DATA
+
+| file | use | SHA-256 |
+| --- | --- | --- |
+{files}
+
+Scores in FP32 of the weights as they lie here, with the 95 % interval (percentile bootstrap over the examples); the
+weights are those of step {progress.best_step} of {progress.step}, the best on the validation files:
+
+| data | use | {" | ".join(metrics)} |
+| --- | --- | {" | ".join("---" for _ in metrics)} |
+{chr(10).join(rows)}
+
+Chosen on the validation files: {", ".join(f"{name} {value:.4f}" for name, value in chosen.items()) or "nothing"}.
+Training took {minutes:.0f} minutes. Versions: {versions}. Settings:
+
+```yaml
+{settings}```
+"""

@@ -1,0 +1,57 @@
+"""Reads files of records: an object or a row a line."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tritonpress_generator.errors import InputError
+
+
+def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the line number and the fields of each record of a JSONL, CSV or TSV file, gzipped or not.
+
+    A TSV file has no quotes: a tab is what separates, and everything else is text.
+
+    Raises:
+        InputError: Unreadable, not UTF-8, or not what its name says; names the line.
+    """
+    try:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        bad_line = exc.object[: exc.start].count(b"\n") + 1
+        raise InputError(
+            f"{path}:{bad_line}: must be UTF-8, got byte 0x{exc.object[exc.start]:02x}; save it as UTF-8"
+        ) from exc
+    except (OSError, EOFError, zlib.error) as exc:
+        raise InputError(f"{path}: cannot be read ({exc}); correct the path in the recipe") from exc
+    name = path.name.removesuffix(".gz")
+    if name.endswith((".csv", ".tsv")):
+        stream = io.StringIO(text, newline="")
+        if name.endswith(".csv"):
+            reader = csv.DictReader(stream, strict=True)
+        else:
+            reader = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
+        try:
+            for row in reader:
+                yield reader.line_num, row
+        except csv.Error as exc:
+            raise InputError(f"{path}:{reader.line_num}: is not CSV ({exc}); correct the line") from exc
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            parsed = json.loads(line)
+        except json.JSONDecodeError as exc:
+            raise InputError(f"{path}:{number}: is not JSON ({exc}); one object a line") from exc
+        if not isinstance(parsed, dict):
+            raise InputError(f"{path}:{number}: must be a JSON object, got {type(parsed).__name__}; one object a line")
+        yield number, parsed

@@ -1,0 +1,1 @@
+"""Scores of tokens to answers."""

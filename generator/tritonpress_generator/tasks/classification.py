@@ -1,0 +1,221 @@
+"""Classification: a text to its label, or to any number of labels, with calibrated probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from tokenizers import Tokenizer
+from tritonclient.grpc import model_config_pb2 as pb
+
+from tritonpress_generator import classification_metrics as measures
+from tritonpress_generator import labelled_texts
+from tritonpress_generator.answering import Answers, alone
+from tritonpress_generator.checkpoint import Checkpoint
+from tritonpress_generator.errors import InputError
+from tritonpress_generator.infer import Infer
+from tritonpress_generator.labelled_texts import LabelledText
+from tritonpress_generator.recipe import Recipe, Settings
+from tritonpress_generator.signature import Output, Signature
+from tritonpress_generator.steps.classification.postprocessor import Postprocessor
+from tritonpress_generator.steps.single.pipeline import Pipeline
+from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder
+from tritonpress_generator.task_head import SequenceHead
+
+METRICS = ("accuracy", "macro_f1", "mcc")
+"""The first is what reports show; higher is better for all."""
+AUTO_CLASS = "AutoModelForSequenceClassification"
+ENCODER = "text_encoder"
+PIECES: tuple[str, ...] = ()
+"""What the post-processing must know of where the texts lie (`Sequences.pieces`)."""
+INPUTS = ("TEXT",)
+DECISION = 0.5
+"""The probability from which a label of a multi-label task counts as answered."""
+
+
+class Config(Settings):
+    multi_label: bool = False
+    """Whether a text may have any number of labels, each with a probability of its own."""
+    labels: list[str] | None = Field(default=None, min_length=2)
+    """The labels' names by the index of their logit; default: the checkpoint's (`id2label`)."""
+    max_text_bytes: int = Field(default=8192, ge=1, le=1 << 20)
+    """A longer text is refused; the default is far beyond what `max_length` tokens can hold."""
+    temperature: float | None = Field(default=None, gt=0)
+    """What logits are divided by, so that probabilities are calibrated."""
+    calibration_dataset: str | None = None
+    """Held-out labelled texts, relative to the recipe, on which the temperature is chosen. Default of both: what was
+    chosen when the checkpoint was trained (its `tritonpress.json`), else 1."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The recipe's labelled texts, read and checked."""
+
+    rows: Sequence[LabelledText]
+    held_out: Sequence[LabelledText]
+    """On which the temperature is chosen."""
+
+    @property
+    def inputs(self) -> dict[str, list[str]]:
+        """What is asked, and what the gate asks."""
+        return texts_of(self.rows)
+
+    samples = inputs
+    calibration = inputs
+
+
+def texts_of(rows: Sequence[LabelledText]) -> dict[str, list[str]]:
+    """Returns the public input of `rows`."""
+    return {INPUTS[0]: [row.text for row in rows]}
+
+
+def load_data(recipe: Recipe) -> Data:
+    """Returns the data that `recipe` names.
+
+    Raises:
+        InputError: A file is missing or wrong.
+    """
+    config: Config = recipe.task.config
+    names = (recipe.gate.dataset, config.calibration_dataset)
+    rows, held_out = (
+        labelled_texts.load(recipe.file(name), multi_label=config.multi_label) if name else [] for name in names
+    )
+    return Data(rows, held_out)
+
+
+def encoder_settings(recipe: Recipe, signature: Signature) -> dict[str, Any]:
+    """Returns the settings of the encoder of the public input."""
+    serve = recipe.serve
+    return {
+        "max_length": serve.max_length,
+        "max_bytes": recipe.task.config.max_text_bytes,
+        "too_long": serve.too_long,
+    }
+
+
+def head(model: Any, checkpoint: Checkpoint, config: Config) -> tuple[SequenceHead, Signature]:
+    """Returns the model to export, and what it reads and gives."""
+    divided = SequenceHead(model, lambda answer: answer.logits).eval()
+    return divided, Signature({"logits": Output(int(model.config.num_labels))})
+
+
+def labels_of(model_settings: Mapping[str, Any], config: Config, *, source: str) -> list[str]:
+    """Returns the labels' names by the index of their logit.
+
+    Args:
+        model_settings: The checkpoint's `config.json`.
+        config: The recipe's.
+        source: The checkpoint's name, for the message.
+
+    Raises:
+        InputError: The checkpoint names none, or the recipe names another number of them.
+    """
+    given = {int(index): str(name) for index, name in (model_settings.get("id2label") or {}).items()}
+    named = [given[index] for index in sorted(given)]
+    if config.labels is not None:
+        if given and len(named) != len(config.labels):
+            raise InputError(
+                f"task.classification.labels: must be {len(named)} names (the checkpoint's labels), got "
+                f"{len(config.labels)}; correct the list"
+            )
+        return config.labels
+    if not named:
+        raise InputError(f"checkpoint {source}: names no labels (id2label); give task.classification.labels")
+    return named
+
+
+def postprocessor(
+    recipe: Recipe, infer: Infer, signature: Signature, tokenizer: Tokenizer, data: Data, checkpoint: Checkpoint
+) -> Postprocessor:
+    """Returns what makes labels of the model's logits.
+
+    Raises:
+        InputError: The data has a label that the model does not know.
+    """
+    config: Config = recipe.task.config
+    labels = labels_of(checkpoint.settings("config.json"), config, source=checkpoint.source)
+    for row in (*data.rows, *data.held_out):
+        check_labels(row, labels)
+    temperature = config.temperature
+    if temperature is None and data.held_out:
+        logits = logits_of(recipe, infer, signature, tokenizer, data.held_out)
+        truth = indicators(data.held_out, labels)
+        temperature = measures.best_temperature(logits, truth, multi_label=config.multi_label)
+    if temperature is None:
+        temperature = checkpoint.settings("tritonpress.json").get("temperature", 1.0)
+    return Postprocessor(labels=labels, multi_label=config.multi_label, temperature=temperature)
+
+
+def check_labels(row: LabelledText, labels: Sequence[str]) -> None:
+    """Refuses a text with a label that is none of `labels`."""
+    for label in row.labels:
+        if label not in labels:
+            raise InputError(
+                f"text {row.text[:60]!r}: label must be one of {', '.join(labels[:20])}, got {label!r}; correct it, or "
+                "give task.classification.labels"
+            )
+
+
+def logits_of(
+    recipe: Recipe, infer: Infer, signature: Signature, tokenizer: Tokenizer, rows: Sequence[LabelledText]
+) -> NDArray[np.float32]:
+    """Returns what the model answers to `rows`, FP32 `(texts, labels)`."""
+    encoder = TextEncoder(Tokenizer.from_str(tokenizer.to_str()), **encoder_settings(recipe, signature))
+    sequences = encoder.encode([row.text.encode() for row in rows])
+    pipeline = Pipeline(alone, infer, lambda *_: {})
+    logits: NDArray[np.float32] = pipeline.outputs(sequences, sequences.pieces()["lengths"])["logits"]
+    return logits
+
+
+def indicators(rows: Sequence[LabelledText], labels: Sequence[str]) -> NDArray[np.bool_]:
+    """Returns which labels each of `rows` has, `(texts, labels)`."""
+    return np.array([[label in row.labels for label in labels] for row in rows])
+
+
+def metrics(data: Data, answers: Answers) -> dict[str, float]:
+    """Returns the metrics of the labels, and the calibration error of their probabilities (`ece`, lower is better)."""
+    names = sorted({label.decode() for label in answers["LABEL"][0]})
+    multi_label = bool(abs(float(answers["SCORE"].sum(1).mean()) - 1) > 1e-3) or any(
+        len(row.labels) != 1 for row in data.rows
+    )
+    probability = np.zeros((len(data.rows), len(names)), np.float32)
+    column = {name.encode(): index for index, name in enumerate(names)}
+    places = np.array([[column[label] for label in row] for row in answers["LABEL"]])
+    np.put_along_axis(probability, places, answers["SCORE"], 1)
+    return scores(indicators(data.rows, names), probability, multi_label=multi_label)
+
+
+def scores(truth: NDArray[np.bool_], probability: NDArray[np.float32], *, multi_label: bool) -> dict[str, float]:
+    """Returns the metrics for probabilities FP32 `(texts, labels)`."""
+    if multi_label:
+        answered = probability >= DECISION
+        sure = np.where(answered, probability, 1 - probability).ravel()
+        error = measures.expected_calibration_error(sure, (answered == truth).ravel())
+    else:
+        best = probability.argmax(1)
+        answered = np.arange(probability.shape[1]) == best[:, None]
+        right = truth[np.arange(len(best)), best]
+        error = measures.expected_calibration_error(probability.max(1), right)
+    return {
+        "accuracy": measures.accuracy(truth, answered),
+        "macro_f1": measures.macro_f1(truth, answered),
+        "mcc": measures.matthews(truth, answered),
+        "ece": error,
+    }
+
+
+def ensemble_inputs() -> list[pb.ModelInput]:
+    """Returns the public inputs."""
+    return [pb.ModelInput(name=INPUTS[0], data_type=pb.TYPE_STRING, dims=[1])]
+
+
+def ensemble_outputs(config: Config) -> list[pb.ModelOutput]:
+    """Returns the public outputs; there are as many labels as the model has."""
+    return [
+        pb.ModelOutput(name="LABEL", data_type=pb.TYPE_STRING, dims=[-1]),
+        pb.ModelOutput(name="SCORE", data_type=pb.TYPE_FP32, dims=[-1]),
+    ]

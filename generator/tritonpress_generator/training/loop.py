@@ -1,0 +1,277 @@
+"""The training loop: AdamW, warm-up and decay, accumulation, evaluation, early stopping, and a state to resume from.
+
+A run is determined by its seed: what a step computes depends on the weights and on the number of the step alone, so
+that a run that was killed goes on to the same result, and several processes compute what one would.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from tritonpress_generator.errors import InputError
+from tritonpress_generator.recipe import FinetuneConfig
+from tritonpress_generator.training.distributed import World
+from tritonpress_generator.training.schedule import Schedule
+
+_STATE_EVERY_S = 120.0
+_LINE_EVERY_S = 30.0
+
+Feature = Mapping[str, Any]
+"""An example: its sequences and its labels, by name."""
+
+
+@dataclass
+class Progress:
+    """How far a training has come; all of it is in its state."""
+
+    step: int = 0
+    best_metric: float | None = None
+    best_step: int = 0
+    worse: int = 0
+    """Evaluations since the best one."""
+    losses: list[float] = field(default_factory=list)
+    """Of each step, the mean over its batch."""
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is trained, and on what."""
+
+    model: torch.nn.Module
+    features: Sequence[Feature]
+    collate: Callable[[Sequence[Feature]], dict[str, torch.Tensor]]
+    losses: Callable[[Callable[..., Any], dict[str, torch.Tensor], World], torch.Tensor]
+    """A loss for each example of this process's part of a batch."""
+    evaluate: Callable[[], dict[str, float]]
+    """Metrics on the held-out examples, the same in every process; higher is better."""
+    metric: str
+    """The one that decides."""
+    fingerprint: str
+    """Of all that determines the run."""
+
+
+def train(trained: Trained, config: FinetuneConfig, folder: Path, world: World) -> Progress:
+    """Returns how the training went; the model then has the weights that were best on the held-out examples.
+
+    Args:
+        trained: The model and its data.
+        config: The settings.
+        folder: Where the state and TensorBoard's files are written; a state of the same run is resumed.
+        world: The processes that train together.
+
+    Raises:
+        InputError: `folder` has the state of another run, or the loss is no longer finite.
+    """
+    schedule = Schedule([len(feature["input_ids"]) for feature in trained.features], config)
+    model = trained.model.to(world.device)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    state = _State(folder, trained.fingerprint, parameters, optimizer, world)
+    progress = state.load()
+    parallel = DistributedDataParallel(model) if world.size > 1 else model
+    evaluations = set(schedule.evaluations)
+    epochs: dict[int, list[list[int]]] = {}
+    board = SummaryWriter(str(folder / "tensorboard"), purge_step=progress.step) if world.writes else None
+    report = _Report(schedule.steps, progress.step, shown=world.writes)
+    try:
+        while progress.step < schedule.steps and not _stops(progress, config):
+            number = progress.step // schedule.steps_per_epoch
+            if number not in epochs:
+                epochs = {number: schedule.epoch(number)}
+            members = epochs[number][progress.step % schedule.steps_per_epoch]
+            rate = schedule.learning_rate(progress.step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            model.train()
+            # Dropout's masks depend on the step alone, so that a resumed run draws the same.
+            torch.manual_seed(hash((config.seed, progress.step, world.rank)) & 0x7FFFFFFF)
+            loss = _step(trained, parallel, members, config, world)
+            if not torch.isfinite(loss):
+                raise InputError(
+                    f"finetune: the loss must be finite, is {loss.item()} at step {progress.step}; "
+                    "lower finetune.learning_rate"
+                )
+            torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            progress.losses.append(loss.item())
+            progress.step += 1
+            report.step(progress)
+            if board is not None:
+                board.add_scalar("train/loss", progress.losses[-1], progress.step)
+                board.add_scalar("train/learning_rate", rate, progress.step)
+            if progress.step in evaluations:
+                metrics = trained.evaluate()
+                _note(progress, metrics, trained.metric, state)
+                report.evaluated(progress, metrics)
+                if board is not None:
+                    for name, value in metrics.items():
+                        board.add_scalar(f"validation/{name}", value, progress.step)
+            state.save_when_due(progress, due=progress.step in evaluations)
+    finally:
+        report.close()
+        if board is not None:
+            board.close()
+    state.restore_best()
+    return progress
+
+
+def _step(trained: Trained, model: Any, members: Sequence[int], config: FinetuneConfig, world: World) -> torch.Tensor:
+    """Computes the gradients of one batch, and returns its mean loss."""
+    mine = members[world.rank :: world.size]
+    # As many parts in every process, since what they compute together they must compute at the same time.
+    parts = [mine[i :: config.accumulation_steps] for i in range(config.accumulation_steps)]
+    total = torch.zeros((), device=world.device)
+    bf16 = computes_in_bf16(config, world.device)
+    for number, part in enumerate(parts):
+        last = number == len(parts) - 1
+        alone = nullcontext() if last or world.size == 1 else model.no_sync()
+        # Where a batch has fewer examples than there are parts, one is computed and not counted.
+        batch = trained.collate([trained.features[i] for i in part or members[:1]])
+        batch = {name: tensor.to(world.device) for name, tensor in batch.items()}
+        with alone:
+            with torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
+                losses = trained.losses(model, batch, world)
+            loss = losses.float().sum() * (1.0 if part else 0.0)
+            # The processes' gradients are averaged; what is wanted is the mean over the whole batch.
+            (loss * world.size / len(members)).backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    return world.sum(total) / len(members)
+
+
+def computes_in_bf16(config: FinetuneConfig, device: torch.device) -> bool:
+    """Returns whether products are computed in bf16: as the recipe says, else where the machine has it."""
+    if config.precision != "auto":
+        return config.precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def _stops(progress: Progress, config: FinetuneConfig) -> bool:
+    return config.patience is not None and progress.worse >= config.patience
+
+
+def _note(progress: Progress, metrics: dict[str, float], metric: str, state: _State) -> None:
+    """Keeps the weights if they are the best yet."""
+    progress.evaluations.append({"step": float(progress.step)} | metrics)
+    if progress.best_metric is None or metrics[metric] > progress.best_metric:
+        progress.best_metric, progress.best_step, progress.worse = metrics[metric], progress.step, 0
+        state.keep_best()
+    else:
+        progress.worse += 1
+
+
+class _State:
+    """What a killed run goes on from; written by one process, by rename, so that it is whole at every moment."""
+
+    def __init__(
+        self,
+        folder: Path,
+        fingerprint: str,
+        parameters: list[torch.nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        world: World,
+    ) -> None:
+        self._path = folder / "state.pt"
+        self._fingerprint = fingerprint
+        self._parameters = parameters
+        self._optimizer = optimizer
+        self._world = world
+        self._best: list[torch.Tensor] = []
+        self._saved = time.monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def load(self) -> Progress:
+        if not self._path.is_file():
+            return Progress()
+        state = torch.load(self._path, map_location=self._world.device, weights_only=True)
+        if state["fingerprint"] != self._fingerprint:
+            raise InputError(
+                f"finetune: {self._path} is the state of a run with other settings, data or weights; remove it to "
+                "begin anew, or give another --out"
+            )
+        with torch.no_grad():
+            for parameter, value in zip(self._parameters, state["parameters"], strict=True):
+                parameter.copy_(value)
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._best = state["best"]
+        return Progress(**state["progress"])
+
+    def save_when_due(self, progress: Progress, *, due: bool) -> None:
+        if not due and time.monotonic() - self._saved < _STATE_EVERY_S:
+            return
+        self._saved = time.monotonic()
+        if not self._world.writes:
+            return
+        new = self._path.with_suffix(".new")
+        state = {
+            "fingerprint": self._fingerprint,
+            "parameters": [parameter.detach() for parameter in self._parameters],
+            "optimizer": self._optimizer.state_dict(),
+            "best": self._best,
+            "progress": vars(progress),
+        }
+        with new.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self._path)
+
+    def keep_best(self) -> None:
+        self._best = [parameter.detach().clone() for parameter in self._parameters]
+
+    def restore_best(self) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self._parameters, self._best, strict=True):
+                parameter.copy_(value)
+
+
+class _Report:
+    """Says how the training goes: a bar with the time left on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, steps: int, first: int, *, shown: bool) -> None:
+        self._shown = shown
+        self._terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=steps, initial=first, desc="training", unit="step", leave=False, disable=None if shown else True
+        )
+        self._steps, self._first = steps, first
+        self._began = self._said = time.monotonic()
+
+    def step(self, progress: Progress) -> None:
+        recent = progress.losses[-100:]
+        loss = sum(recent) / len(recent)
+        self._bar.update()
+        self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+        now = time.monotonic()
+        if self._shown and not self._terminal and now - self._said > _LINE_EVERY_S:
+            self._said = now
+            left = (now - self._began) / (progress.step - self._first) * (self._steps - progress.step)
+            self._line(f"step {progress.step} of {self._steps}, loss {loss:.4f}, {left / 60:.0f} min left")
+
+    def evaluated(self, progress: Progress, metrics: dict[str, float]) -> None:
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        best = "  (the best yet)" if progress.worse == 0 else ""
+        if self._shown:
+            self._line(f"step {progress.step} of {self._steps}, validation: {figures}{best}")
+
+    def _line(self, text: str) -> None:
+        tqdm.write(text, file=sys.stderr)
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        self._bar.close()

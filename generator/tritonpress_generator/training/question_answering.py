@@ -1,0 +1,160 @@
+"""Trains a span head: where an answer starts and ends, or, at the first token, that there is none."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from tokenizers import Tokenizer
+
+from tritonpress_generator import squad
+from tritonpress_generator.answering import asked, columns
+from tritonpress_generator.infer import Infer
+from tritonpress_generator.recipe import FinetuneConfig, Recipe
+from tritonpress_generator.signature import Signature
+from tritonpress_generator.squad import Answer, Question
+from tritonpress_generator.steps.question_answering.postprocessor import Postprocessor
+from tritonpress_generator.steps.tokenizer.pair_encoder import PairEncoder
+from tritonpress_generator.tasks import question_answering as task
+from tritonpress_generator.training.distributed import World
+from tritonpress_generator.training.loop import Feature
+
+METRIC = task.METRICS[0]
+
+
+class Config(FinetuneConfig):
+    negatives: float = Field(default=0.0, ge=0, le=1)
+    """For what share of the questions one more example is made that has no answer: the question beside another
+    paragraph of its article. For data that has none of its own (SQuAD v1.1)."""
+
+
+def load(paths: Sequence[Path], recipe: Recipe) -> list[Question]:
+    """Returns the questions of all of `paths`.
+
+    Raises:
+        InputError: A file is missing or wrong, or an answer is not where it should be.
+    """
+    return [question for path in paths for question in squad.load(path)]
+
+
+def augmented(questions: Sequence[Question], config: Config) -> list[Question]:
+    """Returns the questions and the negatives that `config` asks for."""
+    return [*questions, *_negatives(questions, config.negatives, config.seed)]
+
+
+def model_settings(examples: Sequence[Question], recipe: Recipe) -> dict[str, Any]:
+    """Returns what the model's config must say of the head."""
+    return {"num_labels": 2}
+
+
+def features(examples: Sequence[Question], recipe: Recipe, tokenizer: Tokenizer, signature: Signature) -> list[Feature]:
+    """Returns a feature a window; a window that has not the whole answer has none."""
+    config: Config = recipe.finetune.config  # type: ignore[union-attr]
+    length = config.max_length or recipe.serve.max_length
+    # Shorter windows share less of a context.
+    shared = min(recipe.task.config.doc_stride, length // 4)
+    fitting = recipe.task.config.model_copy(update={"doc_stride": shared})
+    task.check_room(fitting, length, where=f"{recipe.path}: finetune.max_length")
+    limits = task.encoder_settings(recipe, signature) | {"max_length": length, "doc_stride": shared}
+    encoder = PairEncoder(tokenizer, **limits)
+    sequences = encoder.encode(*columns(task.texts_of(examples)).values())
+    question_of = [index for index, count in enumerate(sequences.counts) for _ in range(count)]
+    made: list[Feature] = []
+    for window, index in enumerate(question_of):
+        spans = sequences.spans[window]
+        start, end = _tokens(spans, examples[index].answers)
+        feature = {
+            "input_ids": sequences.ids[window],
+            "attention_mask": [1] * len(sequences.ids[window]),
+            "allowed": (spans[:, 0] >= 0).astype(int).tolist(),
+            "start": start,
+            "end": end,
+        }
+        made.append(feature | ({"token_type_ids": sequences.segments[window]} if sequences.segments else {}))
+    return made
+
+
+def losses(model: Callable[..., Any], batch: dict[str, torch.Tensor], world: World) -> torch.Tensor:
+    """Returns the cross-entropy of start and end over the context's tokens and the first, FP32 `(batch,)`."""
+    inputs = [batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch]
+    allowed = batch["allowed"].bool()
+    allowed[:, 0] = True
+    total = torch.zeros(len(allowed), device=allowed.device)
+    for logits, name in zip(model(*inputs), ("start", "end"), strict=True):
+        possible = logits.float().masked_fill(~allowed, float("-inf"))
+        total = total + torch.nn.functional.cross_entropy(possible, batch[name], reduction="none") / 2
+    return total
+
+
+def answers(
+    infer: Infer, signature: Signature, examples: Sequence[Question], recipe: Recipe, tokenizer: Tokenizer
+) -> list[str]:
+    """Returns the best span for each of `examples`."""
+    encoder = PairEncoder(tokenizer, **task.encoder_settings(recipe, signature))
+    given = asked(infer, signature, encoder, _always_answers(recipe))(task.texts_of(examples))
+    return [answer.decode() for answer in given["ANSWER"][:, 0]]
+
+
+def score(
+    examples: Sequence[Question], answers: Sequence[str], recipe: Recipe, settings: Mapping[str, Any]
+) -> dict[str, float]:
+    """Returns the metrics, over the examples that have an answer: what separates the others is chosen in the end."""
+    pairs = [pair for pair in zip(examples, answers, strict=True) if pair[0].answers]
+    return squad.evaluate([question for question, _ in pairs], [answer for _, answer in pairs])
+
+
+def chosen(
+    infer: Infer,
+    signature: Signature,
+    examples: Sequence[Question],
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Returns the settings that are chosen on the held-out examples: the threshold of no answer, if any has none."""
+    threshold = task.chosen_threshold(recipe, infer, signature, tokenizer, examples)
+    return {} if threshold is None else {"null_threshold": threshold}
+
+
+def _always_answers(recipe: Recipe) -> Postprocessor:
+    return Postprocessor(n_best=1, max_answer_length=recipe.task.config.max_answer_length, null_threshold=None)
+
+
+def _negatives(questions: Sequence[Question], share: float, seed: int) -> list[Question]:
+    """Returns `share` of the questions, each beside another paragraph of its article that has none of its answers."""
+    paragraphs: dict[str, dict[str, None]] = defaultdict(dict)
+    for question in questions:
+        paragraphs[question.title][question.context] = None
+    generator = np.random.default_rng(seed)
+    made = []
+    for index in generator.permutation(len(questions))[: round(share * len(questions))].tolist():
+        question = questions[index]
+        others = [
+            context
+            for context in paragraphs[question.title]
+            if context != question.context and not any(answer.text in context for answer in question.answers)
+        ]
+        if others and question.answers:
+            context = others[int(generator.integers(len(others)))]
+            made.append(replace(question, question_id=f"{question.question_id}-none", context=context, answers=()))
+    return made
+
+
+def _tokens(spans: np.ndarray[Any, Any], answers: Sequence[Answer]) -> tuple[int, int]:
+    """Returns the first and last token of the answer that most annotators gave, (0, 0) if it is not in the window."""
+    if not answers:
+        return 0, 0
+    (text, first), _ = Counter((answer.text, answer.start) for answer in answers).most_common(1)[0]
+    last = first + len(text)
+    of_context = np.flatnonzero(spans[:, 0] >= 0)
+    own = spans[of_context]
+    if own[0, 0] > first or own[-1, 1] < last:
+        return 0, 0
+    start, end = int(np.searchsorted(own[:, 1], first, side="right")), int(np.searchsorted(own[:, 0], last)) - 1
+    return (int(of_context[start]), int(of_context[end])) if start <= end else (0, 0)

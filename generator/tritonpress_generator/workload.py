@@ -1,0 +1,118 @@
+"""A recipe's model as it is before anything is done to it, with what asks it and what scores its answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from tritonpress_generator import export
+from tritonpress_generator.answering import Answers, Encoder, Texts, asked, columns, make_encoder, thinned
+from tritonpress_generator.checkpoint import Checkpoint, encoder_of, load_model, load_tokenizer, resolve
+from tritonpress_generator.errors import InputError
+from tritonpress_generator.forms import Source
+from tritonpress_generator.infer import Infer
+from tritonpress_generator.progress import Progress
+from tritonpress_generator.recipe import Recipe
+from tritonpress_generator.signature import Signature
+from tritonpress_generator.steps.tokenizer.texts import InvalidTextError
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a recipe names, loaded."""
+
+    recipe: Recipe
+    data: Any
+    """The task's labelled data."""
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    signature: Signature
+    baseline: Infer
+    """The checkpoint in torch, FP32."""
+    encoder: Encoder
+    postprocessor: Any
+    """The task's, as it is served."""
+
+    @classmethod
+    def load(cls, recipe: Recipe, say: Progress) -> Workload:
+        """Returns the workload of `recipe`.
+
+        Raises:
+            InputError: The checkpoint or the data is at fault.
+        """
+        task = recipe.task
+        data = task.module.load_data(recipe)
+        say.stage(f"checkpoint {recipe.checkpoint.source}")
+        checkpoint = resolve(recipe.checkpoint, base=recipe.path.parent)
+        tokenizer = load_tokenizer(checkpoint)
+        model = load_model(checkpoint, task.module.AUTO_CLASS)
+        _check_length(recipe, encoder_of(model))
+        head, signature = task.module.head(model, checkpoint, task.config)
+        baseline = export.torch_infer(head, signature)
+        postprocessor = task.module.postprocessor(recipe, baseline, signature, tokenizer, data, checkpoint)
+        encoder = make_encoder(recipe, signature, tokenizer)
+        return cls(recipe, data, checkpoint, tokenizer, signature, baseline, encoder, postprocessor)
+
+    def answers(self, infer: Infer) -> Answers:
+        """Returns the public answers of `infer` to the labelled data; each sequence is asked alone."""
+        return asked(infer, self.signature, self.encoder, self.postprocessor)(self.data.inputs)
+
+    def metrics(self, answers: Answers) -> dict[str, float]:
+        """Returns the task's metrics of public answers to the labelled data."""
+        metrics: dict[str, float] = self.recipe.task.module.metrics(self.data, answers)
+        return metrics
+
+    def source(self) -> Source:
+        """Returns what the forms of the model are made of.
+
+        Raises:
+            InputError: The recipe's samples cannot be read, or one of them not be served.
+        """
+        samples = self.encoder.encode(*columns(_samples(self.recipe, self.encoder, self.data)).values())
+        calibration = self.encoder.encode(*columns(thinned(self.data.calibration)).values())
+        return Source(self.checkpoint, self.tokenizer, self.baseline, calibration, samples)
+
+
+def _samples(recipe: Recipe, encoder: Encoder, data: Any) -> Texts:
+    """Returns texts that stand for what will be asked: the recipe's, else the task's."""
+    if recipe.serve.samples is None:
+        samples: Texts = data.samples
+        return samples
+    path = recipe.file(recipe.serve.samples)
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InputError(f"{path}: cannot be read ({exc}); correct serve.samples in the recipe") from exc
+    if not lines:
+        raise InputError(f"{path}: must have at least one text, got none; serve.samples has one a line")
+    names = recipe.task.module.INPUTS
+    rows = [line.split("\t") if len(names) > 1 else [line] for line in lines]
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(names):
+            raise InputError(
+                f"{path}: text {number} must have {' and '.join(names)} with a tab between them, has {len(row)} parts; "
+                "correct the line"
+            )
+        try:
+            encoder.encode(*([text.encode()] for text in row))
+        except InvalidTextError as exc:
+            raise InputError(f"{path}: text {number} {exc}") from exc
+    return dict(zip(names, (list(column) for column in zip(*rows, strict=True)), strict=True))
+
+
+def _check_length(recipe: Recipe, encoder: Any) -> None:
+    """Refuses a `max_length` beyond the model's positions, which would fail at the first long text."""
+    config = encoder.config
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return
+    # RoBERTa and its kin begin to count behind the padding token.
+    table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
+    offset = config.pad_token_id + 1 if getattr(table, "padding_idx", None) is not None else 0
+    if recipe.serve.max_length > positions - offset:
+        raise InputError(
+            f"{recipe.path}: serve.max_length must be at most {positions - offset} (the model's positions), "
+            f"got {recipe.serve.max_length}; lower it"
+        )
