@@ -88,11 +88,11 @@ def _closing_table(
         for stage in (manifest["stages"][0], manifest["stages"][-1]):
             label = f"  {stage['stage']}, in process, {LATENCY_TOKENS} tokens"
             figures = [f"{stage['latency_ms']:.2f}", "", f"{1000 / stage['latency_ms']:.0f}"]
-            rows.append([label, f"{stage['size_bytes'] / 1e6:.1f}", *figures, f"{stage['metrics'][metric]:.4f}"])
+            rows.append([label, f"{stage['size_bytes'] / 1e6:.1f}", *figures, f"{stage['metrics'][metric]:#.4g}"])
         size = f"{repository.size_bytes(manifest) / 1e6:.1f}"
         for stage in results["stages"]:
             label = f"  served by Triton, {stage['users']} user{'s' if stage['users'] > 1 else ''} of all three"
-            rows.append([label, size, *_load_figures(stage["by_model"][name]), f"{served[name][metric]:.4f}"])
+            rows.append([label, size, *_load_figures(stage["by_model"][name]), f"{served[name][metric]:#.4g}"])
     return render(["", "size MB", "p50 ms", "p99 ms", "requests/s", "metric"], rows)
 
 

@@ -21,17 +21,12 @@ class Classifier(ModelClient):
 
     _contract = Contract("classification", inputs=("TEXT",), outputs=("LABEL", "SCORE"), width="labels")
 
-    @property
-    def labels_count(self) -> int:
-        """How many labels the model knows (asks the server once)."""
-        return self._width
-
     def classify(self, text: str, n: int | None = None) -> list[Classification]:
         """Returns the labels of the text, best first.
 
         Args:
             text: What is to be labelled.
-            n: How many labels, 1 to `labels_count`; all of them by default.
+            n: How many labels; all of them by default.
 
         Raises:
             InvalidInputError: The text is empty or cannot be encoded, `n` is out of range, or the server refuses.

@@ -68,15 +68,17 @@ class ModelClient:
 
     @property
     def _width(self) -> int:
-        """How many answers the model gives to one text."""
+        """How many answers the model gives to one text; -1 where its config does not say."""
         return self._metadata.outputs[self._contract.outputs[0]].shape[-1]
 
-    def _infer(self, requests: Sequence[tuple[bytes, ...]], count: int, name: str) -> list[tuple[list[Any], ...]]:
-        """Returns for each request a list of `count` values an output, in the contract's order.
+    def _infer(
+        self, requests: Sequence[tuple[bytes, ...]], count: int | None, name: str
+    ) -> list[tuple[list[Any], ...]]:
+        """Returns for each request a list of at most `count` values an output, in the contract's order.
 
         Args:
             requests: The inputs of each, in the contract's order; they travel in batches of `max_batch_size`.
-            count: How many of the model's answers are wanted, the best first.
+            count: How many of the model's answers are wanted, the best first; None for all.
             name: What the caller calls the requests, for messages.
         """
         rows: list[tuple[list[Any], ...]] = []
@@ -92,7 +94,7 @@ class ModelClient:
                 raise InvalidInputError(message, target=exc.target, model=exc.model) from exc
         return rows
 
-    def _infer_batch(self, batch: Sequence[tuple[bytes, ...]], count: int) -> list[tuple[list[Any], ...]]:
+    def _infer_batch(self, batch: Sequence[tuple[bytes, ...]], count: int | None) -> list[tuple[list[Any], ...]]:
         inputs = {
             key: np.array(column, dtype=object).reshape(-1, 1)  # (batch, 1) BYTES
             for key, column in zip(self._contract.inputs, zip(*batch, strict=True), strict=True)
@@ -100,14 +102,16 @@ class ModelClient:
         outputs = self._connection.infer(self.model, inputs, self._contract.outputs)
         return list(zip(*(outputs[key][:, :count].tolist() for key in self._contract.outputs), strict=True))
 
-    def _checked_count(self, name: str, count: int | None) -> int:
-        """Returns how many answers the caller wants; all that the model gives where it is None."""
+    def _checked_count(self, name: str, count: int | None) -> int | None:
+        """Returns how many answers the caller wants; None for all that the model gives."""
         if count is None:
-            return self._width
+            return None
+        most = self._width
         # True is an int to Python; nobody means it.
-        if not isinstance(count, int | np.integer) or isinstance(count, bool) or not 1 <= count <= self._width:
-            width = f"`{self._contract.width}` of model {self.model!r}"
-            message = f"`{name}` must be an integer in 1..{self._width} ({width}), got {count!r}"
+        is_integer = isinstance(count, int | np.integer) and not isinstance(count, bool)
+        if not is_integer or count < 1 or 0 <= most < count:
+            limits = f"in 1..{most} (`{self._contract.width}` of model {self.model!r})" if most >= 0 else "above 0"
+            message = f"`{name}` must be an integer {limits}, got {count!r}"
             raise InvalidInputError(message, target=self._connection.url, model=self.model)
         return int(count)
 

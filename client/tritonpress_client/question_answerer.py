@@ -102,7 +102,7 @@ class QuestionAnswerer(ModelClient):
         encoded_pairs = list(_encoded_pairs(pairs))
         return [_given(answers) for answers in self._ask(encoded_pairs, self._checked_count("n", n))]
 
-    def _ask(self, pairs: Sequence[tuple[bytes, bytes]], n: int) -> list[list[Answer]]:
+    def _ask(self, pairs: Sequence[tuple[bytes, bytes]], n: int | None) -> list[list[Answer]]:
         return [
             [Answer(text.decode(), score, start, end) for text, score, start, end in zip(*row, strict=True)]
             for row in self._infer(pairs, n, "pairs")
