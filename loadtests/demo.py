@@ -91,7 +91,7 @@ def _closing_table(
             rows.append([label, f"{stage['size_bytes'] / 1e6:.1f}", *figures, f"{stage['metrics'][metric]:#.4g}"])
         size = f"{repository.size_bytes(manifest) / 1e6:.1f}"
         for stage in results["stages"]:
-            label = f"  served by Triton, {stage['users']} user{'s' if stage['users'] > 1 else ''} of all three"
+            label = f"  served by Triton, {stage['users']} user{'s' if stage['users'] > 1 else ''} in all"
             rows.append([label, size, *_load_figures(stage["by_model"][name]), f"{served[name][metric]:#.4g}"])
     return render(["", "size MB", "p50 ms", "p99 ms", "requests/s", "metric"], rows)
 

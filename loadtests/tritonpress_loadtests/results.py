@@ -143,13 +143,14 @@ def _latency(latency_ms: Samples) -> dict[str, float]:
 def _notes(stage: dict[str, Any]) -> list[str]:
     """Returns what would make a reader trust the stage less."""
     notes = []
-    several = len(stage["by_model"]) > 1
-    for model, figures in stage["by_model"].items():
-        answered = figures["requests"] - figures["failed"]
-        if answered < 1000:
-            which = f"p99 of {model}" if several else "p99"
-            tail = f"the slowest {max(1, answered // 100)} of {answered} requests"
-            notes.append(f"{which} rests on {tail}: run longer to trust it")
+    answered = {model: figures["requests"] - figures["failed"] for model, figures in stage["by_model"].items()}
+    few = [
+        f"{max(1, count // 100)} of {count} requests" + (f" to {model}" if len(answered) > 1 else "")
+        for model, count in answered.items()
+        if count < 1000
+    ]
+    if few:
+        notes.append(f"p99 rests on the slowest {', '.join(few)}: run longer to trust it")
     if stage["generator_cpu_share"] > _BUSY_SHARE:
         share = stage["generator_cpu_share"]
         notes.append(f"the load generator used {share:.0%} of a core: it may have been the bottleneck itself")
