@@ -1,9 +1,12 @@
-"""What is asked: texts of mixed lengths, as a service meets them, and requests of them."""
+"""What is asked: texts of mixed lengths as a service meets them, and texts of so many tokens; and requests of them."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +55,31 @@ def mixed_texts(tokenizer: Tokenizer, source: Sequence[str], count: int, *, seed
     return texts
 
 
+def filled_texts(workload: Workload, tokens: int, count: int) -> Texts:
+    """Returns `count` texts for each public input that make `tokens` tokens, those of all windows together.
+
+    The last input's texts are as long as that takes; beside them are the shortest of the samples' others.
+    """
+    *others, last = workload.recipe.task.module.INPUTS
+    samples = workload.data.samples
+    beside = sorted(
+        (tuple(samples[name][i] for name in others) for i in range(len(samples[last]))),
+        key=lambda row: sum(map(len, row)),
+    )
+    # A context is there as often as it has questions.
+    words = " ".join(dict.fromkeys(workload.data.calibration[last])).split()
+    uncut = _uncut(workload.tokenizer)
+    rows = []
+    for number in range(count):
+        row = beside[number % len(beside)]
+        start = number * len(words) // count
+        # A word has a token at least.
+        text = " ".join(islice(cycle(words), start, start + tokens))
+        ends = _token_ends(uncut, text)
+        rows.append((*row, text[: ends[bisect_left(ends, tokens, key=partial(_made, workload, row, text))]]))
+    return dict(zip((*others, last), (list(column) for column in zip(*rows, strict=True)), strict=True))
+
+
 def requests(texts: Texts, size: int = 1) -> list[Request]:
     """Returns `texts` as requests of `size` texts, of which the last is filled up with the first."""
     columns = {name: np.array([text.encode() for text in column], np.object_) for name, column in texts.items()}
@@ -60,6 +88,12 @@ def requests(texts: Texts, size: int = 1) -> list[Request]:
         {name: column.take(range(start, start + size), mode="wrap") for name, column in columns.items()}
         for start in range(0, count, size)
     ]
+
+
+def _made(workload: Workload, beside: Sequence[str], text: str, end: int) -> int:
+    """Returns how many tokens `text` makes up to the character `end`, with what is `beside` it."""
+    columns = ([part.encode()] for part in (*beside, text[:end]))
+    return sum(map(len, workload.encoder.encode(*columns).ids))
 
 
 def _uncut(tokenizer: Tokenizer) -> Tokenizer:
