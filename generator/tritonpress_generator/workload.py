@@ -64,13 +64,21 @@ class Workload:
         metrics: dict[str, float] = self.recipe.task.module.metrics(self.data, answers)
         return metrics
 
-    def source(self) -> Source:
-        """Returns what the forms of the model are made of.
+    def samples(self) -> Texts:
+        """Returns texts that stand for what will be asked.
 
         Raises:
             InputError: The recipe's samples cannot be read, or one of them not be served.
         """
-        samples = self.encoder.encode(*columns(_samples(self.recipe, self.encoder, self.data)).values())
+        return _samples(self.recipe, self.encoder, self.data)
+
+    def source(self) -> Source:
+        """Returns what the forms of the model are made of.
+
+        Raises:
+            InputError: As `samples`.
+        """
+        samples = self.encoder.encode(*columns(self.samples()).values())
         calibration = self.encoder.encode(*columns(thinned(self.data.calibration)).values())
         return Source(self.checkpoint, self.tokenizer, self.baseline, calibration, samples)
 
