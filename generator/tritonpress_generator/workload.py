@@ -64,13 +64,21 @@ class Workload:
         metrics: dict[str, float] = self.recipe.task.module.metrics(self.data, answers)
         return metrics
 
-    def source(self) -> Source:
-        """Returns what the forms of the model are made of.
+    def samples(self) -> Texts:
+        """Returns texts that stand for what will be asked.
 
         Raises:
             InputError: The recipe's samples cannot be read, or one of them not be served.
         """
-        samples = encoded(self.encoder, _samples(self.recipe, self.encoder, self.data))
+        return _samples(self.recipe, self.encoder, self.data)
+
+    def source(self) -> Source:
+        """Returns what the forms of the model are made of.
+
+        Raises:
+            InputError: As `samples`, or a text of the data cannot be served.
+        """
+        samples = encoded(self.encoder, self.samples())
         calibration = encoded(self.encoder, thinned(self.data.calibration))
         return Source(self.checkpoint, self.tokenizer, self.baseline, calibration, samples)
 

@@ -67,6 +67,7 @@ def _write_adapter(out: Path, model: Any, adapted: peft.PeftModel, source: Check
     # Sorted, since the order of a set is another in every process.
     settings.target_modules = sorted(settings.target_modules or ())
     settings.save_pretrained(str(out))
+    model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(out)
 
 

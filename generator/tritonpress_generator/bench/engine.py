@@ -8,35 +8,62 @@ from typing import Any
 import numpy as np
 
 from tritonpress_generator.bench.timing import rate, spread
-from tritonpress_generator.infer import Infer
+from tritonpress_generator.bench.variants import Bench
+from tritonpress_generator.infer import Array, Infer
+from tritonpress_generator.signature import INPUTS, SEGMENTS
+from tritonpress_generator.steps.tokenizer.sequences import Sequences
 from tritonpress_generator.table import render
 
 SHAPES = ((1, 32), (8, 128), (1, 384))
-_VOCABULARY = (1000, 20000)
+_FIRST_SEGMENT_TOKENS = 14
+"""A short question, with its special tokens."""
 
 
-def compare_engines(engines: Mapping[str, Infer], rounds: int, slice_s: float) -> list[dict[str, Any]]:
-    """Returns and prints sequences per second of each engine, and the ratio to the first."""
+def section(bench: Bench) -> Any:
+    """Returns and prints sequences per second of the padded form, of torch and of ONNX Runtime."""
+    form = bench.forms(bench.own, "exact")["exact"]
+    engines = {
+        "torch eager FP32": bench.workload.baseline,
+        "ONNX Runtime FP32": form.fp32_infer,
+        "served engine": form.infer(bench.recipe.engine),
+    }
+    rates = sequence_rates(engines, feeds(bench.source.calibration), bench.rounds, bench.slice_s)
     header = ["sequences/s", *(f"{batch}×{length}" for batch, length in SHAPES)]
-    rates: dict[tuple[str, tuple[int, int]], list[float]] = {}
-    generator = np.random.default_rng(0)
-    for shape in SHAPES:
-        ids = generator.integers(*_VOCABULARY, shape)
-        feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-        for infer in engines.values():
-            rate(lambda infer=infer, feed=feed: infer(feed), slice_s)  # type: ignore[misc]
-        for _ in range(rounds):
-            for name, infer in engines.items():
-                per_s = rate(lambda infer=infer, feed=feed: infer(feed), slice_s)  # type: ignore[misc]
-                rates.setdefault((name, shape), []).append(per_s * shape[0])
-    first = next(iter(engines))
     rows, figures = [], []
-    for name in engines:
-        cells = [name]
-        for shape in SHAPES:
-            ratio = np.divide(rates[name, shape], rates[first, shape])
-            cells.append(f"{np.median(rates[name, shape]):.0f}  {spread(ratio)}")
-            figures.append({"engine": name, "shape": shape, "per_s": rates[name, shape], "ratio": ratio.tolist()})
-        rows.append(cells)
+    first = rates[next(iter(engines))]
+    for name, of_shape in rates.items():
+        ratios = [np.divide(own, torch) for own, torch in zip(of_shape, first, strict=True)]
+        cells = [f"{np.median(own):.0f}  {spread(ratio)}" for own, ratio in zip(of_shape, ratios, strict=True)]
+        rows.append([name, *cells])
+        for shape, own, ratio in zip(SHAPES, of_shape, ratios, strict=True):
+            figures.append({"engine": name, "shape": shape, "per_s": own, "ratio": ratio.tolist()})
     print(render(header, rows) + "\n", flush=True)
     return figures
+
+
+def feeds(sequences: Sequences) -> list[dict[str, Array]]:
+    """Returns a full batch of each of `SHAPES`: tokens of `sequences` at random, and segments if those have any."""
+    generator = np.random.default_rng(0)
+    known = np.unique(np.concatenate([np.array(row, np.int64) for row in sequences.ids]))
+    batches = []
+    for shape in SHAPES:
+        ids = generator.choice(known, shape)
+        feed = dict(zip(INPUTS, (ids, np.ones_like(ids)), strict=True))
+        if sequences.segments:
+            feed[SEGMENTS] = np.ones_like(ids)
+            feed[SEGMENTS][:, :_FIRST_SEGMENT_TOKENS] = 0
+        batches.append(feed)
+    return batches
+
+
+def sequence_rates(
+    engines: Mapping[str, Infer], feeds: list[dict[str, Array]], rounds: int, slice_s: float
+) -> dict[str, list[list[float]]]:
+    """Returns sequences per second of each engine, of each of `feeds`, round by round; the engines run in turn."""
+    rates: dict[str, list[list[float]]] = {name: [[] for _ in feeds] for name in engines}
+    for number, feed in enumerate(feeds):
+        for turn in range(rounds + 1):
+            for name, infer in engines.items():
+                per_s = rate(lambda infer=infer, feed=feed: infer(feed), slice_s)  # type: ignore[misc]
+                rates[name][number] += [per_s * len(feed["input_ids"])] if turn else []
+    return rates

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,38 +12,33 @@ from tritonpress_client.connection import Connection
 from tritonpress_client.statistics import ModelStatistics
 from tritonpress_server import TritonServer
 
-from tritonpress_generator.bench.served import InProcess, Messages
+from tritonpress_generator.bench.in_process import PARTS
+from tritonpress_generator.bench.messages import Messages
+from tritonpress_generator.bench.texts import requests
 from tritonpress_generator.bench.timing import closed_loop
+from tritonpress_generator.bench.variants import LAYOUTS, Bench
 from tritonpress_generator.table import render
 
-_SECONDS = 6.0
+_SLICES = 20
+_SLICES_WARM_UP = 3
 _BUSY = 16
 
 
-def print_road(
-    server: TritonServer,
-    workloads: dict[str, tuple[str, dict[str, str]]],
-    local: InProcess,
-    input_name: str,
-    texts: Sequence[str],
-) -> dict[str, Any]:
-    """Returns and prints the µs of a request with one caller by part, and the CPU time of a request with 16 by process.
-
-    Args:
-        server: Serves the workloads.
-        workloads: Name and steps' names by role, by what is printed.
-        local: The same work in process.
-        input_name: Of the public text.
-        texts: What is asked, one a request.
-    """
-    work = _work_us(local, input_name, texts)
+def section(bench: Bench) -> dict[str, Any]:
+    """Returns and prints where the time of a request goes: µs by part with one caller, CPU time by process with 16."""
+    asked = requests(bench.texts)
+    local = bench.in_process(bench.own)
+    means = np.mean([local.parts_ms(request) for request in asked], axis=0) * 1e3
+    work: dict[str, float] = dict(zip(PARTS, means.tolist(), strict=True))
+    seconds = _SLICES * bench.slice_s
     alone: dict[str, dict[str, float]] = {}
     busy: dict[str, dict[str, float]] = {}
-    for label, (name, steps) in workloads.items():
-        with Messages(server.grpc_url, name, input_name, texts) as messages:
-            closed_loop(messages, 2, 1.0)
-            alone[label] = _parts_us(server, name, steps, messages, work)
-            busy[label] = _cpu_us(server, steps, messages)
+    for layout in LAYOUTS:
+        manifest = bench.built(bench.own, layout).manifest
+        with bench.messages(bench.own, layout, asked) as messages:
+            closed_loop(messages, 2, _SLICES_WARM_UP * bench.slice_s)
+            alone[layout] = _parts_us(bench.server, manifest, messages, work, seconds)
+            busy[layout] = _cpu_us(bench.server, manifest["steps"], messages, seconds)
     print("µs of a request, one at a time (mean)")
     print(_table(alone) + "\n")
     print(f"µs of CPU time of a request, {_BUSY} at a time, by process")
@@ -52,32 +46,15 @@ def print_road(
     return {"wall_us": alone, "cpu_us": busy}
 
 
-def _work_us(local: InProcess, input_name: str, texts: Sequence[str]) -> dict[str, float]:
-    """Returns the mean µs of tokenising, running the engine and post-processing one text in this process."""
-    spent: dict[str, list[float]] = {"tokenizer": [], "engine": [], "postprocessing": []}
-    for text in texts:
-        chosen = [text.encode()]
-        times = [time.perf_counter()]
-        ids = local.encoder.encode(chosen)
-        ((_, feed),) = local.encoder.executions(ids)
-        times.append(time.perf_counter())
-        rows = local.instances[0](feed)
-        times.append(time.perf_counter())
-        local.postprocess(rows, {input_name: np.array(chosen, np.object_)})
-        times.append(time.perf_counter())
-        for part, us in zip(spent, np.diff(times) * 1e6, strict=True):
-            spent[part].append(float(us))
-    return {part: float(np.mean(values)) for part, values in spent.items()}
-
-
 def _parts_us(
-    server: TritonServer, name: str, steps: dict[str, str], messages: Messages, work: dict[str, float]
+    server: TritonServer, manifest: dict[str, Any], messages: Messages, work: dict[str, float], seconds: float
 ) -> dict[str, float]:
+    steps: dict[str, str] = manifest["steps"]
     with Connection(server.grpc_url) as connection:
         before = {entry.name: entry for entry in connection.statistics()}
-        _, times = closed_loop(messages, 1, _SECONDS)
+        _, times = closed_loop(messages, 1, seconds)
         spent = {entry.name: entry - before[entry.name] for entry in connection.statistics()}
-    ensemble = spent[name].success.mean_us
+    ensemble = spent[manifest["workload"]].success.mean_us
     parts = {"client and gRPC": float(times.mean() * 1e3) - ensemble}
     parts["Triton's core, between steps"] = ensemble - sum(spent[step].success.mean_us for step in steps.values())
     for role, step in steps.items():
@@ -94,7 +71,7 @@ def _copies_us(spent: ModelStatistics) -> float:
     return spent.compute_input.mean_us + spent.compute_output.mean_us
 
 
-def _cpu_us(server: TritonServer, steps: dict[str, str], messages: Messages) -> dict[str, float]:
+def _cpu_us(server: TritonServer, steps: dict[str, str], messages: Messages, seconds: float) -> dict[str, float]:
     stubs = _stubs(server.pid)
     pids = {"tritonserver": server.pid, "load generator": os.getpid()}
     groups = {label: [pid] for label, pid in pids.items()}
@@ -102,10 +79,10 @@ def _cpu_us(server: TritonServer, steps: dict[str, str], messages: Messages) -> 
         groups[f"{role} step"] = [pid for pid, command in stubs.items() if f"/{step}/" in command]
     before = {label: sum(map(_cpu_s, members)) for label, members in groups.items()}
     start = time.perf_counter()
-    _, times = closed_loop(messages, _BUSY, _SECONDS)
+    _, times = closed_loop(messages, _BUSY, seconds)
     elapsed = time.perf_counter() - start
     spent = {label: sum(map(_cpu_s, members)) - before[label] for label, members in groups.items()}
-    parts = {label: seconds / len(times) * 1e6 for label, seconds in spent.items()}
+    parts = {label: used / len(times) * 1e6 for label, used in spent.items()}
     in_all = sum(parts.values())
     return parts | {"in all": in_all, "idle": len(os.sched_getaffinity(0)) * elapsed / len(times) * 1e6 - in_all}
 

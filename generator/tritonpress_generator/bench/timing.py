@@ -27,13 +27,17 @@ def rate(call: Callable[[], object], seconds: float) -> float:
 
 
 def closed_loop(ask: Ask, callers: int, seconds: float) -> tuple[float, NDArray[np.float64]]:
-    """Returns requests per second and the ms of each, of `callers` threads that ask as soon as they are answered."""
+    """Returns requests per second and the ms of each, of `callers` threads that ask as soon as they are answered.
+
+    Each of them asks once at least.
+    """
     times: list[list[float]] = [[] for _ in range(callers)]
     start = time.perf_counter()
 
     def caller(number: int) -> None:
         turn = number
-        while (began := time.perf_counter()) < start + seconds:
+        while not times[number] or time.perf_counter() < start + seconds:
+            began = time.perf_counter()
             ask(number, turn)
             times[number].append(time.perf_counter() - began)
             turn += callers

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from tritonpress_generator import classification_metrics as measures
 from tritonpress_generator import labelled_texts
 from tritonpress_generator.answering import encoded, make_encoder
 from tritonpress_generator.errors import InputError
@@ -151,5 +150,6 @@ def chosen(
 ) -> dict[str, Any]:
     """Returns the temperature that is chosen on the held-out examples."""
     config = recipe.task.config
-    truth = task.indicators(examples, task.labels_of(settings, config, source=recipe.checkpoint.source))
-    return {"temperature": measures.best_temperature(np.array(answers), truth, multi_label=config.multi_label)}
+    labels = task.labels_of(settings, config, source=recipe.checkpoint.source)
+    logits = np.array(answers)
+    return {"temperature": task.best_temperature(logits, examples, labels, multi_label=config.multi_label)}

@@ -1,0 +1,115 @@
+"""The recipe in the variants that are compared."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+from tritonpress_server import TritonServer
+
+from tritonpress_generator import plugins
+from tritonpress_generator import recipe as recipes
+from tritonpress_generator.bench.in_process import InProcess
+from tritonpress_generator.bench.messages import Messages, load
+from tritonpress_generator.bench.texts import Request, with_mixed_lengths
+from tritonpress_generator.build import Built, build_recipe
+from tritonpress_generator.cli import lengths_line
+from tritonpress_generator.forms import Form, Source, compile_forms
+from tritonpress_generator.progress import Progress
+from tritonpress_generator.recipe import Recipe, Stage
+from tritonpress_generator.workload import Workload
+
+LAYOUTS = ("single", "ensemble")
+"""Those in which each part of a request is in one model, so that it can be told from the others."""
+
+
+class Bench:
+    """A recipe in several layouts, with its own graph passes (precision `own`), or with the FP32 ones alone.
+
+    Each variant is built when it is first asked for, and served from when it is first sent requests: what is loaded
+    and not asked waits without using a core.
+    """
+
+    def __init__(self, recipe_path: Path, stack: ExitStack, *, rounds: int, slice_s: float) -> None:
+        """Loads the recipe's workload.
+
+        Args:
+            recipe_path: The recipe.
+            stack: Ends the server, and removes what was built.
+            rounds: How often each slice is repeated.
+            slice_s: How long an engine's slice is; the others' are multiples of it.
+        """
+        self.rounds = rounds
+        self.slice_s = slice_s
+        self._stack = stack
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritonpress-bench-")))
+        self.repository = folder / "repository"
+        recipe = recipes.load(recipe_path)
+        # What is asked here may be longer than what a client may ask.
+        recipe = replace(recipe, serve=recipe.serve.model_copy(update={"too_long": "cut"}))
+        self.workload = with_mixed_lengths(Workload.load(recipe, Progress()), folder / "samples.txt")
+        self.recipe = self.workload.recipe
+        self.texts = self.workload.samples()
+        fp32 = tuple(stage for stage in recipe.graph if stage.word != "quantize")
+        self.graphs = {"fp32": fp32} | ({"int8": recipe.graph} if recipe.graph != fp32 else {})
+        self.own = list(self.graphs)[-1]
+        self._built: dict[tuple[str, str], Built] = {}
+        self._lengths: dict[str, tuple[Stage, ...]] = {}
+        self._served: set[str] = set()
+
+    @cached_property
+    def source(self) -> Source:
+        """What the forms of the model are made of."""
+        return self.workload.source()
+
+    @cached_property
+    def server(self) -> TritonServer:
+        """Serves what is loaded into it."""
+        return self._stack.enter_context(TritonServer(self.repository, models=()))
+
+    def forms(self, precision: str, lengths: str) -> dict[str, Form]:
+        """Returns the model in the forms that the word `lengths` stands for."""
+        variant = replace(
+            self.recipe, graph=self.graphs[precision], lengths=recipes.lengths_of(lengths, path=self.recipe.path)
+        )
+        return compile_forms(variant, self.source)
+
+    def built(self, precision: str, layout: str) -> Built:
+        """Returns the variant's build; all layouts have the lengths that were measured for the first."""
+        if (precision, layout) not in self._built:
+            built = build_recipe(self._variant(precision, layout), self.repository)
+            self._built[precision, layout] = built
+            if precision not in self._lengths:
+                entry = built.manifest["lengths"]
+                self._lengths[precision] = tuple(s for s in self.recipe.lengths if s.word == entry["form"])
+                print(f"{precision.upper()}: {lengths_line(entry)}\n", flush=True)
+        return self._built[precision, layout]
+
+    def in_process(self, precision: str) -> InProcess:
+        """Returns the work of a served request in process, of the variant's own files."""
+        step = self.built(precision, "single").manifest["steps"]["model"]
+        return InProcess.from_folder(self.repository / step / "1", self.recipe)
+
+    def messages(self, precision: str, layout: str, requests: Sequence[Request]) -> Messages:
+        """Returns `requests` to the variant, which is served from now on."""
+        manifest = self.built(precision, layout).manifest
+        name = manifest["workload"]
+        if name not in self._served:
+            # The steps first: Triton knows of those that an ensemble names, and not of those that a step calls.
+            for model in (*manifest["steps"].values(), name):
+                load(self.server.grpc_url, model)
+            self._served.add(name)
+        return Messages(self.server.grpc_url, name, requests)
+
+    def _variant(self, precision: str, layout: str) -> Recipe:
+        return replace(
+            self.recipe,
+            name=f"{self.recipe.name}_{precision}_{layout}",
+            graph=self.graphs[precision],
+            layout=plugins.find("layouts", layout, path="bench"),
+            lengths=self._lengths.get(precision, self.recipe.lengths),
+        )

@@ -1,0 +1,105 @@
+"""Every section of the bench on a tiny build of every task, with the real Triton."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from tiny_sources import TASKS, items, queries, write_checkpoint, write_jsonl, write_recipe, write_task
+from tritonclient.grpc import service_pb2
+from tritonpress_generator import recipe as recipes
+from tritonpress_generator.answering import columns
+from tritonpress_generator.bench.__main__ import SECTIONS, main
+from tritonpress_generator.bench.messages import message
+from tritonpress_generator.bench.texts import filled_texts, requests
+from tritonpress_generator.progress import Progress
+from tritonpress_generator.workload import Workload
+
+POSITIONS = 384
+"""The longest of the engine's shapes."""
+
+
+def write(folder: Path, task: str, **changes: object) -> Path:
+    """Returns the path of a tiny recipe for `task`, with top-level keys changed."""
+    if task in TASKS:
+        path = write_task(folder, task, positions=POSITIONS)
+    else:
+        write_checkpoint(folder / "checkpoint", positions=POSITIONS)
+        write_jsonl(folder / "catalogue.jsonl", items())
+        write_jsonl(folder / "queries.jsonl", queries())
+        path = write_recipe(folder)
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
+    return path
+
+
+def numbers(figures: Any) -> Iterator[float]:
+    """Yields every number in `figures`."""
+    if isinstance(figures, dict | list):
+        for value in figures.values() if isinstance(figures, dict) else figures:
+            yield from numbers(value)
+    elif isinstance(figures, int | float):
+        yield figures
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "precisions", "sizes"),
+    [
+        ("recommendation", {"graph": ["fuse"]}, ["fp32"], ["1 × 32 tokens", "4 × 32 tokens"]),
+        ("classification", {"graph": ["fuse"]}, ["fp32"], ["1 × 32 tokens", "4 × 32 tokens"]),
+        ("question_answering", {}, ["fp32", "int8"], ["1 × 32 tokens", "1 × 20 windows of 48"]),
+    ],
+)
+def test_every_section_measures(
+    task: str,
+    changes: dict[str, object],
+    precisions: list[str],
+    sizes: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # A second for each row of a build's own table, which nobody looks at here.
+    monkeypatch.setattr("tritonpress_generator.build.latency_ms", lambda *_: 1.0)
+    recipe = write(tmp_path, task, engine={"onnxruntime": {"instances": 1}}, **changes)
+    out = tmp_path / "figures.json"
+    assert main([str(recipe), "--rounds", "1", "--slice-s", "0.01", "--out", str(out)]) == 0
+    figures = json.loads(out.read_text())
+    assert list(figures) == list(SECTIONS)
+    assert all(np.isfinite(list(numbers(of_section))).all() for of_section in figures.values())
+    for section in ("lengths", "served", "steady"):
+        assert list(figures[section]) == precisions
+    assert {"exact", "ragged", "buckets"} < set(figures["lengths"]["fp32"])
+    measured = [figure["request"] for figure in figures["request"]]
+    assert [size in measured for size in sizes] == [True] * len(sizes)
+    assert ("1 × 20 windows of 48" in measured) == (task == "question_answering")
+    printed = capsys.readouterr().out
+    assert all(size in printed for size in measured)
+
+
+def test_bad_recipe_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "none.yaml")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_texts_fill_one_sequence_or_all_windows_exactly(tmp_path: Path) -> None:
+    workload = Workload.load(recipes.load(write(tmp_path, "question_answering")), Progress())
+    for tokens, count, windows in ((32, 3, 1), (48, 3, 1), (20 * 48, 1, 20)):
+        sequences = workload.encoder.encode(*columns(filled_texts(workload, tokens, count)).values())
+        assert sequences.counts == [windows] * count
+        assert {len(row) for row in sequences.ids} == {tokens // windows}
+
+
+def test_message_has_every_public_input_of_every_text() -> None:
+    asked = requests({"QUESTION": ["why", "wo", "où"], "CONTEXT": ["a", "b", "c"]}, 2)
+    parsed = service_pb2.ModelInferRequest.FromString(message("model", asked[1]))
+    assert [(tensor.name, list(tensor.shape)) for tensor in parsed.inputs] == [
+        ("QUESTION", [2, 1]),
+        ("CONTEXT", [2, 1]),
+    ]
+    # The last request begins anew with the first texts.
+    assert list(parsed.raw_input_contents) == [b"\3\0\0\0o\xc3\xb9\3\0\0\0why", b"\1\0\0\0c\1\0\0\0a"]
