@@ -3,7 +3,7 @@
     python training_process.py RECIPE …
     python training_process.py --slowly RECIPE
 
-Slowly, by the command; a state is saved after every step, which takes a while, so that there is something in between.
+Slowly, by the command: a state is saved after every step, which takes a while, and the ninth never ends.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def slowly(recipe: Path) -> int:
 
     def save(self: Any, progress: loop.Progress) -> None:
         saved(self, progress)
-        time.sleep(0.2)
+        time.sleep(0.2 if progress.step < 9 else 600)
 
     loop._State.save = save  # type: ignore[method-assign]
     (recipe.parent / f"pid.{os.environ.get('RANK', '0')}").write_text(str(os.getpid()))

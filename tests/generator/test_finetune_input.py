@@ -240,3 +240,27 @@ def test_recipe_without_finetune(tmp_path: Path, capsys: pytest.CaptureFixture[s
     recipe = change(write_training(tmp_path, "classification"), finetune=None)
     assert cli.main(["finetune", str(recipe)]) == 2
     assert "recipe.yaml: must have 'finetune' to be trained; add it, with train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "pattern"),
+    [
+        ("test.jsonl", '{"query": "\\u200b", "relevant": {"T-001": 1}}\n', r"QUERY '\\u200b' must have text"),
+        (
+            "catalogue.jsonl",
+            '{"id": "T-001", "title": "", "text": "\\u200b"}\n',
+            r"text '\\u200b' must have text, got only",
+        ),
+    ],
+)
+def test_text_that_cannot_be_served_is_named_by_evaluate_and_build(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str, pattern: str
+) -> None:
+    recipe = write_training(tmp_path, "recommendation")
+    with (tmp_path / name).open("a") as file:
+        file.write(content.replace("T-001", "T-new") if name == "catalogue.jsonl" else content)
+    for command in (["evaluate", str(recipe)], ["build", str(recipe), "--out", str(tmp_path / "repository")]):
+        assert cli.main(command) == 2
+        error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tritonpress ")]
+        assert len(error) == 1
+        assert re.search(pattern, error[0]), error[0]
