@@ -13,24 +13,25 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tritonpress_client import Recommender
-from tritonpress_generator import recipe as recipes
 from tritonpress_generator import repository
 from tritonpress_generator.build import LATENCY_TOKENS
-from tritonpress_generator.metrics import ndcg_at_k
 from tritonpress_generator.table import render
 from tritonpress_server.ports import choose_ports
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPE = Path("generator/recipes/recommendation.yaml")
-SCENARIO = Path("loadtests/scenarios/recommendation.yaml")
-CATALOGUE = Path("generator/recipes/recommendation/catalogue.jsonl")
-WORKLOAD = "recommendation"
-QUERIES = [
-    "something to stop the dog pulling on walks",
-    "keep my phone alive on a long hike",
-    "Bread Knife\nSourdough starter kit",
+RECIPES = Path("generator/recipes")
+CATALOGUE = "generator/recipes/recommendation/catalogue.jsonl"
+SCENARIO = Path("loadtests/scenarios/mixed.yaml")
+WORKLOADS = ("question_answering", "classification", "recommendation")
+PASSAGE = (
+    "You can send back most items within 30 days of delivery. Returns handed in at a store counter are always free. "
+    "Once the parcel reaches our warehouse, the money goes back to the card you paid with 5 working days later."
+)
+REQUESTS = [
+    ["ask", "How long do I have to return something?", "Where is a return free?", "--context", PASSAGE],
+    ["classify", "Profit doubled on strong demand for its pumps", "The mill will be closed, and 200 jobs cut"],
+    ["recommend", "something to stop the dog pulling on walks", "-k", "3", "--catalogue", CATALOGUE],
+    ["recommend", "Bread Knife\nSourdough starter kit", "-k", "3", "--catalogue", CATALOGUE],
 ]
 _START_S = 60.0
 
@@ -44,8 +45,11 @@ def main() -> int:
     options = parser.parse_args()
     os.chdir(ROOT)
     start = time.monotonic()
+    recipes = {name: RECIPES / f"{name}.yaml" for name in WORKLOADS}
+    report = options.reports / SCENARIO.stem
     try:
-        _run("tritonpress", "build", RECIPE, "--out", options.repository)
+        for recipe in recipes.values():
+            _run("tritonpress", "build", recipe, "--out", options.repository)
         _run("tritonpress", "verify", options.repository)
         ports = choose_ports("127.0.0.1", dict.fromkeys(("grpc", "http", "metrics")))
         url = f"127.0.0.1:{ports['grpc']}"
@@ -53,11 +57,11 @@ def main() -> int:
         server = _start("tritonpress-serve", options.repository, *flags)
         try:
             _wait_for_ready(server)
-            _run("tritonpress-query", "recommend", *QUERIES, "-k", "3", "--url", url, "--catalogue", CATALOGUE)
-            report = options.reports / WORKLOAD
+            for request in REQUESTS:
+                _run("tritonpress-query", *request, "--url", url)
             load = ["tritonpress-load", "run", SCENARIO, "--out", report, "--url", url]
             _run(*load, "--duration-scale", options.duration_scale)
-            served = _served_metric(url)
+            served = {name: _metrics(recipe, url) for name, recipe in recipes.items()}
         finally:
             _stop(server)
     except subprocess.CalledProcessError as exc:
@@ -66,48 +70,51 @@ def main() -> int:
     except KeyboardInterrupt:
         print("demo: interrupted; everything that was started has been stopped", file=sys.stderr)
         return 130
-    manifest = repository.read_manifest(options.repository, WORKLOAD)
+    manifests = {name: repository.read_manifest(options.repository, name) for name in WORKLOADS}
     results = json.loads((report / "results.json").read_text(encoding="utf-8"))
-    print(f"\n{_closing_table(manifest, results, served)}\n")
+    print(f"\n{_closing_table(manifests, results, served)}\n")
     print(f"report: {report}/report.html   repository: {options.repository}/   {time.monotonic() - start:.0f} s in all")
     return 0
 
 
-def _closing_table(manifest: dict[str, Any], results: dict[str, Any], served_metric: float) -> str:
-    """Returns the FP32 baseline, what is served, and how it is served, side by side."""
-    metric = manifest["gate"]["metric"]
-    header = ["", "size MB", "p50 ms", "p99 ms", "requests/s", metric]
-    stages = manifest["stages"]
-    rows = []
-    for stage in (stages[0], stages[-1]):
-        name = f"{stage['stage']}, in process, {LATENCY_TOKENS} tokens"
-        rate = f"{1000 / stage['latency_ms']:.0f}"
-        size = f"{stage['size_bytes'] / 1e6:.1f}"
-        rows.append([name, size, f"{stage['latency_ms']:.2f}", "", rate, f"{stage['metrics'][metric]:.4f}"])
-    size = f"{repository.size_bytes(manifest) / 1e6:.1f}"
-    for stage in results["stages"]:
-        users = stage["users"]
-        latency = stage["latency_ms"]
-        name = f"served by Triton, {users} user{'s' if users > 1 else ''}"
-        figures = [f"{latency['p50']:.2f}", f"{latency['p99']:.2f}", f"{stage['throughput_per_s']:.0f}"]
-        rows.append([name, size, *figures, f"{served_metric:.4f}"])
-    return render(header, rows)
+def _closing_table(
+    manifests: dict[str, dict[str, Any]], results: dict[str, Any], served: dict[str, dict[str, float]]
+) -> str:
+    """Returns for each workload the FP32 baseline, what is served, and how it is served beside the others."""
+    rows: list[list[str]] = []
+    for name, manifest in manifests.items():
+        metric = manifest["gate"]["metric"]
+        rows.append([name, "", "", "", "", metric])
+        for stage in (manifest["stages"][0], manifest["stages"][-1]):
+            label = f"  {stage['stage']}, in process, {LATENCY_TOKENS} tokens"
+            figures = [f"{stage['latency_ms']:.2f}", "", f"{1000 / stage['latency_ms']:.0f}"]
+            rows.append([label, f"{stage['size_bytes'] / 1e6:.1f}", *figures, f"{stage['metrics'][metric]:#.4g}"])
+        size = f"{repository.size_bytes(manifest) / 1e6:.1f}"
+        for stage in results["stages"]:
+            label = f"  served by Triton, {stage['users']} user{'s' if stage['users'] > 1 else ''} in all"
+            rows.append([label, size, *_load_figures(stage["by_model"][name]), f"{served[name][metric]:#.4g}"])
+    return render(["", "size MB", "p50 ms", "p99 ms", "requests/s", "metric"], rows)
 
 
-def _served_metric(url: str) -> float:
-    """Returns the metric of the answers that the server gives to the labelled queries."""
-    recipe = recipes.load(RECIPE)
-    queries = recipe.task.module.load_data(recipe).queries
-    with Recommender(url, timeout_s=30) as recommender:
-        answers = [recommender.recommend(query.query) for query in queries]
-    ranked = [[item.item_id for item in answer] for answer in answers]
-    return float(np.round(ndcg_at_k(ranked, [query.relevant for query in queries], 10), 10))
+def _load_figures(figures: dict[str, Any]) -> list[str]:
+    """Returns p50, p99 and the rate of one model's requests."""
+    latency = figures["latency_ms"]
+    percentiles = [f"{latency[name]:.2f}" if latency else "" for name in ("p50", "p99")]
+    return [*percentiles, f"{figures['throughput_per_s']:.0f}"]
 
 
-def _run(*command: object) -> None:
+def _metrics(recipe: Path, url: str) -> dict[str, float]:
+    """Returns the task's metrics of the answers that the server gives to the labelled data."""
+    answer = json.loads(_run("tritonpress", "evaluate", recipe, "--target", url, "--json", stdout=subprocess.PIPE))
+    metrics: dict[str, float] = answer["metrics"]
+    return metrics
+
+
+def _run(*command: object, stdout: int | None = None) -> str:
+    """Returns what the command prints, if it is piped here."""
     words = [str(word) for word in command]
     print(f"\n$ {shlex.join(words)}", flush=True)
-    subprocess.run(words, check=True)
+    return subprocess.run(words, check=True, stdout=stdout, text=True).stdout
 
 
 def _start(*command: object) -> subprocess.Popen[str]:

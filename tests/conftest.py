@@ -1,13 +1,15 @@
-"""A tiny encoder with a tiny catalogue, built once, and served once by the real Triton."""
+"""Tiny models of every task, built once, and served once by the real Triton."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_sources import items, queries, write_checkpoint, write_jsonl, write_recipe
+import yaml
+from tiny_sources import TASKS, items, queries, write_checkpoint, write_jsonl, write_recipe, write_task
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -39,4 +41,33 @@ def tiny_server(tiny_repository: Path) -> Iterator[object]:
     from tritonpress_server import TritonServer
 
     with TritonServer(tiny_repository) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def task_sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a folder for each further task, which has a checkpoint, data and `recipe.yaml`."""
+    folder = tmp_path_factory.mktemp("tasks")
+    for task in TASKS:
+        write_task(folder / task, task)
+    path = folder / "question_answering" / "recipe.yaml"
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    # So that some of the tiny model's answers are that there is none, and one word has fewer answers than asked for.
+    recipe["task"]["question_answering"] |= {"null_threshold": -1.5, "n_best": 3}
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def task_server(
+    task_sources: Path, tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[object]:
+    """The embedded Triton with a model of each task, named after it."""
+    from tritonpress_generator.build import build
+    from tritonpress_server import TritonServer
+
+    repository = Path(shutil.copytree(tiny_repository, tmp_path_factory.mktemp("task_repository") / "model_repo"))
+    for task in TASKS:
+        build(task_sources / task / "recipe.yaml", repository)
+    with TritonServer(repository) as server:
         yield server

@@ -1,5 +1,6 @@
 """Typed clients for the models that tritonpress builds and Triton serves."""
 
+from tritonpress_client.classifier import Classification, Classifier
 from tritonpress_client.connection import Connection
 from tritonpress_client.errors import (
     DeadlineExceededError,
@@ -10,10 +11,14 @@ from tritonpress_client.errors import (
     TritonpressError,
 )
 from tritonpress_client.metadata import ModelMetadata, ModelStatus, ServerMetadata, TensorMetadata
+from tritonpress_client.question_answerer import Answer, QuestionAnswerer
 from tritonpress_client.recommender import Recommendation, Recommender
 from tritonpress_client.statistics import Duration, ModelStatistics
 
 __all__ = [
+    "Answer",
+    "Classification",
+    "Classifier",
     "Connection",
     "DeadlineExceededError",
     "Duration",
@@ -23,6 +28,7 @@ __all__ = [
     "ModelStatistics",
     "ModelStatus",
     "ModelUnavailableError",
+    "QuestionAnswerer",
     "Recommendation",
     "Recommender",
     "ServerMetadata",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,9 @@ def expected_calibration_error(probability: NDArray[Any], right: NDArray[np.bool
     return float(sum(gaps))
 
 
-def best_temperature(logits: NDArray[np.float32], truth: NDArray[np.bool_], *, multi_label: bool) -> float:
+def best_temperature(
+    logits: NDArray[np.float32], truth: NDArray[np.bool_], probabilities: Callable[[float], NDArray[np.float32]]
+) -> float:
     """Returns the temperature that makes the probabilities of what is true the highest.
 
     The log-likelihood is concave in the inverse of the temperature: its derivative is halved to 0.
@@ -68,19 +71,14 @@ def best_temperature(logits: NDArray[np.float32], truth: NDArray[np.bool_], *, m
     Args:
         logits: FP32 `(texts, labels)`.
         truth: `(texts, labels)`.
-        multi_label: Whether each label is a decision of its own.
+        probabilities: Of all labels at a temperature, `(texts, labels)`.
 
     Source: Guo et al. 2017, section 4.2.
     """
     low, high = 1e-2, 1e2
     for _ in range(60):
         middle = float(np.sqrt(low * high))
-        scaled = logits * middle
-        if multi_label:
-            expected = 1 / (1 + np.exp(-scaled))
-        else:
-            expected = np.exp(scaled - scaled.max(1, keepdims=True))
-            expected /= expected.sum(1, keepdims=True)
-        slope = float(((truth - expected) * logits).sum())
-        low, high = (middle, high) if slope > 0 else (low, middle)
-    return 1 / float(np.sqrt(low * high))
+        slope = float(((truth - probabilities(middle)) * logits).sum())
+        # Too high a temperature still gains by a lower one: the derivative by its inverse is positive.
+        low, high = (low, middle) if slope > 0 else (middle, high)
+    return float(np.sqrt(low * high))

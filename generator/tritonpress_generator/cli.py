@@ -89,10 +89,7 @@ def _finetune(recipe: Path, out: Path | None, data: Path | None) -> None:
     if not processes.writes:
         return
     metrics = list(next(iter(done.scores.values())))
-    rows = [
-        [name, *(f"{row[metric].value:.2f} [{row[metric].low:.2f}, {row[metric].high:.2f}]" for metric in metrics)]
-        for name, row in done.scores.items()
-    ]
+    rows = [[name, *(str(row[metric]) for metric in metrics)] for name, row in done.scores.items()]
     print(render(["data", *metrics], rows))
     print(f"wrote {os.fspath(done.folder)}")
 

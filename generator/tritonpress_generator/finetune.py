@@ -220,6 +220,7 @@ def _write(out: Path, model: Any, adapted: peft.PeftModel | None, chosen: dict[s
         settings.base_model_name_or_path = source
         settings.inference_mode = True
         settings.save_pretrained(str(out))
+        model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(out)
     (out / _SETTINGS).write_text(json.dumps(chosen, indent=2) + "\n", encoding="utf-8")
 

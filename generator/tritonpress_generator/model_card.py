@@ -25,6 +25,9 @@ class Score:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"{self.value:#.4g} [{self.low:#.4g}, {self.high:#.4g}]"
+
 
 def model_card(
     recipe: Recipe,
@@ -52,7 +55,7 @@ def model_card(
     metrics = list(next(iter(scores.values())))
     rows = [
         f"| {name} | {'validation' if name in config.validation else 'test'} | "
-        + " | ".join(f"{row[m].value:.2f} [{row[m].low:.2f}, {row[m].high:.2f}]" for m in metrics)
+        + " | ".join(str(row[metric]) for metric in metrics)
         + " |"
         for name, row in scores.items()
     ]

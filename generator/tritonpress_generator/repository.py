@@ -5,7 +5,7 @@
     NAME/manifest.json                  the same for the build that is switched on, for people
     NAME/1/README                       keeps the version folder, which git and object stores would drop
     NAME_model_HASH/                    the steps; a step's name carries the hash of its content
-    NAME_tokenizer_HASH/                (`model` is all three in one)
+    NAME_tokenizer_HASH/                (`model` is all three in one, or asks the engine by itself)
     NAME_engine_HASH/
     NAME_postprocessing_HASH/
 
@@ -22,7 +22,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class Step:
     """Fills the version folder that it is given."""
     warm_up: Mapping[str, bytes] = field(default_factory=dict)
     """Raw tensors that the config's `model_warmup` names as `input_data_file`."""
+    calls: Sequence[str] = ()
+    """Roles of earlier steps that it asks by itself; it finds their names in its config's parameters, by role."""
 
 
 def write(
@@ -108,6 +110,8 @@ def _write(
         for file, data in step.warm_up.items():
             (folder / "warmup").mkdir(exist_ok=True)
             (folder / "warmup" / file).write_bytes(data)
+        for role in step.calls:
+            step.config.parameters[role].string_value = names[role]
         content = _files(folder)
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode() + config_text(step.config).encode())
         names[step.role] = f"{name}_{step.role}_{digest.hexdigest()[:_HASH_LENGTH]}"
@@ -212,10 +216,12 @@ def size_bytes(manifest: dict[str, Any]) -> int:
 def _collect(repository: Path, name: str, build: str) -> None:
     """Removes the steps of `name` that no ensemble names any more, and its older manifests."""
     try:
-        configs = [read_config(path.parent) for path in repository.glob("*/config.pbtxt")]
+        configs = {path.parent.name: read_config(path.parent) for path in repository.glob("*/config.pbtxt")}
     except InputError:
         return  # somebody else's model, which Triton will refuse: what it names is not known, so nothing is removed
-    used = {step.model_name for config in configs for step in config.ensemble_scheduling.step}
+    used = {step.model_name for config in configs.values() for step in config.ensemble_scheduling.step}
+    # What a step in use calls by itself is named in its parameters.
+    used |= {p.string_value for step in used if step in configs for p in configs[step].parameters.values()}
     own = re.compile(rf"{re.escape(name)}_(model|tokenizer|engine|postprocessing)_[0-9a-f]{{{_HASH_LENGTH}}}")
     for folder in repository.iterdir():
         is_step = own.fullmatch(folder.name)

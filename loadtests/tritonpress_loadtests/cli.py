@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def summary(results: Results) -> list[str]:
     """Returns the closing tables of a run, line by line."""
     stages = results["stages"]
-    lines = _aligned([_COLUMNS, *(_stage_row(stage) for stage in stages)])
+    lines = _aligned([_COLUMNS, *(row for stage in stages for row in _stage_rows(stage))])
     if stages:
         last = stages[-1]
         lines += [
@@ -91,7 +91,8 @@ class _Progress:
             print(f"\r\x1b[K{line}  {event['failed']:,} failed", end="", flush=True)
         elif event["event"] == "stage":
             self.clear()
-            print(f"{_users(event)}: {event['duration_s']:.1f} s, {sum(event['errors'].values()):,} failed", flush=True)
+            failed = sum(count for errors in event["errors"].values() for count in errors.values())
+            print(f"{_users(event)}: {event['duration_s']:.1f} s, {failed:,} failed", flush=True)
 
     def clear(self) -> None:
         """Takes the refreshing line away."""
@@ -103,16 +104,18 @@ def _users(stage: dict[str, Any]) -> str:
     return f"{stage['users']} user{'' if stage['users'] == 1 else 's'}"
 
 
-def _stage_row(stage: dict[str, Any]) -> tuple[str, ...]:
-    latency = stage["latency_ms"]
+def _stage_rows(stage: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yields the figures of all requests, and under them those of each model where there are several."""
+    yield _figures_row(str(stage["users"]), stage)
+    if len(stage["by_model"]) > 1:
+        for model, figures in stage["by_model"].items():
+            yield _figures_row(f"  {model}", figures)
+
+
+def _figures_row(name: str, figures: dict[str, Any]) -> tuple[str, ...]:
+    latency = figures["latency_ms"]
     cells = [f"{latency[name]:.2f}" if latency else "-" for name in ("p50", "p90", "p95", "p99", "max")]
-    return (
-        str(stage["users"]),
-        str(stage["requests"]),
-        str(stage["failed"]),
-        f"{stage['throughput_per_s']:.1f}",
-        *cells,
-    )
+    return (name, str(figures["requests"]), str(figures["failed"]), f"{figures['throughput_per_s']:.1f}", *cells)
 
 
 def _model_rows(stage: dict[str, Any]) -> list[tuple[str, ...]]:

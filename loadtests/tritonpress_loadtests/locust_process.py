@@ -5,12 +5,13 @@ as `python -m tritonpress_loadtests.locust_process SCENARIO --url HOST:PORT --sa
 
     {"event": "tick",  "stage": 0, "users": 4, "warm_up": false, "elapsed_s": …, "duration_s": …, "requests": …,
                        "failed": …, "p50_ms": …}                              twice a second
-    {"event": "stage", "stage": 0, "users": 4, "planned_duration_s": …, "duration_s": …, "errors": {message: count},
-                       "generator_cpu_share": …, "models": [rows of `model_rows`]}
+    {"event": "stage", "stage": 0, "users": 4, "planned_duration_s": …, "duration_s": …,
+                       "errors": {model: {message: count}}, "generator_cpu_share": …, "models": [rows of `model_rows`]}
     {"event": "end", "interrupted": false}
 
-A stage's samples lie in `DIR/stage-0.npy`, float64 (requests answered, 2): sent at (s from the stage's start), latency
-(ms). SIGTERM ends the stage in hand early and reports it. The end of the reader ends the process, by the next tick.
+A stage's samples lie in `DIR/stage-0.npy`, float64 (requests answered, 3): sent at (s from the stage's start), latency
+(ms), the model's place in the scenario. SIGTERM ends the stage in hand early and reports it. The end of the reader ends
+the process, by the next tick.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 import time
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,37 +31,53 @@ import gevent
 import numpy as np
 from gevent.event import Event
 from locust.env import Environment
-from tritonpress_client import Connection
+from tritonpress_client import Connection, ModelStatistics
 
-from tritonpress_loadtests.results import model_rows
+from tritonpress_loadtests.results import Samples, model_rows
 from tritonpress_loadtests.scenario import LoadedScenario, load_scenario
 from tritonpress_loadtests.users import user_class
 
 _TICK_S = 0.5
 _MOST_MESSAGES = 20
+_MOST_SNAPSHOTS = 20  # a server that others load never stands still
+_SETTLING_S = 0.03
 
 
 class _Recorder:
     """Keeps every request of a stage, in full resolution: Locust's own percentiles are rounded."""
 
-    def __init__(self) -> None:
+    def __init__(self, models: Sequence[str]) -> None:
+        self._places = {model: place for place, model in enumerate(models)}
         self.reset()
 
     def reset(self) -> None:
         self.origin = time.time()
         self.sent_s = array("d")
         self.latency_ms = array("d")
-        self.errors: Counter[str] = Counter()
+        self.places = array("d")
+        self.errors: dict[str, Counter[str]] = {model: Counter() for model in self._places}
 
-    def on_request(self, *, response_time: float, start_time: float, exception: BaseException | None, **_: Any) -> None:
+    @property
+    def samples(self) -> Samples:
+        return np.column_stack([self.sent_s, self.latency_ms, self.places])
+
+    @property
+    def failed(self) -> int:
+        return sum(errors.total() for errors in self.errors.values())
+
+    def on_request(
+        self, *, name: str, response_time: float, start_time: float, exception: BaseException | None, **_: Any
+    ) -> None:
         if exception is None:
             self.sent_s.append(start_time - self.origin)
             self.latency_ms.append(response_time)
+            self.places.append(self._places[name])
         else:
+            errors = self.errors[name]
             message = f"{type(exception).__name__}: {exception}"
             # A message may hold something of the request; what cannot be grouped must not fill the memory.
-            known = message in self.errors or len(self.errors) < _MOST_MESSAGES
-            self.errors[message if known else "other"] += 1
+            known = message in errors or len(errors) < _MOST_MESSAGES
+            errors[message if known else "other"] += 1
 
     def recent_p50_ms(self) -> float | None:
         return float(np.median(self.latency_ms[-200:])) if self.latency_ms else None
@@ -72,7 +90,7 @@ class _LoadGenerator:
         self._loaded = loaded
         self._samples = samples
         self._stop = Event()
-        self._recorder = _Recorder()
+        self._recorder = _Recorder(loaded.models)
         self._user = user_class(loaded)
         self._user.host = url
         environment = Environment(user_classes=[self._user], catch_exceptions=False)
@@ -98,13 +116,12 @@ class _LoadGenerator:
     def _measure(self, number: int, users: int, duration_s: float) -> None:
         """Runs a stage between two snapshots of the server's statistics, both taken while no request is in flight."""
         self._resize(users)
-        before = self._connection.statistics()
+        before = self._settled_statistics()
         cpu_s = time.process_time()
         elapsed_s = self._send_for(number, users, duration_s)
         cpu_share = (time.process_time() - cpu_s) / elapsed_s
-        after = self._connection.statistics()
-        samples = np.column_stack([self._recorder.sent_s, self._recorder.latency_ms])
-        np.save(self._samples / f"stage-{number}.npy", samples)
+        after = self._settled_statistics()
+        np.save(self._samples / f"stage-{number}.npy", self._recorder.samples)
         _emit(
             {
                 "event": "stage",
@@ -112,11 +129,21 @@ class _LoadGenerator:
                 "users": users,
                 "planned_duration_s": duration_s,
                 "duration_s": elapsed_s,
-                "errors": dict(self._recorder.errors),
+                "errors": self._recorder.errors,
                 "generator_cpu_share": cpu_share,
                 "models": model_rows(before, after),
             }
         )
+
+    def _settled_statistics(self) -> list[ModelStatistics]:
+        """Returns the server's statistics once they stand still: Triton answers a request first and counts it then."""
+        latest = self._connection.statistics()
+        for _ in range(_MOST_SNAPSHOTS):
+            gevent.sleep(_SETTLING_S)
+            earlier, latest = latest, self._connection.statistics()
+            if latest == earlier:
+                break
+        return latest
 
     def _send_for(self, number: int, users: int, duration_s: float) -> float:
         """Lets the users send for that long and waits for the last answers; returns how long they sent, in s."""
@@ -141,7 +168,7 @@ class _LoadGenerator:
             gevent.sleep(0.01)
 
     def _tick(self, number: int, users: int, elapsed_s: float, duration_s: float) -> None:
-        failed = self._recorder.errors.total()
+        failed = self._recorder.failed
         _emit(
             {
                 "event": "tick",

@@ -60,21 +60,16 @@ def run(
     except OSError as exc:
         raise ScenarioError(f"cannot make the folder {out_dir}: {exc.strerror}; give another --out") from exc
     started_at = datetime.now().astimezone().isoformat(timespec="seconds")
-    model = loaded.scenario.model
     with tempfile.TemporaryDirectory(prefix="tritonpress-load-") as folder:
         events = _generate_load(loaded, url, Path(folder), duration_scale, progress)
         measured = [event for event in events if event["event"] == "stage"]
         samples = [np.load(Path(folder) / f"stage-{event['stage']}.npy") for event in measured]
-    stages = [summarise_stage(event, part, model) for event, part in zip(measured, samples, strict=True)]
+    stages = [summarise_stage(event, part, loaded.models) for event, part in zip(measured, samples, strict=True)]
     command = ["tritonpress-load", "run", str(scenario), "--out", str(out_dir), "--url", url]
+    slo_by_model = {kind.model: kind.slo for kind in loaded.scenario.requests if kind.slo is not None}
     results: Results = {
-        "schema": "tritonpress-load/1",
-        "scenario": {
-            **loaded.scenario.model_dump(mode="json"),
-            "path": str(scenario),
-            "sha256": loaded.sha256,
-            "queries_count": len(loaded.queries),
-        },
+        "schema": "tritonpress-load/2",
+        "scenario": _as_used(loaded),
         "url": url,
         "command": shlex.join(command + (["--duration-scale", f"{duration_scale:g}"] if duration_scale != 1 else [])),
         "started_at": started_at,
@@ -82,7 +77,7 @@ def run(
         "interrupted": not any(event["event"] == "end" and not event["interrupted"] for event in events),
         "duration_scale": duration_scale,
         "stages": stages,
-        "slo": verdict(stages, loaded.scenario.slo),
+        "slo": verdict(stages, loaded.scenario.slo, slo_by_model),
         "server": {"name": server.name, "version": server.version},
         "versions": environment.versions(),
         "machine": environment.machine(),
@@ -92,12 +87,22 @@ def run(
 
 
 def _check_server(loaded: LoadedScenario, url: str) -> ServerMetadata:
-    """Returns who answers at `url`, after asking whether the model is there and speaks the workload's contract."""
-    scenario = loaded.scenario
-    with loaded.workload.connect(url, model=scenario.model, timeout_s=scenario.timeout_s) as client:
-        loaded.workload.check(client)
-    with Connection(url, timeout_s=scenario.timeout_s) as connection:
+    """Returns what the server is, after asking whether it answers and each model speaks its workload's contract."""
+    timeout_s = loaded.scenario.timeout_s
+    for kind in loaded.requests:
+        with kind.workload.connect(url, model=kind.request.model, timeout_s=timeout_s) as client:
+            kind.workload.check(client)
+    with Connection(url, timeout_s=timeout_s) as connection:
         return connection.server_metadata()
+
+
+def _as_used(loaded: LoadedScenario) -> dict[str, Any]:
+    """Returns the scenario's keys, and what tells this test from another."""
+    requests = [
+        {**kind.request.model_dump(mode="json"), "queries_count": len(kind.queries)} for kind in loaded.requests
+    ]
+    keys = loaded.scenario.model_dump(mode="json")
+    return {**keys, "requests": requests, "path": str(loaded.path), "sha256": loaded.sha256}
 
 
 def _generate_load(

@@ -6,7 +6,6 @@ the server slows down. Latency is counted from the moment of sending.
 
 from __future__ import annotations
 
-import random
 import time
 from typing import ClassVar
 
@@ -69,40 +68,46 @@ class ScenarioUser(User):
     def on_start(self) -> None:
         """Connects; a server that cannot be reached shows in the requests."""
         cls = type(self)
-        scenario = self.loaded.scenario
-        self.random = random.Random(f"{scenario.seed} {cls.started}")
+        self.draws = self.loaded.draws(cls.started)
         cls.started += 1
         # gRPC waits for each answer in a thread of gevent's pool; in its default of 10, more users would queue for one.
         pool = gevent.get_hub().threadpool
         pool.maxsize = max(pool.maxsize, cls.started + 8)
-        self.client = self.loaded.workload.connect(self.host, model=scenario.model, timeout_s=scenario.timeout_s)
+        timeout_s = self.loaded.scenario.timeout_s
+        self.clients = {
+            kind.request.model: kind.workload.connect(self.host, model=kind.request.model, timeout_s=timeout_s)
+            for kind in self.loaded.requests
+        }
         try:
-            self.loaded.workload.check(self.client)
+            for kind in self.loaded.requests:
+                kind.workload.check(self.clients[kind.request.model])
         except TritonpressError:
             pass
         finally:
             self.gate.connected += 1
 
     def on_stop(self) -> None:
-        """Closes the connection: a channel left open keeps the process from ending."""
+        """Closes the connections: a channel left open keeps the process from ending."""
         self.gate.connected -= 1
-        self.client.__exit__(None, None, None)
+        for client in self.clients.values():
+            client.__exit__(None, None, None)
 
     @task
     def ask(self) -> None:
-        """Sends one query and reports it to Locust, in ms that are not rounded."""
-        query = self.random.choice(self.loaded.queries)
+        """Sends one query and reports it to Locust under its model's name, in ms that are not rounded."""
+        kind, query = next(self.draws)
+        client = self.clients[kind.request.model]
         error: TritonpressError | None = None
         with self.gate:
             sent, started = time.time(), time.perf_counter()
             try:
-                self.loaded.workload.send(self.client, query)
+                kind.workload.send(client, query)
             except TritonpressError as exc:
                 error = exc
             latency_ms = (time.perf_counter() - started) * 1e3
             self.environment.events.request.fire(
                 request_type="grpc",
-                name=self.loaded.scenario.model,
+                name=kind.request.model,
                 response_time=latency_ms,
                 response_length=0,
                 start_time=sent,
@@ -113,5 +118,5 @@ class ScenarioUser(User):
 
 def user_class(loaded: LoadedScenario) -> type[ScenarioUser]:
     """Returns the Locust user of a scenario."""
-    name = f"{loaded.scenario.workload.title().replace('_', '')}User"
+    name = f"{loaded.scenario.name.title().replace('_', '')}User"
     return type(name, (ScenarioUser,), {"loaded": loaded, "gate": Gate(), "abstract": False})

@@ -1,4 +1,4 @@
-"""Clients of the tiny server, and addresses where nothing answers."""
+"""Clients of the tiny servers, and addresses where nothing answers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from tritonpress_client import Connection, Recommender
+from tritonpress_client import Classifier, Connection, QuestionAnswerer, Recommender
 from tritonpress_server import TritonServer
 
 
@@ -22,6 +22,20 @@ def recommender(tiny_server: TritonServer) -> Iterator[Recommender]:
     """A client of the tiny server's recommendation model."""
     with Recommender(tiny_server.grpc_url) as open_recommender:
         yield open_recommender
+
+
+@pytest.fixture
+def answerer(task_server: TritonServer) -> Iterator[QuestionAnswerer]:
+    """A client of the tiny question-answering model."""
+    with QuestionAnswerer(task_server.grpc_url) as open_answerer:
+        yield open_answerer
+
+
+@pytest.fixture
+def classifier(task_server: TritonServer) -> Iterator[Classifier]:
+    """A client of the tiny classification model."""
+    with Classifier(task_server.grpc_url) as open_classifier:
+        yield open_classifier
 
 
 @pytest.fixture

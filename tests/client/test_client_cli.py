@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tritonpress_client import ModelStatus
+from tiny_sources import LABELS, contexts
+from tritonpress_client import Answer, ModelStatus, QuestionAnswerer
 from tritonpress_client.cli import main
+from tritonpress_client.commands.ask import _sentence
 from tritonpress_client.health import Health
 from tritonpress_client.metadata import ServerMetadata
 from tritonpress_server import TritonServer
@@ -45,13 +48,104 @@ def test_recommend_reads_files(url: str, tmp_path: Path, capsys: pytest.CaptureF
     lines = tmp_path / "queries.txt"
     lines.write_text("red lamp\n\nblue chair\n", encoding="utf-8")
     entries = tmp_path / "queries.jsonl"
-    entries.write_text('{"query": "red lamp", "kind": "search"}\n{"query": "blue chair"}\n', encoding="utf-8")
+    # With a byte-order mark, as some editors write it.
+    entries.write_text('{"query": "red lamp", "kind": "search"}\n{"query": "blue chair"}\n', encoding="utf-8-sig")
     printed = []
     for path in (lines, entries):
         assert main(["recommend", "--file", str(path), "-k", "1", "--json", "--url", url]) == 0
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1]
     assert [json.loads(line)["query"] for line in printed[0].splitlines()] == ["red lamp", "blue chair"]
+
+
+CONTEXT = "the red lamp for the home .\nthe blue chair for the home ."
+
+
+@pytest.fixture
+def task_url(task_server: TritonServer) -> str:
+    """The address of the server with a model of each task."""
+    return task_server.grpc_url
+
+
+def test_ask_prints_the_answers_in_their_sentences(task_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with QuestionAnswerer(task_url) as answerer:
+        expected = answerer.answers_many([("the kitchen", CONTEXT), ("a\nlamp", CONTEXT)], 2)
+    command = ["ask", "the kitchen", "a\nlamp", "--context", CONTEXT, "--url", task_url]
+    assert main([*command, "-n", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [lines.pop(0), lines.pop(4 - sum(not answer.found for answer in expected[0]))] == ["the kitchen", "a / lamp"]
+    for answers in expected:
+        for rank, answer in enumerate(answers, start=1):
+            text = " ".join(answer.text.split()) if answer.found else "(no answer in the context)"
+            assert lines.pop(0).split(maxsplit=2) == [str(rank), f"{answer.score:.4f}", text]
+            if answer.found:
+                assert f"\u00bb{text}\u00ab" in lines.pop(0)
+    assert lines == []
+    assert main([*command, "--json"]) == 0
+    entries = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [entry["question"] for entry in entries] == ["the kitchen", "a\nlamp"]
+    assert [[Answer(**answer) for answer in entry["answers"]] for entry in entries] == [a[:1] for a in expected]
+
+
+def test_ask_reads_files(task_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    context, requests = tmp_path / "context.txt", tmp_path / "requests.jsonl"
+    context.write_text(CONTEXT, encoding="utf-8")
+    lines = [json.dumps({"question": question, "context": CONTEXT}) for question in ("the kitchen", "a lamp")]
+    requests.write_text("\n\n".join(lines), encoding="utf-8")
+    printed = []
+    for arguments in (["the kitchen", "a lamp", "--context-file", str(context)], ["--file", str(requests)]):
+        assert main(["ask", *arguments, "--json", "--url", task_url]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    assert printed[0].count("\n") == 2
+
+
+def test_that_there_is_no_answer_is_said(task_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with QuestionAnswerer(task_url) as answerer:
+        context = next(text for text in contexts() if not answerer.ask("the kitchen", text).found)
+    assert main(["ask", "the kitchen", "--context", context, "--url", task_url]) == 0
+    question, answer = capsys.readouterr().out.splitlines()
+    assert question == "the kitchen"
+    assert re.fullmatch(r"  1    0\.\d{4}  \(no answer in the context\)", answer)
+
+
+def test_classify_prints_labels_with_scores(task_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["classify", "red lamp", "a\nchair", "--url", task_url]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [lines[0], lines[4]] == ["red lamp", "a / chair"]
+    ranks, scores, labels = zip(*(line.split() for line in lines[1:4]), strict=True)
+    assert ranks == ("1", "2", "3")
+    assert sorted(labels) == LABELS
+    assert sum(map(float, scores)) == pytest.approx(1, abs=2e-4)
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "red lamp"}\n{"text": "a\\nchair"}\n', encoding="utf-8")
+    assert main(["classify", "--file", str(texts), "-n", "1", "--json", "--url", task_url]) == 0
+    entries = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [entry["text"] for entry in entries] == ["red lamp", "a\nchair"]
+    assert [entry["labels"][0]["label"] for entry in entries] == [lines[1].split()[2], lines[5].split()[2]]
+    assert [list(entry["labels"][0]) for entry in entries] == [["label", "score"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["ask", "what?", "--context", "\x00"], 2, "CONTEXT[0] must have text"),
+        (["ask", "what?", "--context", "a", "-n", "4"], 2, "`n` must be an integer in 1..3"),
+        (["ask", "what?", "--context", "a", "--model", "recommendation"], 2, "is not for question_answering"),
+        (["ask", "what?", "--context", "a", "--timeout-s", "0.0001"], 1, "did not answer within 0.0001 s"),
+        (["classify", "\x00"], 2, "TEXT[0] must have text"),
+        (["classify", "a", "-n", "0"], 2, "`n` must be an integer above 0"),
+        (["classify", "a", "--model", "nothing"], 2, "model 'nothing'"),
+    ],
+)
+def test_one_line_says_what_the_server_refuses(
+    task_url: str, arguments: list[str], status: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--url", task_url]) == status
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert words in captured.err
 
 
 def test_health_prints_a_table(url: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,3 +246,44 @@ def test_a_reader_that_leaves_early_is_no_error(url: str, tmp_path: Path) -> Non
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["ask"], "give QUESTION with either --context TEXT or --context-file FILE, or give --file FILE"),
+        (["ask", "what?"], "give QUESTION with either --context TEXT or --context-file FILE"),
+        (["ask", "what?", "--context", "a", "--context-file", "b"], "give QUESTION with either --context TEXT or"),
+        (["ask", "--file", "a", "--context", "b"], "--file has its own questions and contexts"),
+        (["ask", "what?", "--file", "a"], "--file has its own questions and contexts"),
+        (["ask", "what?", "--context-file", "no/such/file"], "cannot read no/such/file: No such file"),
+        (["ask", "--file", "no/such/file"], "cannot read no/such/file: No such file"),
+        (["ask", "what?", "--context", ""], "`pairs[0].context` is empty"),
+        (["classify"], "give either TEXT or --file FILE"),
+        (["classify", "--file", "no/such/file"], "cannot read no/such/file: No such file"),
+        (["classify", " "], "`texts[0]` is empty"),
+    ],
+)
+def test_requests_at_fault_are_not_sent(
+    arguments: list[str], words: str, unreachable_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--url", unreachable_url]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"tritonpress-query: {words}")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("context", "answer", "line"),
+    [
+        ("a red lamp", "lamp", "a red »lamp«"),
+        ("A chair. The lamp is red. The end.", "red", "The lamp is »red«."),
+        ("A chair\nThe lamp  is red\nThe end", "The lamp", "»The lamp« is red"),
+        ("The lamp. It is red. It", "lamp. It is red", "The »lamp. It is red«."),
+        ("x" * 100 + " lamp " + "y" * 100, "lamp", f"…{'x' * 79} »lamp« {'y' * 79}…"),
+        ("ein gro\u00dfer \U0001f4a1 Stuhl", "Stuhl", "ein gro\u00dfer \U0001f4a1 »Stuhl«"),
+    ],
+)
+def test_the_sentence_around_an_answer_is_shown(context: str, answer: str, line: str) -> None:
+    start = context.index(answer)
+    assert _sentence(context, Answer(answer, 1.0, start, start + len(answer))) == line

@@ -32,7 +32,7 @@ def test_shipped_recipe_loads(path: Path) -> None:
         ({"graph": [{"quantize": {"precision": "int3"}}]}, "graph[0].quantize: precision: input should be 'int8'"),
         ({"graph": [{"fuse": {}, "quantize": {}}]}, "graph[0]: give one word"),
         ({"passes": ["prune_everything"]}, "passes[0]: unknown word 'prune_everything'"),
-        ({"task": "translation"}, "task: unknown word 'translation'; available: recommendation"),
+        ({"task": "translation"}, "task: unknown word 'translation'; available: classification, question"),
         ({"task": "recommendation"}, "task.recommendation: catalogue: is missing"),
         ({"engine": "onnx"}, "engine: unknown word 'onnx'"),
         ({"gate": {"dataset": "queries.jsonl", "metric": "f1"}}, "gate.metric: unknown metric 'f1'"),
@@ -42,6 +42,9 @@ def test_shipped_recipe_loads(path: Path) -> None:
         ({"checkpoint": {}}, "checkpoint.source: is missing"),
         ({"serve": {"lengths": "raged"}}, "serve.lengths: unknown word 'raged'; did you mean 'ragged'?"),
         ({"serve": {"lengths": {"buckets": {"count": 0}}}}, "serve.lengths.buckets: count: input should be greater"),
+        ({"task": {"question_answering": {"n_best": 0}}}, "task.question_answering: n_best: input should be greater"),
+        ({"finetune": {"train": [], "validation": ["a"]}}, "finetune: train: list should have at least 1 item"),
+        ({"finetune": {"train": ["a"], "validation": ["a"], "lr": 1}}, "finetune: lr: unknown key; allowed: train"),
         ({"serve": {"max_batch_size": True}}, "serve.max_batch_size: input should be a valid integer, got True"),
     ],
 )
@@ -100,8 +103,10 @@ def test_no_unknown_key_passes(tmp_path_factory: pytest.TempPathFactory, key: st
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
-        ("tasks", ["Config", "METRICS", "head", "load_data", "index", "evaluate", "feeds",
-                   "ensemble_inputs", "ensemble_outputs", "write_postprocessing", "golden_requests"]),
+        ("tasks", ["Config", "METRICS", "AUTO_CLASS", "ENCODER", "PIECES", "INPUTS", "head", "load_data",
+                   "encoder_settings", "postprocessor", "metrics", "ensemble_inputs", "ensemble_outputs"]),
+        ("training", ["Config", "METRIC", "load", "augmented", "model_settings", "features", "losses", "answers",
+                      "score", "chosen"]),
         ("graph", ["Config", "apply"]),
         ("passes", ["Config", "apply"]),
         ("engines", ["Config", "PLATFORM", "PACKAGES", "build", "load", "threads", "model_config", "versions"]),

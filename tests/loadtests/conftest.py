@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
 def measured(tiny_server: TritonServer, tiny_sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that a run of the short scenario has written."""
     folder = tmp_path_factory.mktemp("measured")
-    scenario = write_scenario(folder, queries=str(tiny_sources / "queries.jsonl"))
+    scenario = write_scenario(folder, request={"queries": str(tiny_sources / "queries.jsonl")})
     events: list[dict[str, Any]] = []
     results: Results = run(scenario, tiny_server.grpc_url, folder / "out", progress=events.append)
     assert results["stages"]

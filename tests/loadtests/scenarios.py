@@ -7,18 +7,27 @@ from typing import Any
 
 import yaml
 
+REQUEST = {"workload": "recommendation", "model": "recommendation", "queries": "queries.jsonl"}
 
-def write_scenario(folder: Path, **changes: Any) -> Path:
-    """Returns the path of a scenario of two short stages with top-level keys changed; None takes a key away."""
+
+def write_scenario(folder: Path, *, request: dict[str, Any] | None = None, **changes: Any) -> Path:
+    """Returns the path of a scenario of two short stages; None takes a key away.
+
+    Args:
+        folder: Where it is written.
+        request: Changes the keys of the one kind of request.
+        changes: Change top-level keys.
+    """
     scenario: dict[str, Any] = {
         "name": "short",
-        "workload": "recommendation",
-        "model": "recommendation",
-        "queries": "queries.jsonl",
+        "requests": [_changed(REQUEST, request or {})],
         "stages": [{"users": 1, "duration_s": 1}, {"users": 6, "duration_s": 1.5}],
         "warm_up_s": 0.3,
     }
-    scenario = {key: value for key, value in (scenario | changes).items() if value is not None}
     path = folder / "scenario.yaml"
-    path.write_text(yaml.safe_dump(scenario), encoding="utf-8")
+    path.write_text(yaml.safe_dump(_changed(scenario, changes)), encoding="utf-8")
     return path
+
+
+def _changed(entry: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in (entry | changes).items() if value is not None}

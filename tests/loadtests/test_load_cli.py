@@ -46,7 +46,10 @@ def test_input_at_fault_ends_with_2_and_one_line(
         assert words in error
     assert main(["run", str(write_scenario(folder, usrs=1)), *out]) == 2
     assert "`usrs` is no key" in capsys.readouterr().err
-    assert main(["run", str(write_scenario(folder, model="nothing")), *out, "--url", tiny_server.grpc_url]) == 2
+    assert (
+        main(["run", str(write_scenario(folder, request={"model": "nothing"})), *out, "--url", tiny_server.grpc_url])
+        == 2
+    )
     assert "model 'nothing'" in capsys.readouterr().err
     assert not (folder / "out").exists()
 

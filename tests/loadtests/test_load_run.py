@@ -72,7 +72,7 @@ def test_the_server_counted_the_same_requests(results: dict[str, Any]) -> None:
 
 def test_results_say_what_ran(results: dict[str, Any], tiny_server: TritonServer) -> None:
     assert results["url"] == tiny_server.grpc_url
-    assert results["scenario"]["queries_count"] == 24
+    assert [request["queries_count"] for request in results["scenario"]["requests"]] == [24]
     assert len(results["scenario"]["sha256"]) == 64
     words = shlex.split(results["command"])
     assert words[:2] == ["tritonpress-load", "run"]
@@ -101,7 +101,7 @@ def test_what_is_wrong_is_found_before_any_load(folder: Path, tiny_server: Trito
     with pytest.raises(ServerUnreachableError, match=unused_url):
         run(write_scenario(folder), unused_url, out)
     with pytest.raises(ModelUnavailableError, match="nothing"):
-        run(write_scenario(folder, model="nothing"), tiny_server.grpc_url, out)
+        run(write_scenario(folder, request={"model": "nothing"}), tiny_server.grpc_url, out)
     with pytest.raises(InvalidInputError, match="HOST:PORT"):
         run(write_scenario(folder), "http://127.0.0.1", out)
     with pytest.raises(ScenarioError, match="`duration_scale`"):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
-from scenarios import write_scenario
+from scenarios import REQUEST, write_scenario
 from tritonpress_loadtests.errors import ScenarioError
 from tritonpress_loadtests.scenario import load_scenario
 
@@ -17,8 +18,8 @@ SHIPPED = sorted((Path(__file__).parents[2] / "loadtests" / "scenarios").glob("*
 def test_every_shipped_scenario_is_whole(path: Path) -> None:
     loaded = load_scenario(path)
     assert loaded.scenario.name == path.stem
-    assert len(loaded.queries) >= 100
-    assert set(loaded.queries[0]) == set(loaded.workload.KEYS)
+    for kind in loaded.requests:
+        assert len(kind.queries) >= 100
 
 
 def test_a_scenario_is_read_with_its_defaults(folder: Path) -> None:
@@ -26,7 +27,10 @@ def test_a_scenario_is_read_with_its_defaults(folder: Path) -> None:
     assert [stage.users for stage in loaded.scenario.stages] == [1, 6]
     assert loaded.scenario.slo.p99_ms is None
     assert loaded.scenario.slo.error_rate == 0.01
-    assert loaded.queries == [{"query": "red lamp"}, {"query": "a blue chair"}]
+    (kind,) = loaded.requests
+    assert kind.request.weight == 1
+    assert kind.request.slo is None
+    assert kind.queries == [{"query": "red lamp"}, {"query": "a blue chair"}]
 
 
 def test_the_hash_covers_the_queries_too(folder: Path) -> None:
@@ -41,7 +45,7 @@ def test_the_hash_covers_the_queries_too(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"modell": "a"}, "`modell` is no key of a scenario; allowed here: name, workload, model, queries, stages"),
+        ({"modell": "a"}, "`modell` is no key of a scenario; allowed here: name, requests, stages"),
         ({"stages": [{"users": 1, "duration": 1}]}, "`stages.0.duration_s` is missing"),
         ({"stages": [{"users": 1, "duration_s": 1, "rate": 1}]}, "`stages.0.rate` is no key .*: users, duration_s$"),
         ({"slo": {"p99": 1}}, "`slo.p99` is no key of a scenario; allowed here: p99_ms, error_rate"),
@@ -50,8 +54,20 @@ def test_the_hash_covers_the_queries_too(folder: Path) -> None:
         ({"timeout_s": -1}, "`timeout_s`: .*greater than 0, got -1"),
         ({"slo": {"error_rate": 2}}, "`slo.error_rate`: .*less than or equal to 1, got 2"),
         ({"name": None}, "`name` is missing"),
-        ({"workload": "translation"}, "`workload` 'translation' is unknown; known: recommendation"),
-        ({"queries": "nowhere.jsonl"}, "cannot read `queries` .*nowhere.jsonl: No such file"),
+        ({"workload": "recommendation"}, "`workload` is no key of a scenario; allowed here: name, requests"),
+        ({"requests": []}, "`requests`: .*at least 1 item"),
+        ({"requests": [REQUEST, REQUEST]}, "`requests.1.model` 'recommendation' is named twice; merge the entries"),
+        ({"request": {"modell": "a"}}, "`requests.0.modell` is no key .*: workload, model, queries, weight, slo$"),
+        ({"request": {"slo": {"p99": 1}}}, "`requests.0.slo.p99` is no key .*: p99_ms, error_rate$"),
+        ({"request": {"model": None}}, "`requests.0.model` is missing"),
+        ({"request": {"weight": 0}}, "`requests.0.weight`: .*greater than 0, got 0"),
+        ({"request": {"weight": float("inf")}}, "`requests.0.weight`: .*less than or equal to 1000000, got inf"),
+        (
+            {"request": {"workload": "translation"}},
+            "`requests.0`: `workload` 'translation' is unknown; known: classification, question_answering, recomm",
+        ),
+        ({"request": {"queries": "nowhere.jsonl"}}, "cannot read `queries` .*nowhere.jsonl: No such file"),
+        ({"request": {"queries": "scenario.yaml"}}, "scenario.yaml must end in .jsonl, got 'scenario.yaml'; convert"),
     ],
 )
 def test_what_is_wrong_is_named(folder: Path, changes: dict[str, Any], words: str) -> None:
@@ -60,21 +76,21 @@ def test_what_is_wrong_is_named(folder: Path, changes: dict[str, Any], words: st
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (b"", "holds no query"),
-        (b"\n\n", "holds no query"),
-        (b"red lamp\n", ":1 is not JSON"),
-        (b'{"query": "a"}\n{"text": "a"}\n', ":2 must be an object with text under: query"),
-        (b'{"query": 3}\n', ":1 must be an object"),
-        (b'{"query": "caf\xe9"}\n', "is not UTF-8"),
-    ],
-)
-def test_bad_queries_are_named(folder: Path, text: bytes, words: str) -> None:
-    (folder / "queries.jsonl").write_bytes(text)
-    with pytest.raises(ScenarioError, match=words):
-        load_scenario(write_scenario(folder))
+def test_requests_are_drawn_by_weight_and_fixed_by_the_seed(folder: Path) -> None:
+    requests = [{**REQUEST, "model": model, "weight": weight} for model, weight in (("a", 2), ("b", 2), ("c", 1))]
+
+    def drawn(user: int, count: int = 5000, **changes: Any) -> list[tuple[str, str]]:
+        loaded = load_scenario(write_scenario(folder, requests=requests, **changes))
+        draws = islice(loaded.draws(user), count)
+        return [(kind.request.model, query["query"]) for kind, query in draws]
+
+    first = drawn(0)
+    assert drawn(0) == first
+    assert drawn(1, 50) != first[:50]
+    assert drawn(0, 50, seed=1) != first[:50]
+    shares = {model: sum(name == model for name, _ in first) / len(first) for model in "abc"}
+    assert shares == pytest.approx({"a": 0.4, "b": 0.4, "c": 0.2}, abs=0.03)
+    assert {query for _, query in first} == {"red lamp", "a blue chair"}
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tritonpress_generator import plugins
 from tritonpress_generator.answering import Texts
 from tritonpress_generator.bench.in_process import InProcess
 from tritonpress_generator.bench.messages import Messages
 from tritonpress_generator.bench.texts import requests
 from tritonpress_generator.bench.timing import Ask, closed_loop, spread
-from tritonpress_generator.bench.variants import LAYOUTS, Bench
+from tritonpress_generator.bench.variants import Bench
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.table import render
 
 CONCURRENCY = (1, 4, 16)
+LAYOUTS = tuple(plugins.names("layouts"))
 _SLICES = 3
 """How many of an engine's slices one of served requests is long: it takes a while until all callers wait."""
 _FEWEST_ROUNDS = 3

@@ -24,6 +24,7 @@ from tritonpress_generator.recipe import Recipe, Stage
 from tritonpress_generator.workload import Workload
 
 LAYOUTS = ("single", "ensemble")
+"""Those in which each part of a request is in one model, so that it can be told from the others."""
 
 
 class Bench:
@@ -95,9 +96,12 @@ class Bench:
 
     def messages(self, precision: str, layout: str, requests: Sequence[Request]) -> Messages:
         """Returns `requests` to the variant, which is served from now on."""
-        name = self.built(precision, layout).manifest["workload"]
+        manifest = self.built(precision, layout).manifest
+        name = manifest["workload"]
         if name not in self._served:
-            load(self.server.grpc_url, name)
+            # The steps first: Triton knows of those that an ensemble names, and not of those that a step calls.
+            for model in (*manifest["steps"].values(), name):
+                load(self.server.grpc_url, model)
             self._served.add(name)
         return Messages(self.server.grpc_url, name, requests)
 

@@ -20,7 +20,7 @@ _WARM_UP_LENGTHS = (16, 64)
 
 def steps(parts: Parts) -> list[Step]:
     """Returns the three steps, in the order of the flow."""
-    return [_tokenizer(parts), _engine(parts), _postprocessing(parts)]
+    return [_tokenizer(parts), engine(parts), _postprocessing(parts)]
 
 
 def config(parts: Parts, names: Mapping[str, str]) -> pb.ModelConfig:
@@ -65,11 +65,11 @@ def _piece(name: str) -> pb.ModelInput:
     return pb.ModelInput(name=name, data_type=types[name], dims=[-1, 2] if name == "spans" else [-1])
 
 
-def _engine(parts: Parts) -> Step:
+def engine(parts: Parts) -> Step:
     """Returns the step from token ids to the model's outputs, in the config that Triton's own backend takes."""
     recipe, lengths, signature = parts.recipe, parts.lengths.module, parts.signature
-    engine = recipe.engine
-    config: pb.ModelConfig = engine.module.model_config(engine.config)
+    stage = recipe.engine
+    config: pb.ModelConfig = stage.module.model_config(stage.config)
     config.max_batch_size = recipe.serve.max_batch_size
     config.input.extend(lengths.engine_inputs(signature))
     lengths.declare_outputs(config, signature)
@@ -91,7 +91,7 @@ def _engine(parts: Parts) -> Step:
             data[file] = tensor.tobytes()
 
     def write(version_dir: Path) -> None:
-        engine.module.build(parts.model, version_dir)
+        stage.module.build(parts.model, version_dir)
 
     return Step("engine", config, write, data)
 
@@ -105,9 +105,9 @@ def _postprocessing(parts: Parts) -> Step:
         parts.write_postprocessing(version_dir)
 
     config = python_config(parts.recipe, instances=1)
-    engine = pb.ModelConfig()
-    parts.lengths.module.declare_outputs(engine, parts.signature)
-    config.input.extend(pb.ModelInput(name=o.name, data_type=o.data_type, dims=o.dims) for o in engine.output)
+    gives = pb.ModelConfig()
+    parts.lengths.module.declare_outputs(gives, parts.signature)
+    config.input.extend(pb.ModelInput(name=o.name, data_type=o.data_type, dims=o.dims) for o in gives.output)
     config.input.extend(map(_piece, task.module.PIECES))
     config.input.extend(task.module.ensemble_inputs())
     config.output.extend(task.module.ensemble_outputs(task.config))

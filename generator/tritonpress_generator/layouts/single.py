@@ -7,7 +7,8 @@ with the one that is built into NVIDIA's image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,34 +23,51 @@ _WARM_UP_TEXT = b"warm-up"
 
 def steps(parts: Parts) -> list[Step]:
     """Returns the one step."""
-    recipe = parts.recipe
-    task, engine = recipe.task, recipe.engine
+    engine = parts.recipe.engine
     engine_config: pb.ModelConfig = engine.module.model_config(engine.config)
+    instances = sum(group.count for group in engine_config.instance_group)
+    step = text_to_answer(parts, engine.word, instances=instances, packages=engine.module.PACKAGES)
+    for key, parameter in engine_config.parameters.items():
+        step.config.parameters[key].CopyFrom(parameter)
+    sample = step.config.model_warmup.add(name="text", batch_size=1, count=2)
+    for tensor in step.config.input:
+        sample.inputs[tensor.name].CopyFrom(
+            pb.ModelWarmup.Input(data_type=tensor.data_type, dims=[1], input_data_file=tensor.name)
+        )
+    text = len(_WARM_UP_TEXT).to_bytes(4, "little") + _WARM_UP_TEXT
 
     def write(version_dir: Path) -> None:
-        copy_code(("tokenizer", task.word, engine.word, "single"), version_dir)
-        save(version_dir, parts.tokenizer, parts.encoding)
-        packages = sorted({"numpy", "tokenizers", *engine.module.PACKAGES})
-        lines = "".join(f"{name}=={version(name)}\n" for name in packages)
-        (version_dir / "requirements.txt").write_text(lines, encoding="utf-8")
+        step.write(version_dir)
         engine.module.build(parts.model, version_dir)
+
+    return [replace(step, write=write, warm_up={tensor.name: text for tensor in step.config.input})]
+
+
+def text_to_answer(parts: Parts, engine: str, *, instances: int, packages: Sequence[str] = ()) -> Step:
+    """Returns the step from the public text to the public answer.
+
+    Args:
+        parts: What it is made of.
+        engine: The folder of `steps` whose `Engine` it asks.
+        instances: Processes.
+        packages: What they need beside `numpy` and `tokenizers`.
+    """
+    recipe = parts.recipe
+    task = recipe.task
+
+    def write(version_dir: Path) -> None:
+        copy_code(("tokenizer", task.word, engine, "single"), version_dir)
+        save(version_dir, parts.tokenizer, parts.encoding)
+        lines = "".join(f"{name}=={version(name)}\n" for name in sorted({"numpy", "tokenizers", *packages}))
+        (version_dir / "requirements.txt").write_text(lines, encoding="utf-8")
         parts.write_postprocessing(version_dir)
 
-    config = python_config(recipe, instances=sum(group.count for group in engine_config.instance_group))
-    for key, parameter in engine_config.parameters.items():
-        config.parameters[key].CopyFrom(parameter)
+    config = python_config(recipe, instances=instances)
     if recipe.serve.dynamic_batching:
         config.dynamic_batching.max_queue_delay_microseconds = recipe.serve.max_queue_delay_microseconds
     config.input.extend(task.module.ensemble_inputs())
     config.output.extend(task.module.ensemble_outputs(task.config))
-    sample = config.model_warmup.add(name="text", batch_size=1, count=2)
-    data = {}
-    for tensor in config.input:
-        data[tensor.name] = len(_WARM_UP_TEXT).to_bytes(4, "little") + _WARM_UP_TEXT
-        sample.inputs[tensor.name].CopyFrom(
-            pb.ModelWarmup.Input(data_type=tensor.data_type, dims=[1], input_data_file=tensor.name)
-        )
-    return [Step("model", config, write, data)]
+    return Step("model", config, write)
 
 
 def config(parts: Parts, names: Mapping[str, str]) -> pb.ModelConfig:

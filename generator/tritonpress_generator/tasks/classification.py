@@ -143,11 +143,21 @@ def postprocessor(
     temperature = config.temperature
     if temperature is None and data.held_out:
         logits = logits_of(recipe, infer, signature, tokenizer, data.held_out)
-        truth = indicators(data.held_out, labels)
-        temperature = measures.best_temperature(logits, truth, multi_label=config.multi_label)
+        temperature = best_temperature(logits, data.held_out, labels, multi_label=config.multi_label)
     if temperature is None:
         temperature = checkpoint.settings("tritonpress.json").get("temperature", 1.0)
     return Postprocessor(labels=labels, multi_label=config.multi_label, temperature=temperature)
+
+
+def best_temperature(
+    logits: NDArray[np.float32], rows: Sequence[LabelledText], labels: Sequence[str], *, multi_label: bool
+) -> float:
+    """Returns the temperature at which the labels of `rows` are the most probable, for logits `(texts, labels)`."""
+
+    def probabilities(temperature: float) -> NDArray[np.float32]:
+        return Postprocessor(labels=labels, multi_label=multi_label, temperature=temperature).probabilities(logits)
+
+    return measures.best_temperature(logits, indicators(rows, labels), probabilities)
 
 
 def check_labels(row: LabelledText, labels: Sequence[str]) -> None:

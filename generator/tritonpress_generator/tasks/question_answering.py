@@ -176,10 +176,13 @@ def best_threshold(questions: Sequence[Question], answers: Sequence[str], margin
     """
     order = np.argsort(margins, kind="stable")
     # With the threshold below all margins, everything is "no answer"; raising it past one answers that question.
-    gains = np.array([squad.scores(questions[i], answers[i])[1] - squad.scores(questions[i], "")[1] for i in order])
+    gains = [squad.scores(questions[i], answers[i])[1] - squad.scores(questions[i], "")[1] for i in order]
     totals = np.concatenate([[0.0], np.cumsum(gains)])
+    ordered = margins[order].astype(np.float64)
+    borders = np.concatenate([[ordered[0] - 1], ordered, [ordered[-1] + 1]])
+    # Between equal margins there is no room for a threshold.
+    totals[borders[1:] <= borders[:-1]] = -np.inf
     best = int(np.argmax(totals))
-    borders = np.concatenate([[margins[order[0]] - 1], margins[order], [margins[order[-1]] + 1]])
     return float((borders[best] + borders[best + 1]) / 2)
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from tritonpress_generator import classification_metrics as measures
 from tritonpress_generator import labelled_texts
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Infer
@@ -125,8 +124,8 @@ def chosen(
     tokenizer: Tokenizer,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Returns the temperature that is chosen on the held-out examples, and the calibration error there without it."""
+    """Returns the temperature that is chosen on the held-out examples."""
     config = recipe.task.config
-    truth = task.indicators(examples, task.labels_of(settings, config, source=recipe.checkpoint.source))
+    labels = task.labels_of(settings, config, source=recipe.checkpoint.source)
     logits = task.logits_of(recipe, infer, signature, tokenizer, examples)
-    return {"temperature": measures.best_temperature(logits, truth, multi_label=config.multi_label)}
+    return {"temperature": task.best_temperature(logits, examples, labels, multi_label=config.multi_label)}

@@ -8,13 +8,14 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, cast
 
 from tritonpress_loadtests.errors import ScenarioError
+from tritonpress_loadtests.query_files import Query, Reader
 
 
 class Workload(Protocol):
     """The contract of a file in this folder."""
 
-    KEYS: tuple[str, ...]
-    """The keys that each line of the queries' file must have, with text under each."""
+    READERS: dict[str, Reader]
+    """How the queries' file is read, by its suffix."""
 
     def connect(self, url: str, *, model: str, timeout_s: float) -> AbstractContextManager[Any]:
         """Returns a client of the model; nothing is sent yet."""
@@ -22,7 +23,7 @@ class Workload(Protocol):
     def check(self, client: Any) -> None:
         """Asks the server whether the model is there and speaks this workload's contract; raises TritonpressError."""
 
-    def send(self, client: Any, query: dict[str, str]) -> None:
+    def send(self, client: Any, query: Query) -> None:
         """Sends one request and waits for its answer; raises TritonpressError."""
 
 

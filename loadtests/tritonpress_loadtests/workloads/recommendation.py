@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from tritonpress_client import Recommender
 
-KEYS = ("query",)
+from tritonpress_loadtests.query_files import Query, jsonl
+
+READERS = {".jsonl": jsonl("query")}
 
 
 def connect(url: str, *, model: str, timeout_s: float) -> Recommender:
@@ -17,6 +19,6 @@ def check(client: Recommender) -> None:
     _ = client.top_k
 
 
-def send(client: Recommender, query: dict[str, str]) -> None:
+def send(client: Recommender, query: Query) -> None:
     """Sends one query and waits for its items."""
     client.recommend(query["query"])

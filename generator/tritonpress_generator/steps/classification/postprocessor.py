@@ -51,7 +51,8 @@ class Postprocessor:
             texts: Not read.
         """
         probability = self.probabilities(outputs["logits"])
-        order = np.argsort(-probability, axis=1, kind="stable")
+        # By the logits, since probabilities near 0 and 1 are rounded to the same.
+        order = np.argsort(-outputs["logits"], axis=1, kind="stable")
         return {"LABEL": self._names[order], "SCORE": np.take_along_axis(probability, order, 1)}
 
     def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:

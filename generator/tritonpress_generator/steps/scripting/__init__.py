@@ -1,0 +1,1 @@
+"""The engine as another Triton model, asked from inside a step."""

@@ -1,0 +1,24 @@
+"""Classification: a text a request, all labels back."""
+
+from __future__ import annotations
+
+from tritonpress_client import Classifier
+
+from tritonpress_loadtests.query_files import Query, jsonl, tsv
+
+READERS = {".tsv": tsv("text"), ".jsonl": jsonl("text")}
+
+
+def connect(url: str, *, model: str, timeout_s: float) -> Classifier:
+    """Returns a client of the model; nothing is sent yet."""
+    return Classifier(url, model=model, timeout_s=timeout_s)
+
+
+def check(client: Classifier) -> None:
+    """Asks the server whether the model classifies; the client remembers the answer."""
+    _ = client.max_batch_size
+
+
+def send(client: Classifier, query: Query) -> None:
+    """Sends one text and waits for its labels."""
+    client.classify(query["text"])

@@ -1,0 +1,86 @@
+"""The demonstration's own data is well-formed, and the adapters are what their cards say."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from tritonpress_generator import labelled_texts, squad
+from tritonpress_generator import recipe as recipes
+
+RECIPES = Path(__file__).parents[2] / "generator" / "recipes"
+TRAINED = ("classification", "question_answering")
+QUESTIONS = squad.load(RECIPES / "question_answering" / "customer_service.json")
+TEXTS = labelled_texts.load(RECIPES / "classification" / "financial_news.tsv")
+
+
+def test_passages_and_questions_are_as_many_as_promised() -> None:
+    contexts = {question.context for question in QUESTIONS}
+    assert len(contexts) >= 60
+    assert len(QUESTIONS) >= 240
+    assert 0.18 <= sum(not question.answers for question in QUESTIONS) / len(QUESTIONS) <= 0.22
+    assert len({question.question for question in QUESTIONS}) == len(QUESTIONS)
+    assert len({question.title for question in QUESTIONS}) == len(contexts)
+
+
+def test_answers_are_whole_words_of_their_passage() -> None:
+    """That each is where it should be, `squad.load` has checked."""
+    for question in QUESTIONS:
+        assert question.question.endswith("?")
+        assert question.question == question.question.strip()
+        assert 40 <= len(question.context.split()) <= 800
+        for answer in question.answers:
+            end = answer.start + len(answer.text)
+            assert answer.text == answer.text.strip()
+            before, after = question.context[: answer.start][-1:], question.context[end : end + 1]
+            assert not (before.isalnum() and answer.text[0].isalnum()), answer
+            assert not (after.isalnum() and answer.text[-1].isalnum()), answer
+
+
+def test_passages_have_characters_of_many_kinds_and_some_need_windows() -> None:
+    everything = "".join({question.context for question in QUESTIONS})
+    for kind in (
+        "€",
+        "é",
+        "e\u0301",
+        "[\u0590-\u05ff]",
+        "[\u0600-\u06ff]",
+        "[\u4e00-\u9fff]",
+        "[\U0001f300-\U0001faff]",
+    ):
+        assert re.search(kind, everything), kind
+    assert max(len(question.context.split()) for question in QUESTIONS) >= 600
+
+
+def test_sentences_of_financial_news() -> None:
+    assert len(TEXTS) >= 200
+    assert len({row.text.casefold() for row in TEXTS}) == len(TEXTS)
+    labels = Counter(row.labels[0] for row in TEXTS)
+    assert set(labels) == {"positive", "neutral", "negative"}
+    assert min(labels.values()) >= 60
+    for row in TEXTS:
+        assert row.text == row.text.strip()
+        assert 4 <= len(row.text.split()) <= 40
+
+
+def test_adapters_are_small() -> None:
+    files = [RECIPES / task / "adapter" / "adapter_model.safetensors" for task in TRAINED]
+    assert sum(path.stat().st_size for path in files) <= 3_000_000
+
+
+@pytest.mark.parametrize("task", TRAINED)
+def test_adapter_and_its_card_belong_to_the_recipe(task: str) -> None:
+    recipe = recipes.load(RECIPES / f"{task}.yaml")
+    folder = RECIPES / task / "adapter"
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert recipe.finetune is not None
+    config = recipe.finetune.config
+    for file in (*config.train, *config.validation, *config.test):
+        assert file in card
+    assert f"seed: {config.seed}\n" in card
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    assert settings["base_model_name_or_path"] == recipe.checkpoint.source
+    assert (settings["r"], settings["lora_alpha"]) == (config.lora.rank, config.lora.alpha)
