@@ -8,10 +8,10 @@ dynamic: ONNX Runtime's `quantize_dynamic`, a scale for the whole batch; and the
 
 from __future__ import annotations
 
+import argparse
 import random
 import tempfile
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,21 +20,23 @@ from onnx import helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from tritonpress_generator import export
 from tritonpress_generator import recipe as recipes
-from tritonpress_generator.build import text_encoder
-from tritonpress_generator.checkpoint import load_encoder, load_tokenizer, resolve
+from tritonpress_generator.answering import alone, columns
+from tritonpress_generator.bench.engine import SHAPES, feeds, sequence_rates
+from tritonpress_generator.checkpoint import load_model
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.graph import fuse, quantize
 from tritonpress_generator.infer import Array, Infer
 from tritonpress_generator.onnx_graph import GraphEditor
+from tritonpress_generator.progress import Progress
 from tritonpress_generator.quantization import quantize_int8_symmetric
-from tritonpress_generator.signature import INPUTS
+from tritonpress_generator.steps.single.pipeline import Pipeline
+from tritonpress_generator.steps.tokenizer.sequences import Batching, Sequences
 from tritonpress_generator.table import render
-from tritonpress_generator.tasks import recommendation as task
+from tritonpress_generator.workload import Workload
 
 RECIPE = Path(__file__).parents[1] / "generator" / "recipes" / "recommendation.yaml"
-SHAPES = ((1, 32), (8, 128), (1, 384))
-ROUNDS = 10
-SLICE_S = 0.25
+BATCH = 8
+TORCH = "torch FP32"
 
 
 def by_row(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -81,74 +83,71 @@ def one_a_run(infer: Infer) -> Infer:
     return alone
 
 
-def main() -> None:
-    """Prints the table."""
-    recipe = recipes.load(RECIPE)
-    data = task.load_data(recipe)
-    checkpoint = resolve(recipe.checkpoint, base=RECIPE.parent)
-    encoder = text_encoder(recipe, load_tokenizer(checkpoint), max_bytes=1 << 20)
-    model, signature = task.head(load_encoder(checkpoint), checkpoint, recipe.task.config)
-    torch_infer = export.torch_infer(model, signature)
-    exported, _ = task.head(load_encoder(checkpoint, attention=export.ATTENTION), checkpoint, recipe.task.config)
-    fp32 = fuse.apply(export.export(exported, signature), fuse.Config(), [])
-    samples = list(task.feeds(encoder, data.texts[:256]))
+def shuffled_batches(sequences: Sequences) -> Iterator[tuple[list[int], dict[str, Array]]]:
+    """Yields padded executions of eight sequences of mixed lengths."""
+    order = random.Random(0).sample(range(len(sequences)), len(sequences))
+    for start in range(0, len(order), BATCH):
+        members = order[start : start + BATCH]
+        yield members, Batching(pad_id=0).pad(sequences.chosen(members))
+
+
+def compared(workload: Workload, rounds: int, slice_s: float) -> list[list[str]]:
+    """Returns a row of the table for each scheme."""
+    ways = schemes(workload)
+    rates = sequence_rates(ways, feeds(workload.source().calibration), rounds, slice_s)
+    texts = columns(workload.data.inputs)
+    sequences = workload.encoder.encode(*texts.values())
+    lengths = sequences.pieces()["lengths"]
+    arrays = {name: np.array(column, np.object_) for name, column in texts.items()}
+    rows = []
+    reference = None
+    for name, infer in ways.items():
+        pipeline = Pipeline(alone, infer, workload.postprocessor)
+        answers = pipeline(sequences, arrays)
+        batched = Pipeline(shuffled_batches, infer, workload.postprocessor)(sequences, arrays)
+        same = (answers["ITEM_ID"] == batched["ITEM_ID"]).all(axis=1)
+        embeddings = pipeline.outputs(sequences, lengths)["embedding"]
+        reference = embeddings if reference is None else reference
+        cosine = (embeddings * reference).sum(axis=1).mean()
+        ratios = [np.median(np.divide(*pair)) for pair in zip(rates[name], rates[TORCH], strict=True)]
+        accuracy = workload.metrics(answers)["ndcg@10"]
+        rows.append([name, *(f"{r:.2f}×" for r in ratios), f"{cosine:.4f}", f"{accuracy:.4f}", f"{same.mean():.1%}"])
+    return rows
+
+
+def schemes(workload: Workload) -> dict[str, Infer]:
+    """Returns torch, and the model in INT8 by each scheme; all take a padded batch."""
+    recipe, checkpoint = workload.recipe, workload.checkpoint
+    task = recipe.task
+    model = load_model(checkpoint, task.module.AUTO_CLASS, attention=export.ATTENTION)
+    head, signature = task.module.head(model, checkpoint, task.config)
+    fp32 = fuse.apply(export.export(head, signature), fuse.Config(), [])
+    samples = [feed for _, feed in alone(workload.source().calibration)]
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder) / "fp32.onnx", Path(folder) / "dynamic.onnx"
         onnx.save(fp32, before)
         settings = {"per_channel": True, "weight_type": QuantType.QInt8, "op_types_to_quantize": ["MatMul", "Gather"]}
         quantize_dynamic(before, after, **settings, extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT})
         dynamic = session_infer(after)
-    ways: dict[str, Infer] = {
-        "torch FP32": torch_infer,
+    return {
+        TORCH: workload.baseline,
         "fixed": session_infer(quantize.apply(fp32, quantize.Config(), samples).SerializeToString()),
         "by row": session_infer(by_row(fp32).SerializeToString()),
         "dynamic, whole batch": dynamic,
         "dynamic, one a run": one_a_run(dynamic),
     }
-    rates: dict[str, list[list[float]]] = {name: [] for name in ways}
-    for shape in SHAPES:
-        ids = np.random.default_rng(0).integers(1000, 20000, shape)
-        feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-        measured: dict[str, list[float]] = {name: [] for name in ways}
-        for turn in range(ROUNDS + 1):
-            for name, infer in ways.items():
-                rate = _rate(infer, feed)
-                if turn:
-                    measured[name].append(rate)
-        for name in ways:
-            rates[name].append(measured[name])
-    catalogue = task.index(torch_infer, encoder, data, recipe.task.config)
-    queries = [query.query for query in data.queries]
-    reference = task.embed(torch_infer, encoder, queries, label="reference", batch=1)
-    order = random.Random(0).sample(range(len(queries)), len(queries))
-    rows = []
-    for name, infer in ways.items():
-        alone = task.embed(infer, encoder, queries, label=name, batch=1)
-        together = np.empty_like(alone)
-        for start in range(0, len(order), 8):
-            chunk = order[start : start + 8]
-            tokens = encoder.encode([queries[i].encode() for i in chunk])
-            together[chunk] = infer(dict(zip(INPUTS, encoder.pad(tokens), strict=True)))["embedding"]
-        same = [
-            np.array_equal(catalogue.rank(alone[i], text)[0], catalogue.rank(together[i], text)[0])
-            for i, text in enumerate(queries)
-        ]
-        metrics = task.evaluate(infer, encoder, data, catalogue).metrics
-        ratios = [np.median(np.divide(rates[name][i], rates["torch FP32"][i])) for i in range(len(SHAPES))]
-        cosine = (alone * reference).sum(axis=1).mean()
-        cells = [*(f"{ratio:.2f}×" for ratio in ratios), f"{cosine:.4f}", f"{metrics['ndcg@10']:.4f}"]
-        rows.append([name, *cells, f"{np.mean(same):.1%}"])
-    header = ["scales", *(f"{b}×{s}" for b, s in SHAPES), "cosine to FP32", "ndcg@10", "same order in mixed batches"]
-    print(render(header, rows))
 
 
-def _rate(infer: Infer, feed: Mapping[str, Array]) -> float:
-    start = time.perf_counter()
-    count = 0
-    while time.perf_counter() - start < SLICE_S:
-        infer(feed)
-        count += 1
-    return count / (time.perf_counter() - start)
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description="Compares ways to choose the activations' INT8 scales.")
+    parser.add_argument("--rounds", type=int, default=10, help="how often each slice is repeated (default: 10)")
+    parser.add_argument("--slice-s", type=float, default=0.25, help="length of a slice in s (default: 0.25)")
+    options = parser.parse_args()
+    workload = Workload.load(recipes.load(RECIPE), Progress())
+    rows = compared(workload, options.rounds, options.slice_s)
+    shapes = [f"{batch}×{length}" for batch, length in SHAPES]
+    print(render(["scales", *shapes, "cosine to FP32", "ndcg@10", "same order in mixed batches"], rows))
 
 
 if __name__ == "__main__":

@@ -65,9 +65,10 @@ def test_every_section_measures(
 ) -> None:
     # A second for each row of a build's own table, which nobody looks at here.
     monkeypatch.setattr("tritonpress_generator.build.latency_ms", lambda *_: 1.0)
+    monkeypatch.setattr("tritonpress_generator.bench.texts.TEXTS", 64)
     recipe = write(tmp_path, task, engine={"onnxruntime": {"instances": 1}}, **changes)
     out = tmp_path / "figures.json"
-    assert main([str(recipe), "--rounds", "1", "--slice-s", "0.01", "--out", str(out)]) == 0
+    assert main([str(recipe), "--rounds", "1", "--slice-s", "0.002", "--out", str(out)]) == 0
     figures = json.loads(out.read_text())
     assert list(figures) == list(SECTIONS)
     assert all(np.isfinite(list(numbers(of_section))).all() for of_section in figures.values())

@@ -20,7 +20,7 @@ MEAN_TOKENS = 40
 LONGEST_TOKENS = 256
 _SIGMA = 0.7
 _SHORTEST_TOKENS = 4
-_TEXTS = 512
+TEXTS = 512
 
 Request = dict[str, NDArray[np.object_]]
 """The public inputs of a request by name, UTF-8 bytes `(texts,)`."""
@@ -34,7 +34,7 @@ def with_mixed_lengths(workload: Workload, path: Path) -> Workload:
     names = workload.recipe.task.module.INPUTS
     if len(names) > 1:
         return workload
-    texts = mixed_texts(workload.tokenizer, workload.data.calibration[names[0]], _TEXTS)
+    texts = mixed_texts(workload.tokenizer, workload.data.calibration[names[0]], TEXTS)
     path.write_text("\n".join(texts), encoding="utf-8")
     serve = workload.recipe.serve.model_copy(update={"samples": str(path)})
     return replace(workload, recipe=replace(workload.recipe, serve=serve))

@@ -52,7 +52,7 @@ def open_loop(ask: Ask, per_s: float, callers: int, seconds: float, *, seed: int
 
     A caller that is late sends at once, so that no wait is left out (coordinated omission).
     """
-    gaps = np.random.default_rng(seed).exponential(1 / per_s, int(per_s * seconds))
+    gaps = np.random.default_rng(seed).exponential(1 / per_s, max(1, int(per_s * seconds)))
     due = time.perf_counter() + 0.05 + np.cumsum(gaps)
     latencies = np.zeros(len(due))
     turn = iter(range(len(due)))
