@@ -79,8 +79,9 @@ def model_card(
 | --- | --- | --- |
 {files}
 
-Scores in FP32 of the weights as they lie here, with the 95 % interval (percentile bootstrap over the examples); the
-weights are those of step {progress.best_step} of {progress.step}, the best on the validation files:
+Scores in FP32 of the weights as they lie here, with what was chosen (below), and the 95 % interval (percentile
+bootstrap over the examples); the weights are those of step {progress.best_step} of {progress.step}, the best on the
+validation files:
 
 | data | use | {" | ".join(metrics)} |
 | --- | --- | {" | ".join("---" for _ in metrics)} |
