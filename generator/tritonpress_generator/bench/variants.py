@@ -57,6 +57,7 @@ class Bench:
         fp32 = tuple(stage for stage in recipe.graph if stage.word != "quantize")
         self.graphs = {"fp32": fp32} | ({"int8": recipe.graph} if recipe.graph != fp32 else {})
         self.own = list(self.graphs)[-1]
+        self._forms: dict[str, dict[str, Form]] = {}
         self._built: dict[tuple[str, str], Built] = {}
         self._lengths: dict[str, tuple[Stage, ...]] = {}
         self._served: set[str] = set()
@@ -71,12 +72,13 @@ class Bench:
         """Serves what is loaded into it."""
         return self._stack.enter_context(TritonServer(self.repository, models=()))
 
-    def forms(self, precision: str, lengths: str) -> dict[str, Form]:
-        """Returns the model in the forms that the word `lengths` stands for."""
-        variant = replace(
-            self.recipe, graph=self.graphs[precision], lengths=recipes.lengths_of(lengths, path=self.recipe.path)
-        )
-        return compile_forms(variant, self.source)
+    def forms(self, precision: str) -> dict[str, Form]:
+        """Returns the model in every form of its lengths that it has."""
+        if precision not in self._forms:
+            lengths = recipes.lengths_of("auto", path=self.recipe.path)
+            variant = replace(self.recipe, graph=self.graphs[precision], lengths=lengths)
+            self._forms[precision] = compile_forms(variant, self.source)
+        return self._forms[precision]
 
     def built(self, precision: str, layout: str) -> Built:
         """Returns the variant's build; all layouts have the lengths that were measured for the first."""
