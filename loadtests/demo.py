@@ -28,8 +28,8 @@ PASSAGE = (
     "Once the parcel reaches our warehouse, the money goes back to the card you paid with 5 working days later."
 )
 REQUESTS = [
-    ["ask", "How long do I have to return something?", "Where is a return free?", "--context", PASSAGE],
-    ["classify", "Profit doubled on strong demand for its pumps", "The mill will be closed, and 200 jobs cut"],
+    ["ask", "How long do I have to return something?", "Can I return a gift card?", "--context", PASSAGE],
+    ["classify", "Profit doubled on strong demand for its pumps", "Shares of the lender fall 12% after profit warning"],
     ["recommend", "something to stop the dog pulling on walks", "-k", "3", "--catalogue", CATALOGUE],
     ["recommend", "Bread Knife\nSourdough starter kit", "-k", "3", "--catalogue", CATALOGUE],
 ]

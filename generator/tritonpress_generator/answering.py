@@ -9,12 +9,14 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array, Infer
 from tritonpress_generator.recipe import Recipe
 from tritonpress_generator.signature import Signature
 from tritonpress_generator.steps.single.pipeline import Pipeline
 from tritonpress_generator.steps.tokenizer.sequences import Batching, Sequences
 from tritonpress_generator.steps.tokenizer.served import ENCODERS
+from tritonpress_generator.steps.tokenizer.texts import InvalidTextError
 
 Texts = Mapping[str, Sequence[str]]
 """The public inputs by name, a text an element."""
@@ -47,8 +49,30 @@ def thinned(texts: Texts, most: int = 512) -> Texts:
 
 
 def columns(texts: Texts, part: slice = slice(None)) -> dict[str, list[bytes]]:
-    """Returns the texts of `part` in UTF-8."""
-    return {name: [text.encode() for text in column[part]] for name, column in texts.items()}
+    """Returns the texts of `part` in UTF-8.
+
+    Raises:
+        InputError: A text cannot be encoded.
+    """
+    try:
+        return {name: [text.encode() for text in column[part]] for name, column in texts.items()}
+    except UnicodeEncodeError as exc:
+        raise InputError(
+            f"text {exc.object[:60]!r} must be Unicode, has half a surrogate pair at {exc.start}; correct it"
+        ) from exc
+
+
+def encoded(encoder: Encoder, texts: Texts) -> Sequences:
+    """Returns what `texts` become.
+
+    Raises:
+        InputError: One of them cannot be served; says which and why.
+    """
+    try:
+        return encoder.encode(*columns(texts).values())
+    except InvalidTextError as exc:
+        name, column = list(texts.items())[exc.column]
+        raise InputError(f"{name} {column[exc.index][:60]!r} {exc}") from exc
 
 
 def asked(
@@ -61,6 +85,8 @@ def asked(
         signature: What it gives.
         encoder: Of the public inputs, in their order.
         postprocessor: Of the task.
+
+    What is returned raises InputError for a text that cannot be served.
     """
     pipeline = Pipeline(alone, infer, postprocessor, of_tokens=signature.of_tokens)
 
@@ -69,9 +95,9 @@ def asked(
         parts: list[Answers] = []
         with tqdm(total=count, desc="asking", unit="text", leave=False, disable=None) as bar:
             for start in range(0, count, _SLICE):
-                bytes_of = columns(texts, slice(start, start + _SLICE))
-                sequences = encoder.encode(*bytes_of.values())
-                arrays = {name: np.array(column, np.object_) for name, column in bytes_of.items()}
+                part = {name: column[start : start + _SLICE] for name, column in texts.items()}
+                sequences = encoded(encoder, part)
+                arrays = {name: np.array(column, np.object_) for name, column in columns(part).items()}
                 parts.append(pipeline(sequences, arrays))
                 bar.update(len(sequences.counts))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.recipe import CheckpointConfig
 
 ADAPTER = "adapter_model.safetensors"
+POOLING = "1_Pooling/config.json"
+"""How token vectors become one (sentence-transformers)."""
+_OF_ADAPTER = "base_model.model."
+"""What peft writes before the names of an adapted model's tensors."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 _NOT_AN_ENCODER = (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
@@ -39,6 +45,11 @@ class Checkpoint:
     def adapter_sha256(self) -> str | None:
         """Of the adapter's weights."""
         return None if self.adapter is None else _sha256(self.adapter / ADAPTER)
+
+    @property
+    def tensors(self) -> set[str]:
+        """The names of the weights."""
+        return {name for path in self.weights for name in _names(path)}
 
     @property
     def size_bytes(self) -> int:
@@ -112,7 +123,8 @@ def load_model(
         auto_class: The class of `transformers` that knows which model it is.
         attention: A name of `transformers`' attention registry, which the encoder is given if its family lets its
             attention be exchanged; default: the fastest of its own.
-        new_head: Whether a head that the checkpoint lacks is made of random numbers, to be trained.
+        new_head: Whether a head that the checkpoint lacks, or has for other labels, is made of random numbers, to be
+            trained.
         settings: Of the model's config, to be changed.
 
     Raises:
@@ -133,7 +145,13 @@ def load_model(
         for name, value in (settings or {}).items():
             setattr(config, name, value)
         model, loading = getattr(transformers, auto_class).from_pretrained(
-            checkpoint.folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            checkpoint.folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            # A head of other labels is made anew; an encoder of another size is refused below.
+            ignore_mismatched_sizes=new_head or checkpoint.adapter is not None,
         )
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as exc:
         raise InputError(
@@ -142,13 +160,16 @@ def load_model(
         ) from exc
     # transformers fills a weight that is missing with random numbers. Of an encoder, only the pooler may be: what was
     # trained without one (masked language models, sentence encoders) has none, and its task does not read it. Of a
-    # task model, what is trained here, or comes with the adapter.
+    # task model, what is trained here, or what comes with the adapter.
     prefix = f"{model.base_model_prefix}."
-    missing = set(loading["missing_keys"])
+    missing = set(loading["missing_keys"]) | {name for name, *_ in loading["mismatched_keys"]}
     missing -= {key for key in missing if key.startswith("pooler.") and auto_class == "AutoModel"}
     heads = {key for key in missing if f"{prefix}pooler." in key or not key.startswith(prefix)}
+    if checkpoint.adapter is not None:
+        missing -= {name.removeprefix(_OF_ADAPTER) for name in _names(checkpoint.adapter / ADAPTER)}
+        heads &= missing
     if auto_class != "AutoModel":
-        if new_head or checkpoint.adapter is not None:
+        if new_head:
             missing -= heads
         elif heads:
             raise InputError(
@@ -158,7 +179,8 @@ def load_model(
     if missing:
         raise InputError(
             f"checkpoint {checkpoint.source}: the weights must hold the whole encoder, {len(missing)} of its tensors "
-            f"are missing ({sorted(missing)[0]} first); config.json and the weights must be of one model"
+            f"are missing or of another shape ({sorted(missing)[0]} first); config.json and the weights must be of one "
+            "model"
         )
     if checkpoint.adapter is not None:
         model = _merged(model, checkpoint.adapter)
@@ -189,15 +211,39 @@ def encoder_of(model: Any) -> Any:
 
 def _merged(model: Any, adapter: Path) -> Any:
     """Returns `model` with the adapter's products added to its weights, and the adapter's head."""
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
 
     try:
-        return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        with quiet_peft():
+            adapted = PeftModel.from_pretrained(model, adapter)
+        wanted, given = set(get_peft_model_state_dict(adapted, save_embedding_layers=False)), _names(adapter / ADAPTER)
+        if wanted != given:
+            raise ValueError(f"{len(wanted ^ given)} tensors are of one of them alone, {min(wanted ^ given)} first")
+        return adapted.merge_and_unload()
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as exc:
         raise InputError(
             f"checkpoint.adapter {adapter}: cannot be merged into the checkpoint ({' '.join(str(exc).split())[:300]}); "
             "it must be of this checkpoint, in the format of peft"
         ) from exc
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Silences what peft says of itself, and of weights that it does not find, which are refused here."""
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers 5.23 by a name that is to be removed.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="Found missing adapter keys", category=UserWarning)
+        yield
+
+
+def _names(path: Path) -> set[str]:
+    """Returns the names of the tensors in a safetensors file, none where it is not one."""
+    try:
+        with safe_open(path, "np") as file:
+            return set(file.keys())
+    except (SafetensorError, OSError):
+        return set()  # what loads them says what is wrong
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:

@@ -12,6 +12,13 @@ from typing import Any
 from tritonpress_generator.errors import GeneratorError
 from tritonpress_generator.table import render
 
+_INTERRUPTED = {
+    "build": "the repository is as it was",
+    "verify": "the repository is as it was",
+    "finetune": "the same command goes on from the last state that was saved",
+    "evaluate": "nothing was written",
+}
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 it ran and the verdict is no, 2 the input is at fault."""
@@ -48,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"tritonpress {options.command}: {exc}", file=sys.stderr)
         return exc.exit_status
     except KeyboardInterrupt:
-        print(f"\ntritonpress {options.command}: interrupted; the repository is as it was", file=sys.stderr)
+        print(f"\ntritonpress {options.command}: interrupted; {_INTERRUPTED[options.command]}", file=sys.stderr)
         return 130
     return 0
 

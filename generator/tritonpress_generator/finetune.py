@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-import peft
 import torch
-from safetensors.torch import save_file
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
-from tritonpress_generator import export
+from tritonpress_generator import export, trainable, written
 from tritonpress_generator import recipe as recipes
-from tritonpress_generator.checkpoint import load_model, load_tokenizer, resolve
+from tritonpress_generator.checkpoint import Checkpoint, load_model, load_tokenizer, resolve
 from tritonpress_generator.errors import InputError
-from tritonpress_generator.infer import Infer
+from tritonpress_generator.infer import Array, Infer
 from tritonpress_generator.model_card import Score, model_card
 from tritonpress_generator.progress import Progress
-from tritonpress_generator.recipe import LoraConfig, Recipe
+from tritonpress_generator.recipe import Recipe, Stage
+from tritonpress_generator.trainable import Trainable
 from tritonpress_generator.training import loop
 from tritonpress_generator.training.distributed import World
 
 _RESAMPLES = 1000
-_SETTINGS = "tritonpress.json"
+Metrics = Callable[[NDArray[np.int64]], dict[str, float]]
+"""The metrics on those examples that it is given the indices of."""
 
 
 @dataclass(frozen=True)
@@ -56,62 +56,31 @@ def finetune(recipe_path: Path, out: Path, data: Path | None, world: World) -> F
     """
     say = Progress(shown=world.writes)
     recipe = recipes.load(recipe_path)
-    if recipe.finetune is None:
+    stage = recipe.finetune
+    if stage is None:
         raise InputError(f"{recipe_path}: must have 'finetune' to be trained; add it, with train and validation files")
-    task, module, config = recipe.task, recipe.finetune.module, recipe.finetune.config
     folder = recipe.path.parent if data is None else data
+    written.check_folder(out, stage.config)
 
     say.stage("data")
-    training, held_out = (
-        module.augmented(module.load([folder / file for file in files], recipe), config)
-        for files in (config.train, config.validation)
-    )
-    tests = {file: module.load([folder / file], recipe) for file in (*config.validation, *config.test)}
-
+    examples = _Examples.load(recipe, stage, folder)
     say.stage(f"checkpoint {recipe.checkpoint.source}")
-    checkpoint = resolve(recipe.checkpoint.model_copy(update={"adapter": None}), base=recipe.path.parent)
-    tokenizer = load_tokenizer(checkpoint)
-    torch.manual_seed(config.seed)  # for the new head
-    of_head = module.model_settings(training, recipe)
-    model = load_model(checkpoint, task.module.AUTO_CLASS, new_head=True, settings=of_head)
-    _set_dropout(model, config.dropout)
-    adapted = None if config.lora is None else _with_adapters(model, config.lora)
-    head, signature = task.module.head(model, checkpoint, task.config)
-    features = module.features(training, recipe, tokenizer, signature)
-    _freeze_what_is_not_read(head, module, features[0])
+    training = _Training.load(recipe, stage, examples, world)
+    if out.resolve() == training.checkpoint.folder.resolve():
+        raise InputError(f"--out {out}: must not be the checkpoint that is trained; give another folder")
 
-    def answers(infer: Infer, examples: Sequence[Any]) -> list[Any]:
-        """Returns what the model answers to each of `examples`, of which each process asks its share."""
-        part = module.answers(infer, signature, examples[world.rank :: world.size], recipe, tokenizer)
-        shares = world.gather(part)
-        return [shares[i % world.size][i // world.size] for i in range(len(examples))]
-
-    def evaluate() -> dict[str, float]:
-        head.eval()
-        metrics: dict[str, float] = module.score(
-            held_out, answers(export.torch_infer(head, signature), held_out), recipe, of_head
-        )
-        return metrics
-
-    precision = "bf16" if loop.computes_in_bf16(config, world.device) else "fp32"
-    weights = sum(parameter.numel() for parameter in head.parameters() if parameter.requires_grad)
-    say.stage(f"training: {len(training)} examples, {len(features)} sequences, {weights:,} weights, {precision}")
+    say.stage(training.summary)
     say.pause()
     started = time.monotonic()
-    fingerprint = _fingerprint(config.model_dump_json(), checkpoint.sha256, features)
-    trained = loop.Trained(head, features, _collate, module.losses, evaluate, module.METRIC, fingerprint)
-    progress = loop.train(trained, config, out / "training", world)
+    progress = training.train(out / "training")
     minutes = (time.monotonic() - started) / 60
 
     say.stage("scores of what is written")
-    head.eval()
-    chosen = module.chosen(export.torch_infer(head, signature), signature, held_out, recipe, tokenizer, of_head)
+    chosen = training.chosen()
     if world.writes:
-        _write(out, model, adapted, chosen, recipe.checkpoint.source)
-        if adapted is None:
-            tokenizer.save(str(out / "tokenizer.json"))
+        written.write(out, training.trained, training.tokenizer, training.checkpoint, chosen)
     world.gather(None)  # so that it is there for all
-    scores = _scores(recipe, out, tests, of_head | chosen, answers)
+    scores = training.scores(written.read_back(recipe, out, stage.config), chosen)
     if world.writes:
         card = model_card(recipe, folder, scores, progress, chosen, minutes=minutes)
         (out / "README.md").write_text(card, encoding="utf-8")
@@ -119,71 +88,124 @@ def finetune(recipe_path: Path, out: Path, data: Path | None, world: World) -> F
     return Finetuned(out, progress, scores)
 
 
-def _scores(
-    recipe: Recipe,
-    out: Path,
-    tests: Mapping[str, Sequence[Any]],
-    settings: Mapping[str, Any],
-    answers: Callable[[Infer, Sequence[Any]], list[Any]],
-) -> dict[str, dict[str, Score]]:
-    """Returns the metrics of what was written into `out`, on each of `tests`."""
-    if recipe.finetune is None:
-        raise ValueError("the recipe must have finetune")
-    module, task = recipe.finetune.module, recipe.task
-    folder = str(out.resolve())
-    config = recipes.CheckpointConfig(source=folder)
-    if recipe.finetune.config.lora is not None:
-        config = recipe.checkpoint.model_copy(update={"adapter": folder})
-    written = resolve(config, base=recipe.path.parent)
-    head, signature = task.module.head(load_model(written, task.module.AUTO_CLASS), written, task.config)
-    infer = export.torch_infer(head, signature)
+@dataclass(frozen=True)
+class _Examples:
+    """The labelled examples."""
 
-    def score(part: Sequence[Any], given: Sequence[Any]) -> dict[str, float]:
-        metrics: dict[str, float] = module.score(part, given, recipe, settings)
+    training: Sequence[Any]
+    held_out: Sequence[Any]
+    """On which is chosen; those that are made of them included."""
+    scored: Mapping[str, Sequence[Any]]
+    """By file, as they are there."""
+
+    @classmethod
+    def load(cls, recipe: Recipe, stage: Stage, folder: Path) -> _Examples:
+        module, config = stage.module, stage.config
+        training, held_out = (
+            module.augmented(module.load([folder / file for file in files], recipe), config)
+            for files in (config.train, config.validation)
+        )
+        scored = {file: module.load([folder / file], recipe) for file in (*config.validation, *config.test)}
+        return cls(training, held_out, scored)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What a recipe names to be trained, loaded and checked."""
+
+    recipe: Recipe
+    stage: Stage
+    examples: _Examples
+    decisive: Sequence[Any]
+    """The held-out examples that decide which weights are the best."""
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    settings: Mapping[str, Any]
+    """What the model's config says of the head."""
+    trained: Trainable
+    features: Sequence[loop.Feature]
+    world: World
+
+    @classmethod
+    def load(cls, recipe: Recipe, stage: Stage, examples: _Examples, world: World) -> _Training:
+        module = stage.module
+        decisive = module.deciding(examples.held_out, recipe)
+        checkpoint = resolve(recipe.checkpoint.model_copy(update={"adapter": None}), base=recipe.path.parent)
+        tokenizer = load_tokenizer(checkpoint)
+        settings = module.model_settings(examples.training, recipe)
+        trained = trainable.load(recipe, checkpoint, settings, stage.config)
+        features = module.features(examples.training, recipe, tokenizer, trained.signature)
+        # What would else be found when hours are spent.
+        for file, part in examples.scored.items():
+            try:
+                module.check(part, recipe, trained.signature, tokenizer, settings)
+            except InputError as exc:
+                raise InputError(f"{file}: {exc}") from exc
+        loss = module.losses(trained.head, _collate(features[:1]), World(0, 1, torch.device("cpu")))
+        trainable.freeze_what_is_not_read(trained.head, loss.sum())
+        return cls(recipe, stage, examples, decisive, checkpoint, tokenizer, settings, trained, features, world)
+
+    @property
+    def summary(self) -> str:
+        """What is trained, in a line."""
+        precision = "bf16" if loop.computes_in_bf16(self.stage.config, self.world.device) else "fp32"
+        return (
+            f"training: {len(self.examples.training)} examples, {len(self.features)} sequences, "
+            f"{self.trained.weights:,} weights, {precision}"
+        )
+
+    def train(self, folder: Path) -> loop.Progress:
+        """Returns how it went."""
+        module, config = self.stage.module, self.stage.config
+        fingerprint = _fingerprint(config.model_dump_json(), self.checkpoint.sha256, self.features)
+        head = self.trained.head
+        job = loop.Trained(head, self.features, _collate, module.losses, self._evaluate, module.METRIC, fingerprint)
+        return loop.train(job, config, folder, self.world)
+
+    def _evaluate(self) -> dict[str, float]:
+        given = self._answers(self._infer(), self.decisive)
+        metrics: dict[str, float] = self._judge(self.decisive, given, {})(np.arange(len(self.decisive)))
         return metrics
 
-    return {file: _with_intervals(score, part, answers(infer, part)) for file, part in tests.items()}
+    def chosen(self) -> dict[str, Any]:
+        """Returns what is chosen on the held-out examples, for the weights as they are."""
+        examples = self.examples.held_out
+        given = self._answers(self._infer(), examples)
+        chosen: dict[str, Any] = self.stage.module.chosen(examples, given, self.recipe, self.settings)
+        return chosen
 
+    def scores(self, checkpoint: Checkpoint, chosen: Mapping[str, Any]) -> dict[str, dict[str, Score]]:
+        """Returns the metrics of what was written, by data set."""
+        task = self.recipe.task
+        head, signature = task.module.head(load_model(checkpoint, task.module.AUTO_CLASS), checkpoint, task.config)
+        infer = export.torch_infer(head.to(self.world.device), signature)
+        return {
+            file: _with_intervals(self._judge(part, self._answers(infer, part), chosen), len(part))
+            for file, part in self.examples.scored.items()
+        }
 
-def _set_dropout(model: Any, probability: float | None) -> None:
-    if probability is None:
-        return
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = probability
-        elif isinstance(getattr(module, "dropout_prob", None), float):
-            module.dropout_prob = probability
+    def _infer(self) -> Infer:
+        """Returns the model as it is, which refuses to answer with what is no number."""
+        infer = export.torch_infer(self.trained.head.eval(), self.trained.signature)
 
+        def asked(feed: Mapping[str, Array]) -> dict[str, Array]:
+            answers = infer(feed)
+            if not all(np.isfinite(answer).all() for answer in answers.values()):
+                raise InputError("finetune: the model's answers must be finite, are not; lower finetune.learning_rate")
+            return answers
 
-def _with_adapters(model: Any, config: LoraConfig) -> peft.PeftModel:
-    """Returns `model` with adapters on every linear layer of its encoder, which, with its head, are what is trained."""
-    prefix = f"{model.base_model_prefix}."
-    own = [
-        name for name, child in model.named_children() if name != model.base_model_prefix and list(child.parameters())
-    ]
-    has_head = isinstance(getattr(model, model.base_model_prefix, None), torch.nn.Module)
-    linear = [name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)]
-    targets = [name for name in linear if not has_head or name.startswith(prefix)]
-    settings = peft.LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]
-        lora_dropout=config.dropout,
-        target_modules=targets,
-        modules_to_save=own if has_head else None,
-    )
-    adapted = peft.get_peft_model(model, settings)
-    if not isinstance(adapted, peft.PeftModel):
-        raise TypeError("peft must give a model of one adapter")
-    return adapted
+        return asked
 
+    def _answers(self, infer: Infer, examples: Sequence[Any]) -> list[Any]:
+        """Returns what the model answers to each of `examples`, of which each process asks its share."""
+        world, signature = self.world, self.trained.signature
+        share = examples[world.rank :: world.size]
+        shares = world.gather(self.stage.module.answers(infer, signature, share, self.recipe, self.tokenizer))
+        return [shares[i % world.size][i // world.size] for i in range(len(examples))]
 
-def _freeze_what_is_not_read(head: torch.nn.Module, module: ModuleType, feature: loop.Feature) -> None:
-    """Freezes the weights that no answer depends on, such as a pooler that nobody asks."""
-    module.losses(head, _collate([feature]), World(0, 1, torch.device("cpu"))).sum().backward()
-    for parameter in head.parameters():
-        if parameter.requires_grad:
-            parameter.requires_grad = parameter.grad is not None
-        parameter.grad = None
+    def _judge(self, examples: Sequence[Any], answers: Sequence[Any], chosen: Mapping[str, Any]) -> Metrics:
+        metrics: Metrics = self.stage.module.judge(examples, answers, self.recipe, {**self.settings, **chosen})
+        return metrics
 
 
 def _collate(features: Sequence[loop.Feature]) -> dict[str, torch.Tensor]:
@@ -206,35 +228,12 @@ def _fingerprint(*parts: Any) -> str:
     return digest.hexdigest()
 
 
-def _write(out: Path, model: Any, adapted: peft.PeftModel | None, chosen: dict[str, Any], source: str) -> None:
-    """Writes the weights, an adapter's in FP16, and what was chosen on the held-out examples."""
-    if adapted is None:
-        model.save_pretrained(out, safe_serialization=True)
-    else:
-        state = peft.get_peft_model_state_dict(adapted)
-        save_file(
-            {name: tensor.half().contiguous().cpu() for name, tensor in state.items()},
-            out / "adapter_model.safetensors",
-        )
-        settings = adapted.peft_config["default"]
-        settings.base_model_name_or_path = source
-        settings.inference_mode = True
-        settings.save_pretrained(str(out))
-        model.config.architectures = [type(model).__name__]
-        model.config.save_pretrained(out)
-    (out / _SETTINGS).write_text(json.dumps(chosen, indent=2) + "\n", encoding="utf-8")
-
-
-def _with_intervals(
-    score: Callable[[Sequence[Any], Sequence[Any]], dict[str, float]], examples: Sequence[Any], answers: Sequence[Any]
-) -> dict[str, Score]:
+def _with_intervals(metrics: Metrics, examples: int) -> dict[str, Score]:
     """Returns the metrics with the 95 % interval of resampled examples (percentile bootstrap; Efron 1979)."""
     generator = np.random.default_rng(0)
-    values = score(examples, answers)
-    drawn: dict[str, list[float]] = {name: [] for name in values}
-    for _ in range(_RESAMPLES):
-        chosen = generator.integers(len(examples), size=len(examples)).tolist()
-        for name, value in score([examples[i] for i in chosen], [answers[i] for i in chosen]).items():
-            drawn[name].append(value)
-    bounds = {name: np.percentile(drawn[name], [2.5, 97.5]) for name in values}
-    return {name: Score(value, float(bounds[name][0]), float(bounds[name][1])) for name, value in values.items()}
+    drawn = [metrics(generator.integers(examples, size=examples)) for _ in range(_RESAMPLES)]
+    scores = {}
+    for name, value in metrics(np.arange(examples)).items():
+        low, high = np.percentile([one[name] for one in drawn], [2.5, 97.5])
+        scores[name] = Score(value, float(low), float(high))
+    return scores

@@ -13,6 +13,7 @@ import yaml
 
 from tritonpress_generator.recipe import Recipe
 from tritonpress_generator.training.loop import Progress
+from tritonpress_generator.written import portable
 
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers")
 
@@ -26,6 +27,7 @@ class Score:
     high: float
 
     def __str__(self) -> str:
+        """Returns all three, with as many digits as tell."""
         return f"{self.value:#.4g} [{self.low:#.4g}, {self.high:#.4g}]"
 
 
@@ -38,7 +40,7 @@ def model_card(
     *,
     minutes: float,
 ) -> str:
-    """Returns the model card in Markdown.
+    """Returns the model card in Markdown; there is nothing of this machine in it.
 
     Args:
         recipe: What was asked for.
@@ -69,7 +71,7 @@ def model_card(
     versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     return f"""# {recipe.name}
 
-{what} for {recipe.task.word.replace("_", " ")}, trained on {recipe.checkpoint.source} by
+{what} for {recipe.task.word.replace("_", " ")}, trained on {portable(recipe.checkpoint.source)} by
 
     tritonpress finetune {recipe.path.name} --data DATA
 

@@ -18,9 +18,9 @@ NAME_PATTERN = r"^[a-z][a-z0-9_]{0,62}$"
 
 
 class Settings(BaseModel):
-    """A part of a recipe: immutable; a misspelt key is refused, and so is another type (`true` is no count)."""
+    """A part of a recipe: immutable; refuses a misspelt key, another type (`true` is no count), infinity and NaN."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class CheckpointConfig(Settings):
@@ -67,7 +67,7 @@ class FinetuneConfig(Settings):
     weight_decay: float = Field(default=0.01, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     dropout: float | None = Field(default=None, ge=0, lt=1)
-    """Of the encoder, in place of the checkpoint's own."""
+    """Of the encoder and its head, in place of the checkpoint's own."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of products and activations; `auto`: bf16 where the machine computes in it."""
     evaluations: int = Field(default=4, ge=1)
@@ -76,7 +76,7 @@ class FinetuneConfig(Settings):
     """After how many evaluations without a better one training stops; default: never."""
     max_length: int | None = Field(default=None, ge=8)
     """The most tokens of a sequence in training; default: `serve.max_length`."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
 
 
 class GateConfig(Settings):
@@ -235,17 +235,17 @@ def _finetune(raw: dict[str, Any], task: str | dict[str, Any], *, path: Path) ->
     """Returns how the task is trained: the file of the task's name has its settings."""
     word = task if isinstance(task, str) else str(next(iter(task)))
     module = plugins.find("training", word, path=f"{path}: finetune")
-    return Stage(word, module, _checked(module.Config, raw, where=f"{path}: finetune"))
+    return Stage(word, module, _checked(module.Config, raw, where=str(path), key="finetune."))
 
 
-def _checked(model: type[Any], data: Any, *, where: str) -> Any:
-    """Returns `data` as `model`, or says in one line what is wrong, where, and what is allowed."""
+def _checked(model: type[Any], data: Any, *, where: str, key: str = "") -> Any:
+    """Returns `data`, which stands at `key`, as `model`, or says in one line what is wrong, where, what is allowed."""
     try:
         return model.model_validate(data)
     except ValidationError as exc:
         error = exc.errors()[0]
         # pydantic puts the union's branch (`str`, `dict[str,any]`) into the location: the user wrote no such key.
-        location = ".".join(str(part) for part in error["loc"] if str(part) not in _UNION_BRANCHES)
+        location = key + ".".join(str(part) for part in error["loc"] if str(part) not in _UNION_BRANCHES)
         if error["type"] == "extra_forbidden":
             owner = _model_at(model, error["loc"][:-1])
             rule = f"unknown key; allowed: {', '.join(owner.model_fields)}"

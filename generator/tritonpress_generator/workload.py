@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from tritonpress_generator import export
-from tritonpress_generator.answering import Answers, Encoder, Texts, asked, columns, make_encoder, thinned
+from tritonpress_generator.answering import Answers, Encoder, Texts, asked, encoded, make_encoder, thinned
 from tritonpress_generator.checkpoint import Checkpoint, encoder_of, load_model, load_tokenizer, resolve
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.forms import Source
@@ -48,7 +48,7 @@ class Workload:
         checkpoint = resolve(recipe.checkpoint, base=recipe.path.parent)
         tokenizer = load_tokenizer(checkpoint)
         model = load_model(checkpoint, task.module.AUTO_CLASS)
-        _check_length(recipe, encoder_of(model))
+        check_length(recipe.serve.max_length, encoder_of(model), where=f"{recipe.path}: serve.max_length")
         head, signature = task.module.head(model, checkpoint, task.config)
         baseline = export.torch_infer(head, signature)
         postprocessor = task.module.postprocessor(recipe, baseline, signature, tokenizer, data, checkpoint)
@@ -76,10 +76,10 @@ class Workload:
         """Returns what the forms of the model are made of.
 
         Raises:
-            InputError: As `samples`.
+            InputError: As `samples`, or a text of the data cannot be served.
         """
-        samples = self.encoder.encode(*columns(self.samples()).values())
-        calibration = self.encoder.encode(*columns(thinned(self.data.calibration)).values())
+        samples = encoded(self.encoder, self.samples())
+        calibration = encoded(self.encoder, thinned(self.data.calibration))
         return Source(self.checkpoint, self.tokenizer, self.baseline, calibration, samples)
 
 
@@ -110,7 +110,7 @@ def _samples(recipe: Recipe, encoder: Encoder, data: Any) -> Texts:
     return dict(zip(names, (list(column) for column in zip(*rows, strict=True)), strict=True))
 
 
-def _check_length(recipe: Recipe, encoder: Any) -> None:
+def check_length(max_length: int, encoder: Any, *, where: str) -> None:
     """Refuses a `max_length` beyond the model's positions, which would fail at the first long text."""
     config = encoder.config
     positions = getattr(config, "max_position_embeddings", None)
@@ -119,8 +119,7 @@ def _check_length(recipe: Recipe, encoder: Any) -> None:
     # RoBERTa and its kin begin to count behind the padding token.
     table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
     offset = config.pad_token_id + 1 if getattr(table, "padding_idx", None) is not None else 0
-    if recipe.serve.max_length > positions - offset:
+    if max_length > positions - offset:
         raise InputError(
-            f"{recipe.path}: serve.max_length must be at most {positions - offset} (the model's positions), "
-            f"got {recipe.serve.max_length}; lower it"
+            f"{where} must be at most {positions - offset} (the model's positions), got {max_length}; lower it"
         )

@@ -127,7 +127,7 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Non
 
 def test_missing_tensor_is_refused_and_not_made_up(folder: Path) -> None:
     change_weights(folder, lambda tensors: tensors.pop("encoder.layer.1.output.dense.weight"))
-    with pytest.raises(InputError, match=r"1 of its tensors are missing \(encoder\.layer\.1\.output\.dense\.weight"):
+    with pytest.raises(InputError, match=r"1 of its tensors are missing .* \(encoder\.layer\.1\.output\.dense\.weight"):
         load_encoder(resolve(config(folder), base=folder))
 
 

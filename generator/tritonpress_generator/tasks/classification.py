@@ -14,7 +14,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonpress_generator import classification_metrics as measures
 from tritonpress_generator import labelled_texts
-from tritonpress_generator.answering import Answers, alone
+from tritonpress_generator.answering import Answers, alone, encoded, make_encoder
 from tritonpress_generator.checkpoint import Checkpoint
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Infer
@@ -23,7 +23,6 @@ from tritonpress_generator.recipe import Recipe, Settings
 from tritonpress_generator.signature import Output, Signature
 from tritonpress_generator.steps.classification.postprocessor import Postprocessor
 from tritonpress_generator.steps.single.pipeline import Pipeline
-from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder
 from tritonpress_generator.task_head import SequenceHead
 
 METRICS = ("accuracy", "macro_f1", "mcc")
@@ -58,6 +57,7 @@ class Data:
     rows: Sequence[LabelledText]
     held_out: Sequence[LabelledText]
     """On which the temperature is chosen."""
+    multi_label: bool
 
     @property
     def inputs(self) -> dict[str, list[str]]:
@@ -84,7 +84,7 @@ def load_data(recipe: Recipe) -> Data:
     rows, held_out = (
         labelled_texts.load(recipe.file(name), multi_label=config.multi_label) if name else [] for name in names
     )
-    return Data(rows, held_out)
+    return Data(rows, held_out, config.multi_label)
 
 
 def encoder_settings(recipe: Recipe, signature: Signature) -> dict[str, Any]:
@@ -100,6 +100,7 @@ def encoder_settings(recipe: Recipe, signature: Signature) -> dict[str, Any]:
 def head(model: Any, checkpoint: Checkpoint, config: Config) -> tuple[SequenceHead, Signature]:
     """Returns the model to export, and what it reads and gives."""
     divided = SequenceHead(model, lambda answer: answer.logits).eval()
+    divided.check(model)
     return divided, Signature({"logits": Output(int(model.config.num_labels))})
 
 
@@ -174,8 +175,7 @@ def logits_of(
     recipe: Recipe, infer: Infer, signature: Signature, tokenizer: Tokenizer, rows: Sequence[LabelledText]
 ) -> NDArray[np.float32]:
     """Returns what the model answers to `rows`, FP32 `(texts, labels)`."""
-    encoder = TextEncoder(Tokenizer.from_str(tokenizer.to_str()), **encoder_settings(recipe, signature))
-    sequences = encoder.encode([row.text.encode() for row in rows])
+    sequences = encoded(make_encoder(recipe, signature, tokenizer), texts_of(rows))
     pipeline = Pipeline(alone, infer, lambda *_: {})
     logits: NDArray[np.float32] = pipeline.outputs(sequences, sequences.pieces()["lengths"])["logits"]
     return logits
@@ -189,14 +189,11 @@ def indicators(rows: Sequence[LabelledText], labels: Sequence[str]) -> NDArray[n
 def metrics(data: Data, answers: Answers) -> dict[str, float]:
     """Returns the metrics of the labels, and the calibration error of their probabilities (`ece`, lower is better)."""
     names = sorted({label.decode() for label in answers["LABEL"][0]})
-    multi_label = bool(abs(float(answers["SCORE"].sum(1).mean()) - 1) > 1e-3) or any(
-        len(row.labels) != 1 for row in data.rows
-    )
     probability = np.zeros((len(data.rows), len(names)), np.float32)
     column = {name.encode(): index for index, name in enumerate(names)}
     places = np.array([[column[label] for label in row] for row in answers["LABEL"]])
     np.put_along_axis(probability, places, answers["SCORE"], 1)
-    return scores(indicators(data.rows, names), probability, multi_label=multi_label)
+    return scores(indicators(data.rows, names), probability, multi_label=data.multi_label)
 
 
 def scores(truth: NDArray[np.bool_], probability: NDArray[np.float32], *, multi_label: bool) -> dict[str, float]:

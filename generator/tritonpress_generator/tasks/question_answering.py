@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +13,14 @@ from tokenizers import Tokenizer
 from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonpress_generator import squad
-from tritonpress_generator.answering import Answers, alone, columns
+from tritonpress_generator.answering import Answers, asked, make_encoder
 from tritonpress_generator.checkpoint import Checkpoint
 from tritonpress_generator.errors import InputError
-from tritonpress_generator.infer import Infer
+from tritonpress_generator.infer import Array, Infer
 from tritonpress_generator.recipe import Recipe, Settings
 from tritonpress_generator.signature import Output, Signature
 from tritonpress_generator.squad import Question
 from tritonpress_generator.steps.question_answering.postprocessor import Postprocessor
-from tritonpress_generator.steps.single.pipeline import Pipeline
-from tritonpress_generator.steps.tokenizer.pair_encoder import PairEncoder
 from tritonpress_generator.task_head import TokenHead
 from tritonpress_generator.token_states import reads_segments
 
@@ -120,6 +118,7 @@ def encoder_settings(recipe: Recipe, signature: Signature) -> dict[str, Any]:
 def head(model: Any, checkpoint: Checkpoint, config: Config) -> tuple[TokenHead, Signature]:
     """Returns the model to export, and what it reads and gives."""
     divided = TokenHead(model, lambda answer: (answer.start_logits, answer.end_logits)).eval()
+    divided.check(model)
     outputs = {"start": Output.per_token(), "end": Output.per_token()}
     return divided, Signature(outputs, segments=reads_segments(divided.encoder))
 
@@ -131,32 +130,31 @@ def postprocessor(
     config: Config = recipe.task.config
     threshold = config.null_threshold
     if threshold is None and data.held_out:
-        threshold = chosen_threshold(recipe, infer, signature, tokenizer, data.held_out)
+        threshold = chosen_threshold(data.held_out, *best_spans(recipe, infer, signature, tokenizer, data.held_out))
     if threshold is None:
         threshold = checkpoint.settings("tritonpress.json").get("null_threshold")
     return Postprocessor(n_best=config.n_best, max_answer_length=config.max_answer_length, null_threshold=threshold)
 
 
-def chosen_threshold(
+def best_spans(
     recipe: Recipe, infer: Infer, signature: Signature, tokenizer: Tokenizer, questions: Sequence[Question]
+) -> tuple[list[str], NDArray[np.float32]]:
+    """Returns the best span for each question, and how far no answer is above it, FP32 `(questions,)`."""
+    answering = Postprocessor(n_best=1, max_answer_length=recipe.task.config.max_answer_length, null_threshold=None)
+
+    def spans(outputs: Mapping[str, Array], pieces: Mapping[str, Array], texts: Mapping[str, Array]) -> Answers:
+        margins = answering.no_answer_margins(outputs, pieces)
+        return {"ANSWER": answering(outputs, pieces, texts)["ANSWER"], "MARGIN": margins}
+
+    given = asked(infer, signature, make_encoder(recipe, signature, tokenizer), spans)(texts_of(questions))
+    return [answer.decode() for answer in given["ANSWER"][:, 0]], given["MARGIN"]
+
+
+def chosen_threshold(
+    questions: Sequence[Question], answers: Sequence[str], margins: NDArray[np.float32]
 ) -> float | None:
     """Returns the threshold of no answer with the highest F1 on `questions`, None where all of them have an answer."""
-    if all(question.answers for question in questions):
-        return None
-    encoder = PairEncoder(Tokenizer.from_str(tokenizer.to_str()), **encoder_settings(recipe, signature))
-    answering = Postprocessor(n_best=1, max_answer_length=recipe.task.config.max_answer_length, null_threshold=None)
-    pipeline = Pipeline(alone, infer, answering, of_tokens=signature.of_tokens)
-    spans: list[str] = []
-    margins: list[np.float32] = []
-    for question in questions:
-        texts = columns(texts_of([question]))
-        sequences = encoder.encode(*texts.values())
-        pieces = sequences.pieces()
-        outputs = pipeline.outputs(sequences, pieces["lengths"])
-        arrays = {name: np.array(column, np.object_) for name, column in texts.items()}
-        spans.append(answering(outputs, pieces, arrays)["ANSWER"][0, 0].decode())
-        margins.append(answering.no_answer_margins(outputs, pieces)[0])
-    return best_threshold(questions, spans, np.array(margins))
+    return None if all(question.answers for question in questions) else best_threshold(questions, answers, margins)
 
 
 def metrics(data: Data, answers: Answers) -> dict[str, float]:

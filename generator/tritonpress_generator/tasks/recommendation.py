@@ -14,9 +14,9 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 from tritonclient.grpc import model_config_pb2 as pb
 
-from tritonpress_generator.answering import Answers
+from tritonpress_generator.answering import Answers, encoded
 from tritonpress_generator.catalogue import Item, LabelledQuery, load_items, load_queries
-from tritonpress_generator.checkpoint import Checkpoint
+from tritonpress_generator.checkpoint import POOLING, Checkpoint
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.metrics import ndcg_at_k, recall_at_k
@@ -120,7 +120,7 @@ class Head(torch.nn.Module):
 
 def head(encoder: Any, checkpoint: Checkpoint, config: Config) -> tuple[torch.nn.Module, Signature]:
     """Returns the model to export, and what it reads and gives."""
-    settings = checkpoint.settings("1_Pooling/config.json")
+    settings = checkpoint.settings(POOLING)
     pooling = config.pooling or ("cls" if settings.get("pooling_mode_cls_token") else "mean")
     return Head(encoder, pooling).eval(), Signature({"embedding": Output(int(encoder.config.hidden_size))})
 
@@ -155,7 +155,7 @@ def metrics(data: Data, answers: Answers) -> dict[str, float]:
 
 def embed(infer: Infer, encoder: TextEncoder, texts: Sequence[str]) -> NDArray[np.float32]:
     """Returns the embeddings of `texts`, FP32 `(len(texts), width)`, texts of similar length in one batch."""
-    sequences = encoder.encode([text.encode() for text in texts])
+    sequences = encoded(encoder, {"text": texts})
     order = sorted(range(len(sequences)), key=lambda i: len(sequences.ids[i]))
     batching = Batching(pad_id=0)
     parts: list[NDArray[np.float32]] = []

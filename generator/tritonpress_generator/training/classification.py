@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from tritonpress_generator import labelled_texts
+from tritonpress_generator.answering import encoded, make_encoder
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.labelled_texts import LabelledText
@@ -44,7 +46,7 @@ def augmented(examples: Sequence[LabelledText], config: Config) -> Sequence[Labe
     return examples
 
 
-def labels_of(examples: Sequence[LabelledText], recipe: Recipe) -> list[str]:
+def _labels_of(examples: Sequence[LabelledText], recipe: Recipe) -> list[str]:
     """Returns the recipe's labels, else all that occur, sorted."""
     named: list[str] | None = recipe.task.config.labels
     labels = named or sorted({label for row in examples for label in row.labels})
@@ -55,9 +57,32 @@ def labels_of(examples: Sequence[LabelledText], recipe: Recipe) -> list[str]:
     return labels
 
 
+def check(
+    examples: Sequence[LabelledText],
+    recipe: Recipe,
+    signature: Signature,
+    tokenizer: Tokenizer,
+    settings: Mapping[str, Any],
+) -> None:
+    """Refuses examples that the model could not be scored on; `settings` are those of its config.
+
+    Raises:
+        InputError: A text cannot be served, or has a label that the training data has not.
+    """
+    labels = task.labels_of(settings, recipe.task.config, source=recipe.checkpoint.source)
+    for row in examples:
+        task.check_labels(row, labels)
+    encoded(make_encoder(recipe, signature, tokenizer), task.texts_of(examples))
+
+
+def deciding(examples: Sequence[LabelledText], recipe: Recipe) -> Sequence[LabelledText]:
+    """Returns `examples`: all of them decide which weights are the best."""
+    return examples
+
+
 def model_settings(examples: Sequence[LabelledText], recipe: Recipe) -> dict[str, Any]:
     """Returns what the model's config must say of the head."""
-    labels = labels_of(examples, recipe)
+    labels = _labels_of(examples, recipe)
     multi_label = recipe.task.config.multi_label
     return {
         "num_labels": len(labels),
@@ -72,10 +97,11 @@ def features(
 ) -> list[Feature]:
     """Returns a feature a text."""
     config: Config = recipe.finetune.config  # type: ignore[union-attr]
-    labels = labels_of(examples, recipe)
+    labels = _labels_of(examples, recipe)
     settings = task.encoder_settings(recipe, signature) | {"too_long": "cut"}
-    encoder = TextEncoder(tokenizer, **settings | ({"max_length": config.max_length} if config.max_length else {}))
-    rows = encoder.encode([row.text.encode() for row in examples]).ids
+    settings |= {"max_length": config.max_length} if config.max_length else {}
+    encoder = TextEncoder(Tokenizer.from_str(tokenizer.to_str()), **settings)
+    rows = encoded(encoder, task.texts_of(examples)).ids
     multi_label = recipe.task.config.multi_label
     return [
         {
@@ -103,29 +129,27 @@ def answers(
     return list(task.logits_of(recipe, infer, signature, tokenizer, examples)) if examples else []
 
 
-def score(
+def judge(
     examples: Sequence[LabelledText], answers: Sequence[Any], recipe: Recipe, settings: Mapping[str, Any]
-) -> dict[str, float]:
-    """Returns the metrics of logits; `settings` are the model's, and what was chosen."""
+) -> Callable[[NDArray[np.int64]], dict[str, float]]:
+    """Returns what gives the metrics of logits on those of `examples` that it is asked for by their indices.
+
+    `settings` are the model's, and what was chosen.
+    """
     config = recipe.task.config
     labels = task.labels_of(settings, config, source=recipe.checkpoint.source)
-    postprocessor = Postprocessor(
-        labels=labels, multi_label=config.multi_label, temperature=settings.get("temperature", 1.0)
-    )
+    temperature = config.temperature or settings.get("temperature", 1.0)
+    postprocessor = Postprocessor(labels=labels, multi_label=config.multi_label, temperature=temperature)
     probability = postprocessor.probabilities(np.array(answers))
-    return task.scores(task.indicators(examples, labels), probability, multi_label=config.multi_label)
+    truth = task.indicators(examples, labels)
+    return lambda rows: task.scores(truth[rows], probability[rows], multi_label=config.multi_label)
 
 
 def chosen(
-    infer: Infer,
-    signature: Signature,
-    examples: Sequence[LabelledText],
-    recipe: Recipe,
-    tokenizer: Tokenizer,
-    settings: Mapping[str, Any],
+    examples: Sequence[LabelledText], answers: Sequence[Any], recipe: Recipe, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns the temperature that is chosen on the held-out examples."""
     config = recipe.task.config
     labels = task.labels_of(settings, config, source=recipe.checkpoint.source)
-    logits = task.logits_of(recipe, infer, signature, tokenizer, examples)
+    logits = np.array(answers)
     return {"temperature": task.best_temperature(logits, examples, labels, multi_label=config.multi_label)}

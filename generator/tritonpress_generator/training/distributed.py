@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed.nn.functional
 from torch import distributed
 
 
@@ -47,10 +46,27 @@ class World:
             return rows
         counts = self.gather(len(rows))
         padded = torch.zeros((max(counts), *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
-        parts = distributed.nn.functional.all_gather(  # type: ignore[no-untyped-call]
+        parts = _Gathered.apply(  # type: ignore[no-untyped-call]
             torch.cat([rows, padded[len(rows) :]])
         )
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+class _Gathered(torch.autograd.Function):
+    """Every process's tensor, `(processes, …)` in the order of their ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, own: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, own)
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        # What each process has made of all parts belongs to the process that the part is of.
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total[distributed.get_rank()]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ that a run that was killed goes on to the same result, and several processes com
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -84,7 +85,8 @@ def train(trained: Trained, config: FinetuneConfig, folder: Path, world: World) 
     parallel = DistributedDataParallel(model) if world.size > 1 else model
     evaluations = set(schedule.evaluations)
     epochs: dict[int, list[list[int]]] = {}
-    board = SummaryWriter(str(folder / "tensorboard"), purge_step=progress.step) if world.writes else None
+    # What a killed run has written of steps that are computed again is not shown twice.
+    board = SummaryWriter(str(folder / "tensorboard"), purge_step=progress.step + 1) if world.writes else None
     report = _Report(schedule.steps, progress.step, shown=world.writes)
     try:
         while progress.step < schedule.steps and not _stops(progress, config):
@@ -120,7 +122,10 @@ def train(trained: Trained, config: FinetuneConfig, folder: Path, world: World) 
                 if board is not None:
                     for name, value in metrics.items():
                         board.add_scalar(f"validation/{name}", value, progress.step)
-            state.save_when_due(progress, due=progress.step in evaluations)
+            if state.is_due(evaluated=progress.step in evaluations):
+                if board is not None:
+                    board.flush()
+                state.save(progress)
     finally:
         report.close()
         if board is not None:
@@ -131,21 +136,22 @@ def train(trained: Trained, config: FinetuneConfig, folder: Path, world: World) 
 
 def _step(trained: Trained, model: Any, members: Sequence[int], config: FinetuneConfig, world: World) -> torch.Tensor:
     """Computes the gradients of one batch, and returns its mean loss."""
-    mine = members[world.rank :: world.size]
-    # As many parts in every process, since what they compute together they must compute at the same time.
-    parts = [mine[i :: config.accumulation_steps] for i in range(config.accumulation_steps)]
+    # The parts are those of one process, each of them shared, so that what is computed together is the same.
+    count = min(config.accumulation_steps, len(members))
+    parts = [members[i::count] for i in range(count)]
     total = torch.zeros((), device=world.device)
     bf16 = computes_in_bf16(config, world.device)
     for number, part in enumerate(parts):
-        last = number == len(parts) - 1
+        last = number == count - 1
+        mine = part[world.rank :: world.size]
         alone = nullcontext() if last or world.size == 1 else model.no_sync()
-        # Where a batch has fewer examples than there are parts, one is computed and not counted.
-        batch = trained.collate([trained.features[i] for i in part or members[:1]])
+        # Where there are fewer examples than processes, one is computed and not counted: all must take part.
+        batch = trained.collate([trained.features[i] for i in mine or part[:1]])
         batch = {name: tensor.to(world.device) for name, tensor in batch.items()}
         with alone:
             with torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
                 losses = trained.losses(model, batch, world)
-            loss = losses.float().sum() * (1.0 if part else 0.0)
+            loss = losses.float().sum() * (1.0 if mine else 0.0)
             # The processes' gradients are averaged; what is wanted is the mean over the whole batch.
             (loss * world.size / len(members)).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
@@ -198,7 +204,12 @@ class _State:
     def load(self) -> Progress:
         if not self._path.is_file():
             return Progress()
-        state = torch.load(self._path, map_location=self._world.device, weights_only=True)
+        try:
+            state = torch.load(self._path, map_location=self._world.device, weights_only=True)
+        except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as exc:
+            raise InputError(
+                f"finetune: {self._path} cannot be read ({' '.join(str(exc).split())[:200]}); remove it to begin anew"
+            ) from exc
         if state["fingerprint"] != self._fingerprint:
             raise InputError(
                 f"finetune: {self._path} is the state of a run with other settings, data or weights; remove it to "
@@ -211,9 +222,10 @@ class _State:
         self._best = state["best"]
         return Progress(**state["progress"])
 
-    def save_when_due(self, progress: Progress, *, due: bool) -> None:
-        if not due and time.monotonic() - self._saved < _STATE_EVERY_S:
-            return
+    def is_due(self, *, evaluated: bool) -> bool:
+        return evaluated or time.monotonic() - self._saved >= _STATE_EVERY_S
+
+    def save(self, progress: Progress) -> None:
         self._saved = time.monotonic()
         if not self._world.writes:
             return

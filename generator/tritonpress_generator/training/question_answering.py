@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from tokenizers import Tokenizer
 
 from tritonpress_generator import squad
-from tritonpress_generator.answering import asked, columns
+from tritonpress_generator.answering import encoded, make_encoder
+from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.recipe import FinetuneConfig, Recipe
 from tritonpress_generator.signature import Signature
 from tritonpress_generator.squad import Answer, Question
-from tritonpress_generator.steps.question_answering.postprocessor import Postprocessor
 from tritonpress_generator.steps.tokenizer.pair_encoder import PairEncoder
 from tritonpress_generator.tasks import question_answering as task
 from tritonpress_generator.training.distributed import World
@@ -48,6 +49,41 @@ def augmented(questions: Sequence[Question], config: Config) -> list[Question]:
     return [*questions, *_negatives(questions, config.negatives, config.seed)]
 
 
+def check(
+    examples: Sequence[Question],
+    recipe: Recipe,
+    signature: Signature,
+    tokenizer: Tokenizer,
+    settings: Mapping[str, Any],
+) -> None:
+    """Refuses examples that the model could not be scored on; `settings` are those of its config.
+
+    Raises:
+        InputError: A text cannot be served.
+    """
+    encoded(make_encoder(recipe, signature, tokenizer), task.texts_of(examples))
+
+
+def deciding(examples: Sequence[Question], recipe: Recipe) -> Sequence[Question]:
+    """Returns those of `examples` that decide which weights are the best.
+
+    These are those with an answer: what separates the others from them is chosen in the end, if the recipe does not
+    say it.
+
+    Raises:
+        InputError: There are none.
+    """
+    if recipe.task.config.null_threshold is not None:
+        return examples
+    answered = [question for question in examples if question.answers]
+    if not answered:
+        raise InputError(
+            f"{recipe.path}: finetune.validation: must have a question with an answer, has {len(examples)} without; "
+            "add some"
+        )
+    return answered
+
+
 def model_settings(examples: Sequence[Question], recipe: Recipe) -> dict[str, Any]:
     """Returns what the model's config must say of the head."""
     return {"num_labels": 2}
@@ -62,8 +98,8 @@ def features(examples: Sequence[Question], recipe: Recipe, tokenizer: Tokenizer,
     fitting = recipe.task.config.model_copy(update={"doc_stride": shared})
     task.check_room(fitting, length, where=f"{recipe.path}: finetune.max_length")
     limits = task.encoder_settings(recipe, signature) | {"max_length": length, "doc_stride": shared}
-    encoder = PairEncoder(tokenizer, **limits)
-    sequences = encoder.encode(*columns(task.texts_of(examples)).values())
+    encoder = PairEncoder(Tokenizer.from_str(tokenizer.to_str()), **limits)
+    sequences = encoded(encoder, task.texts_of(examples))
     question_of = [index for index, count in enumerate(sequences.counts) for _ in range(count)]
     made: list[Feature] = []
     for window, index in enumerate(question_of):
@@ -94,36 +130,41 @@ def losses(model: Callable[..., Any], batch: dict[str, torch.Tensor], world: Wor
 
 def answers(
     infer: Infer, signature: Signature, examples: Sequence[Question], recipe: Recipe, tokenizer: Tokenizer
-) -> list[str]:
-    """Returns the best span for each of `examples`."""
-    encoder = PairEncoder(tokenizer, **task.encoder_settings(recipe, signature))
-    given = asked(infer, signature, encoder, _always_answers(recipe))(task.texts_of(examples))
-    return [answer.decode() for answer in given["ANSWER"][:, 0]]
+) -> list[tuple[str, float]]:
+    """Returns the best span for each of `examples`, and how far no answer is above it."""
+    if not examples:
+        return []
+    spans, margins = task.best_spans(recipe, infer, signature, tokenizer, examples)
+    return list(zip(spans, margins.tolist(), strict=True))
 
 
-def score(
-    examples: Sequence[Question], answers: Sequence[str], recipe: Recipe, settings: Mapping[str, Any]
-) -> dict[str, float]:
-    """Returns the metrics, over the examples that have an answer: what separates the others is chosen in the end."""
-    pairs = [pair for pair in zip(examples, answers, strict=True) if pair[0].answers]
-    return squad.evaluate([question for question, _ in pairs], [answer for _, answer in pairs])
+def judge(
+    examples: Sequence[Question], answers: Sequence[tuple[str, float]], recipe: Recipe, settings: Mapping[str, Any]
+) -> Callable[[NDArray[np.int64]], dict[str, float]]:
+    """Returns what gives the metrics of answers on those of `examples` that it is asked for by their indices.
+
+    `settings` are the model's, and what was chosen: without a threshold, a span is always answered.
+    """
+    threshold = recipe.task.config.null_threshold
+    if threshold is None:
+        threshold = settings.get("null_threshold")
+    given = ["" if threshold is not None and margin > threshold else span for span, margin in answers]
+    scores = 100 * np.array([squad.scores(question, answer) for question, answer in zip(examples, given, strict=True)])
+
+    def metrics(rows: NDArray[np.int64]) -> dict[str, float]:
+        exact_match, f1 = scores[rows].mean(0).tolist()
+        return {"f1": f1, "exact_match": exact_match}
+
+    return metrics
 
 
 def chosen(
-    infer: Infer,
-    signature: Signature,
-    examples: Sequence[Question],
-    recipe: Recipe,
-    tokenizer: Tokenizer,
-    settings: Mapping[str, Any],
+    examples: Sequence[Question], answers: Sequence[tuple[str, float]], recipe: Recipe, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns the settings that are chosen on the held-out examples: the threshold of no answer, if any has none."""
-    threshold = task.chosen_threshold(recipe, infer, signature, tokenizer, examples)
+    """Returns the threshold of no answer that is chosen on the held-out examples, if any has none."""
+    spans, margins = zip(*answers, strict=True)
+    threshold = task.chosen_threshold(examples, spans, np.array(margins, np.float32))
     return {} if threshold is None else {"null_threshold": threshold}
-
-
-def _always_answers(recipe: Recipe) -> Postprocessor:
-    return Postprocessor(n_best=1, max_answer_length=recipe.task.config.max_answer_length, null_threshold=None)
 
 
 def _negatives(questions: Sequence[Question], share: float, seed: int) -> list[Question]:

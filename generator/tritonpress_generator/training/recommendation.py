@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from tokenizers import Tokenizer
 
+from tritonpress_generator.answering import encoded
 from tritonpress_generator.catalogue import load_items, load_queries
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.recipe import FinetuneConfig, Recipe
@@ -57,6 +59,24 @@ def augmented(examples: Sequence[Pair], config: Config) -> Sequence[Pair]:
     return examples
 
 
+def check(
+    examples: Sequence[Pair], recipe: Recipe, signature: Signature, tokenizer: Tokenizer, settings: Mapping[str, Any]
+) -> None:
+    """Refuses examples that the model could not be scored on.
+
+    Raises:
+        InputError: A text cannot be embedded.
+    """
+    encoder = _encoder(recipe, signature, tokenizer)
+    for name, column in _columns(examples).items():
+        encoded(encoder, {name: column})
+
+
+def deciding(examples: Sequence[Pair], recipe: Recipe) -> Sequence[Pair]:
+    """Returns `examples`: all of them decide which weights are the best."""
+    return examples
+
+
 def model_settings(examples: Sequence[Pair], recipe: Recipe) -> dict[str, Any]:
     """Returns what the model's config must say of the head: there is none."""
     return {}
@@ -65,12 +85,8 @@ def model_settings(examples: Sequence[Pair], recipe: Recipe) -> dict[str, Any]:
 def features(examples: Sequence[Pair], recipe: Recipe, tokenizer: Tokenizer, signature: Signature) -> list[Feature]:
     """Returns a feature a pair."""
     config: Config = recipe.finetune.config  # type: ignore[union-attr]
-    settings = task.encoder_settings(recipe, signature) | {"too_long": "cut", "max_bytes": 1 << 30}
-    encoder = TextEncoder(tokenizer, **settings | ({"max_length": config.max_length} if config.max_length else {}))
-    queries, items = (
-        encoder.encode([text.encode() for text in texts]).ids
-        for texts in ([pair.query for pair in examples], [pair.item for pair in examples])
-    )
+    encoder = _encoder(recipe, signature, tokenizer, config.max_length)
+    queries, items = (encoded(encoder, {name: column}).ids for name, column in _columns(examples).items())
     numbers = {item: number for number, item in enumerate(dict.fromkeys(pair.item for pair in examples))}
     return [
         {
@@ -87,7 +103,7 @@ def features(examples: Sequence[Pair], recipe: Recipe, tokenizer: Tokenizer, sig
 
 def losses(model: Callable[..., Any], batch: dict[str, torch.Tensor], world: World) -> torch.Tensor:
     """Returns the cross-entropy of each query's item among the items of all processes' queries, FP32 `(batch,)`."""
-    queries, items = _side(batch, "input_ids", "attention_mask"), _side(batch, "item_ids", "item_mask")
+    queries, items = (batch["input_ids"], batch["attention_mask"]), (batch["item_ids"], batch["item_mask"])
     width = max(queries[0].shape[1], items[0].shape[1])
     # Both sides in one call, as torch's engine for several processes wants it.
     ids, mask = (
@@ -101,14 +117,12 @@ def losses(model: Callable[..., Any], batch: dict[str, torch.Tensor], world: Wor
     similarity = query_vectors @ candidates.T / batch["temperature"][:, None]
     counts = world.gather(len(query_vectors))
     own = torch.arange(len(query_vectors), device=vectors.device) + sum(counts[: world.rank])
-    # The same item beside another query is no negative.
-    same = numbers[None, :] == batch["item"][:, None]
-    same[torch.arange(len(own)), own] = False
-    return torch.nn.functional.cross_entropy(similarity.masked_fill(same, float("-inf")), own, reduction="none")
-
-
-def _side(batch: dict[str, torch.Tensor], ids: str, mask: str) -> tuple[torch.Tensor, torch.Tensor]:
-    return batch[ids], batch[mask]
+    # The same item beside another query is no negative, and beside two queries it is one, as beside what a process
+    # without a share of the batch computes in its place.
+    first = (numbers[None, :] == numbers[:, None]).to(torch.uint8).argmax(1)
+    left_out = (numbers[None, :] == batch["item"][:, None]) | (first != torch.arange(len(numbers), device=first.device))
+    left_out[torch.arange(len(own)), own] = False
+    return torch.nn.functional.cross_entropy(similarity.masked_fill(left_out, float("-inf")), own, reduction="none")
 
 
 def answers(
@@ -117,34 +131,39 @@ def answers(
     """Returns the embeddings of each query and of its item, FP32 `(2, width)`."""
     if not examples:
         return []
-    settings = task.encoder_settings(recipe, signature) | {"too_long": "cut", "max_bytes": 1 << 30}
-    encoder = TextEncoder(Tokenizer.from_str(tokenizer.to_str()), **settings)
-    queries = task.embed(infer, encoder, [pair.query for pair in examples])
-    items = task.embed(infer, encoder, [pair.item for pair in examples])
-    return list(np.stack([queries, items], 1))
+    encoder = _encoder(recipe, signature, tokenizer)
+    return list(np.stack([task.embed(infer, encoder, column) for column in _columns(examples).values()], 1))
 
 
-def score(
+def judge(
     examples: Sequence[Pair], answers: Sequence[Any], recipe: Recipe, settings: Mapping[str, Any]
-) -> dict[str, float]:
-    """Returns the mean reciprocal rank of each query's item among the items of all `examples` (`mrr`)."""
+) -> Callable[[NDArray[np.int64]], dict[str, float]]:
+    """Returns what gives the mean reciprocal rank (`mrr`) of those of `examples` that it is asked for by their indices.
+
+    It is the rank of each query's item among the items of all `examples`, each of them counted once.
+    """
     vectors = np.stack(answers)
-    # (queries, items): the item beside a query has the query's own index.
-    similarity = vectors[:, 0] @ vectors[:, 1].T
-    own = similarity.diagonal()
-    items = np.array([pair.item for pair in examples])
-    others = items[None, :] != items[:, None]
-    rank = 1 + ((similarity > own[:, None]) & others).sum(1)
-    return {"mrr": float((1 / rank).mean())}
+    _, first, number = np.unique([pair.item for pair in examples], return_index=True, return_inverse=True)
+    # (queries, items).
+    similarity = vectors[:, 0] @ vectors[first, 1].T
+    own = similarity[np.arange(len(number)), number]
+    reciprocal = 1 / (1 + (similarity > own[:, None]).sum(1))
+    return lambda rows: {METRIC: float(reciprocal[rows].mean())}
 
 
 def chosen(
-    infer: Infer,
-    signature: Signature,
-    examples: Sequence[Pair],
-    recipe: Recipe,
-    tokenizer: Tokenizer,
-    settings: Mapping[str, Any],
+    examples: Sequence[Pair], answers: Sequence[Any], recipe: Recipe, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns nothing: there is nothing to choose."""
     return {}
+
+
+def _columns(examples: Sequence[Pair]) -> dict[str, list[str]]:
+    return {"query": [pair.query for pair in examples], "item": [pair.item for pair in examples]}
+
+
+def _encoder(recipe: Recipe, signature: Signature, tokenizer: Tokenizer, max_length: int | None = None) -> TextEncoder:
+    """Returns the encoder of queries and items; a long text is cut."""
+    settings = task.encoder_settings(recipe, signature) | {"too_long": "cut", "max_bytes": 1 << 30}
+    settings |= {"max_length": max_length} if max_length else {}
+    return TextEncoder(Tokenizer.from_str(tokenizer.to_str()), **settings)

@@ -55,5 +55,5 @@ class Schedule:
         """Returns the learning rate of `step`, from 0: linear up over the warm-up, linear down to 0 at the end."""
         warm_up = self.config.warmup * self.steps
         if step < warm_up:
-            return self.config.learning_rate * (step + 1) / max(1.0, warm_up)
+            return self.config.learning_rate * min(1.0, (step + 1) / warm_up)
         return self.config.learning_rate * (self.steps - step) / max(1.0, self.steps - warm_up)

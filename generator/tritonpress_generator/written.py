@@ -1,0 +1,88 @@
+"""What a training writes: a checkpoint or an adapter, without anything of this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import peft
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+
+from tritonpress_generator.checkpoint import ADAPTER, POOLING, Checkpoint, resolve
+from tritonpress_generator.errors import InputError
+from tritonpress_generator.recipe import CheckpointConfig, FinetuneConfig, Recipe
+from tritonpress_generator.trainable import Trainable
+
+_SETTINGS = "tritonpress.json"
+
+
+def check_folder(out: Path, config: FinetuneConfig) -> None:
+    """Refuses a folder in which what is written would lie beside what it is not one with.
+
+    Raises:
+        InputError: `out` is a file, or has an adapter where a checkpoint is to be written, or the reverse.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: must be a folder, is a file; give another")
+    found = [path.name for path in sorted(out.glob("*.safetensors"))]
+    wrong = [name for name in found if (name == ADAPTER) == (config.lora is None)]
+    if wrong:
+        kind = "an adapter" if config.lora is None else "a whole checkpoint"
+        raise InputError(f"--out {out}: has {kind} ({wrong[0]}) of another training; remove it, or give another folder")
+
+
+def write(out: Path, trained: Trainable, tokenizer: Tokenizer, source: Checkpoint, chosen: Mapping[str, Any]) -> None:
+    """Writes the weights, an adapter's in FP16, with all that is needed to load them, and what was chosen beside them.
+
+    Args:
+        out: The folder.
+        trained: The weights.
+        tokenizer: Of a whole checkpoint; an adapter goes without.
+        source: What was trained.
+        chosen: By the names under which the task looks for it.
+    """
+    if trained.adapted is None:
+        trained.model.save_pretrained(out, safe_serialization=True)
+        tokenizer.save(str(out / "tokenizer.json"))
+        pooling = source.settings(POOLING)
+        if pooling:
+            (out / POOLING).parent.mkdir(exist_ok=True)
+            _write_json(out / POOLING, pooling)
+    else:
+        _write_adapter(out, trained.model, trained.adapted, source)
+    _write_json(out / _SETTINGS, chosen)
+
+
+def _write_adapter(out: Path, model: Any, adapted: peft.PeftModel, source: Checkpoint) -> None:
+    state = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    save_file({name: tensor.half().contiguous().cpu() for name, tensor in state.items()}, out / ADAPTER)
+    settings = adapted.peft_config["default"]
+    if not isinstance(settings, peft.LoraConfig):
+        raise TypeError("the adapter must be LoRA's")
+    settings.base_model_name_or_path = portable(source.source)
+    settings.inference_mode = True
+    # Sorted, since the order of a set is another in every process.
+    settings.target_modules = sorted(settings.target_modules or ())
+    settings.save_pretrained(str(out))
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(out)
+
+
+def _write_json(path: Path, settings: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def portable(source: str) -> str:
+    """Returns a checkpoint's source as others may read it: of a folder of this machine, its name."""
+    return Path(source).name if source.startswith(("/", "~")) else source
+
+
+def read_back(recipe: Recipe, out: Path, config: FinetuneConfig) -> Checkpoint:
+    """Returns the checkpoint that was written into `out`, or the recipe's with the adapter that was."""
+    folder = str(out.resolve())
+    if config.lora is None:
+        return resolve(CheckpointConfig(source=folder), base=recipe.path.parent)
+    return resolve(recipe.checkpoint.model_copy(update={"adapter": folder}), base=recipe.path.parent)
