@@ -14,9 +14,9 @@ from tiny_sources import TASKS, items, queries, write_checkpoint, write_jsonl, w
 from tritonclient.grpc import service_pb2
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.answering import columns
-from tritonpress_generator.bench import served
+from tritonpress_generator.bench import served, variants
 from tritonpress_generator.bench.__main__ import SECTIONS, main
-from tritonpress_generator.bench.messages import message
+from tritonpress_generator.bench.messages import load, message
 from tritonpress_generator.bench.texts import filled_texts, requests
 from tritonpress_generator.bench.variants import LAYOUTS
 from tritonpress_generator.progress import Progress
@@ -70,6 +70,8 @@ def test_every_section_measures(
     monkeypatch.setattr("tritonpress_generator.build.latency_ms", lambda *_: 1.0)
     monkeypatch.setattr("tritonpress_generator.bench.texts.TEXTS", 64)
     monkeypatch.setattr(served, "LAYOUTS", layouts)
+    loaded: list[str] = []
+    monkeypatch.setattr(variants, "load", lambda url, model: loaded.append(model) or load(url, model))
     recipe = write(tmp_path, task, engine={"onnxruntime": {"instances": 1}}, graph=graph)
     out = tmp_path / "figures.json"
     assert main([str(recipe), "--rounds", "1", "--slice-s", "0.002", "--out", str(out)]) == 0
@@ -83,6 +85,10 @@ def test_every_section_measures(
     measured = [figure["request"] for figure in figures["request"]]
     assert set(sizes) <= set(measured)
     assert ("1 × 20 windows of 48" in measured) == (task == "question_answering")
+    # Every variant once, and the one step that no ensemble names; what is loaded twice ends while it is measured.
+    called = [name for name in loaded if "_engine_" in name]
+    assert len(called) == ("scripting" in layouts)
+    assert len(loaded) == len(set(loaded)) == len(called) + len(graph) * len(layouts)
     printed = capsys.readouterr().out
     assert all(size in printed for size in measured)
 

@@ -21,6 +21,7 @@ from tritonpress_generator.cli import lengths_line
 from tritonpress_generator.forms import Form, Source, compile_forms
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.recipe import Recipe, Stage
+from tritonpress_generator.repository import read_config
 from tritonpress_generator.workload import Workload
 
 LAYOUTS = ("single", "ensemble")
@@ -101,8 +102,11 @@ class Bench:
         manifest = self.built(precision, layout).manifest
         name = manifest["workload"]
         if name not in self._served:
-            # The steps first: Triton knows of those that an ensemble names, and not of those that a step calls.
-            for model in (*manifest["steps"].values(), name):
+            ensemble = read_config(self.repository / name).ensemble_scheduling
+            loaded_with_it = {step.model_name for step in ensemble.step}
+            # Triton knows of no step that another calls. Loading one that it knows of would load it twice, and the
+            # first of the two would end while the second is measured.
+            for model in (*(step for step in manifest["steps"].values() if step not in loaded_with_it), name):
                 load(self.server.grpc_url, model)
             self._served.add(name)
         return Messages(self.server.grpc_url, name, requests)
