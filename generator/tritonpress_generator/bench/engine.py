@@ -21,7 +21,7 @@ _FIRST_SEGMENT_TOKENS = 14
 
 def section(bench: Bench) -> Any:
     """Returns and prints sequences per second of the padded form, of torch and of ONNX Runtime."""
-    form = bench.forms(bench.own, "exact")["exact"]
+    form = bench.forms(bench.own)["exact"]
     engines = {
         "torch eager FP32": bench.workload.baseline,
         "ONNX Runtime FP32": form.fp32_infer,

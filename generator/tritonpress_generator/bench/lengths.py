@@ -28,7 +28,7 @@ def _compare(bench: Bench, precision: str) -> dict[str, Any]:
     sequences = bench.source.samples
     size = min(BATCH, len(sequences))
     batches = [batch for batch in batches_of(sequences, size) if len(batch) == size]
-    forms = bench.forms(precision, "auto")
+    forms = bench.forms(precision)
     batchings = {word: Batching(**form.encoding["batching"]) for word, form in forms.items()}
     engines = {id(form.model): form.workers(bench.recipe.engine, [None])[0] for form in forms.values()}
     padded = engines[id(forms["exact"].model)]

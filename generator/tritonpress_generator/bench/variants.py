@@ -21,6 +21,7 @@ from tritonpress_generator.cli import lengths_line
 from tritonpress_generator.forms import Form, Source, compile_forms
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.recipe import Recipe, Stage
+from tritonpress_generator.repository import read_config
 from tritonpress_generator.workload import Workload
 
 LAYOUTS = ("single", "ensemble")
@@ -57,6 +58,7 @@ class Bench:
         fp32 = tuple(stage for stage in recipe.graph if stage.word != "quantize")
         self.graphs = {"fp32": fp32} | ({"int8": recipe.graph} if recipe.graph != fp32 else {})
         self.own = list(self.graphs)[-1]
+        self._forms: dict[str, dict[str, Form]] = {}
         self._built: dict[tuple[str, str], Built] = {}
         self._lengths: dict[str, tuple[Stage, ...]] = {}
         self._served: set[str] = set()
@@ -71,12 +73,13 @@ class Bench:
         """Serves what is loaded into it."""
         return self._stack.enter_context(TritonServer(self.repository, models=()))
 
-    def forms(self, precision: str, lengths: str) -> dict[str, Form]:
-        """Returns the model in the forms that the word `lengths` stands for."""
-        variant = replace(
-            self.recipe, graph=self.graphs[precision], lengths=recipes.lengths_of(lengths, path=self.recipe.path)
-        )
-        return compile_forms(variant, self.source)
+    def forms(self, precision: str) -> dict[str, Form]:
+        """Returns the model in every form of its lengths that it has."""
+        if precision not in self._forms:
+            lengths = recipes.lengths_of("auto", path=self.recipe.path)
+            variant = replace(self.recipe, graph=self.graphs[precision], lengths=lengths)
+            self._forms[precision] = compile_forms(variant, self.source)
+        return self._forms[precision]
 
     def built(self, precision: str, layout: str) -> Built:
         """Returns the variant's build; all layouts have the lengths that were measured for the first."""
@@ -99,8 +102,11 @@ class Bench:
         manifest = self.built(precision, layout).manifest
         name = manifest["workload"]
         if name not in self._served:
-            # The steps first: Triton knows of those that an ensemble names, and not of those that a step calls.
-            for model in (*manifest["steps"].values(), name):
+            ensemble = read_config(self.repository / name).ensemble_scheduling
+            loaded_with_it = {step.model_name for step in ensemble.step}
+            # Triton knows of no step that another calls. Loading one that it knows of would load it twice, and the
+            # first of the two would end while the second is measured.
+            for model in (*(step for step in manifest["steps"].values() if step not in loaded_with_it), name):
                 load(self.server.grpc_url, model)
             self._served.add(name)
         return Messages(self.server.grpc_url, name, requests)
