@@ -14,6 +14,24 @@ from typing import Any
 from tritonpress_generator.errors import InputError
 
 
+def read_text(path: Path) -> str:
+    """Returns the text of a file, gzipped or not.
+
+    Raises:
+        InputError: Unreadable, or not UTF-8; names the line.
+    """
+    try:
+        data = path.read_bytes()
+        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        bad_line = exc.object[: exc.start].count(b"\n") + 1
+        raise InputError(
+            f"{path}:{bad_line}: must be UTF-8, got byte 0x{exc.object[exc.start]:02x}; save it as UTF-8"
+        ) from exc
+    except (OSError, EOFError, zlib.error) as exc:
+        raise InputError(f"{path}: cannot be read ({exc}); correct the path in the recipe") from exc
+
+
 def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields the line number and the fields of each record of a JSONL, CSV or TSV file, gzipped or not.
 
@@ -22,16 +40,7 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         InputError: Unreadable, not UTF-8, or not what its name says; names the line.
     """
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except UnicodeDecodeError as exc:
-        bad_line = exc.object[: exc.start].count(b"\n") + 1
-        raise InputError(
-            f"{path}:{bad_line}: must be UTF-8, got byte 0x{exc.object[exc.start]:02x}; save it as UTF-8"
-        ) from exc
-    except (OSError, EOFError, zlib.error) as exc:
-        raise InputError(f"{path}: cannot be read ({exc}); correct the path in the recipe") from exc
+    text = read_text(path)
     name = path.name.removesuffix(".gz")
     if name.endswith((".csv", ".tsv")):
         stream = io.StringIO(text, newline="")

@@ -5,11 +5,9 @@ Source: Rajpurkar et al. 2016 and 2018; the metrics are those of the official `e
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import string
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tritonpress_generator.errors import InputError
+from tritonpress_generator.records import read_text
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -76,21 +75,13 @@ def load(path: Path) -> list[Question]:
 
 def _entries(path: Path) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Yields the title, the context and the question's entry of each question."""
+    text = read_text(path)
     try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
         articles = json.loads(text)["data"]
         for article in articles:
             for paragraph in article["paragraphs"]:
                 for entry in paragraph["qas"]:
                     yield str(article.get("title", "")), paragraph["context"], dict(entry)
-    except UnicodeDecodeError as exc:
-        line = exc.object[: exc.start].count(b"\n") + 1
-        raise InputError(
-            f"{path}:{line}: must be UTF-8, got byte 0x{exc.object[exc.start]:02x}; save it as UTF-8"
-        ) from exc
-    except (OSError, EOFError, zlib.error) as exc:
-        raise InputError(f"{path}: cannot be read ({exc}); correct the path") from exc
     except json.JSONDecodeError as exc:
         raise InputError(f"{path}: is not JSON ({exc}); give a file of SQuAD's form") from exc
     except (KeyError, TypeError, AttributeError, ValueError) as exc:
