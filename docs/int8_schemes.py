@@ -22,11 +22,11 @@ from tritonpress_generator import export
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.answering import alone, columns
 from tritonpress_generator.bench.engine import SHAPES, feeds, sequence_rates
-from tritonpress_generator.checkpoint import load_model
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.graph import fuse, quantize
 from tritonpress_generator.infer import Array, Infer
 from tritonpress_generator.onnx_graph import GraphEditor
+from tritonpress_generator.pretrained import load_model
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.quantization import quantize_int8_symmetric
 from tritonpress_generator.steps.single.pipeline import Pipeline

@@ -16,10 +16,11 @@ from tokenizers import Tokenizer
 
 from tritonpress_generator import export, trainable, written
 from tritonpress_generator import recipe as recipes
-from tritonpress_generator.checkpoint import Checkpoint, load_model, load_tokenizer, resolve
+from tritonpress_generator.checkpoint import Checkpoint, resolve
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array, Infer
 from tritonpress_generator.model_card import Score, model_card
+from tritonpress_generator.pretrained import load_model, load_tokenizer
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.recipe import Recipe, Stage
 from tritonpress_generator.trainable import Trainable

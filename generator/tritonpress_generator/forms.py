@@ -17,10 +17,11 @@ from tokenizers import Tokenizer
 
 from tritonpress_generator import export
 from tritonpress_generator.answering import alone
-from tritonpress_generator.checkpoint import Checkpoint, encoder_of, load_model
+from tritonpress_generator.checkpoint import Checkpoint
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Infer
+from tritonpress_generator.pretrained import encoder_of, load_model
 from tritonpress_generator.recipe import Recipe, Stage
 from tritonpress_generator.signature import Signature
 from tritonpress_generator.steps.tokenizer.sequences import Batching, Sequences

@@ -9,7 +9,8 @@ from typing import Any
 import peft
 import torch
 
-from tritonpress_generator.checkpoint import Checkpoint, encoder_of, load_model, quiet_peft
+from tritonpress_generator.checkpoint import Checkpoint
+from tritonpress_generator.pretrained import encoder_of, load_model, quiet_peft
 from tritonpress_generator.recipe import FinetuneConfig, LoraConfig, Recipe
 from tritonpress_generator.signature import Signature
 from tritonpress_generator.workload import check_length

@@ -9,10 +9,11 @@ from tokenizers import Tokenizer
 
 from tritonpress_generator import export
 from tritonpress_generator.answering import Answers, Encoder, Texts, asked, encoded, make_encoder, thinned
-from tritonpress_generator.checkpoint import Checkpoint, encoder_of, load_model, load_tokenizer, resolve
+from tritonpress_generator.checkpoint import Checkpoint, resolve
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.forms import Source
 from tritonpress_generator.infer import Infer
+from tritonpress_generator.pretrained import encoder_of, load_model, load_tokenizer
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.recipe import Recipe
 from tritonpress_generator.signature import Signature

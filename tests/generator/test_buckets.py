@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tritonpress_generator.checkpoint import load_tokenizer, resolve
+from tritonpress_generator.checkpoint import resolve
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.lengths import buckets
+from tritonpress_generator.pretrained import load_tokenizer
 from tritonpress_generator.recipe import ServeConfig, load
 from tritonpress_generator.signature import Signature
 from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder

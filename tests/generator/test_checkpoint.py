@@ -14,8 +14,9 @@ from tiny_encoders import FAMILIES
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModel, T5Config, T5Model, ViTConfig, ViTModel
 from tritonpress_generator import export
-from tritonpress_generator.checkpoint import load_encoder, load_tokenizer, resolve
+from tritonpress_generator.checkpoint import resolve
 from tritonpress_generator.errors import InputError
+from tritonpress_generator.pretrained import load_encoder, load_tokenizer
 from tritonpress_generator.recipe import CheckpointConfig
 
 
