@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,9 +71,7 @@ def finetune(recipe_path: Path, out: Path, data: Path | None, world: World) -> F
 
     say.stage(training.summary)
     say.pause()
-    started = time.monotonic()
     progress = training.train(out / "training")
-    minutes = (time.monotonic() - started) / 60
 
     say.stage("scores of what is written")
     chosen = training.chosen()
@@ -83,7 +80,7 @@ def finetune(recipe_path: Path, out: Path, data: Path | None, world: World) -> F
     world.gather(None)  # so that it is there for all
     scores = training.scores(written.read_back(recipe, out, stage.config), chosen)
     if world.writes:
-        card = model_card(recipe, folder, scores, progress, chosen, minutes=minutes)
+        card = model_card(recipe, folder, scores, progress, chosen)
         (out / "README.md").write_text(card, encoding="utf-8")
     say.done()
     return Finetuned(out, progress, scores)

@@ -37,8 +37,6 @@ def model_card(
     scores: Mapping[str, Mapping[str, Score]],
     progress: Progress,
     chosen: Mapping[str, Any],
-    *,
-    minutes: float,
 ) -> str:
     """Returns the model card in Markdown; there is nothing of this machine in it.
 
@@ -48,7 +46,6 @@ def model_card(
         scores: By data set and metric.
         progress: How the training went.
         chosen: What was chosen on the held-out examples.
-        minutes: How long the training took, of the last run if it was resumed.
     """
     stage = recipe.finetune
     if stage is None:
@@ -88,7 +85,7 @@ validation files:
 {chr(10).join(rows)}
 
 Chosen on the validation files: {", ".join(f"{name} {value:.4f}" for name, value in chosen.items()) or "nothing"}.
-Training took {minutes:.0f} minutes. Versions: {versions}. Settings:
+Training took {progress.seconds / 60:.0f} minutes. Versions: {versions}. Settings:
 
 ```yaml
 {settings}```

@@ -19,6 +19,7 @@ from tiny_training import write_examples, write_training
 from tritonpress_generator import finetune as finetuning
 from tritonpress_generator.finetune import finetune
 from tritonpress_generator.training.distributed import World
+from tritonpress_generator.training.loop import Progress
 
 SCRIPT = Path(__file__).parents[1] / "training_process.py"
 ALONE = World(0, 1, torch.device("cpu"))
@@ -64,10 +65,9 @@ def kill(running: subprocess.Popen[str], recipe: Path) -> None:
     running.communicate(timeout=60)
 
 
-def progress(recipe: Path) -> dict[str, Any]:
+def progress(recipe: Path) -> Progress:
     """Returns how a run went, as its last state says."""
-    read: dict[str, Any] = torch.load(recipe.parent / "out" / "training" / "state.pt")["progress"]
-    return read
+    return Progress(**torch.load(recipe.parent / "out" / "training" / "state.pt")["progress"])
 
 
 def weights(recipe: Path) -> dict[str, torch.Tensor]:
@@ -129,9 +129,9 @@ def test_killed_run_ends_as_one_that_was_not(runs: dict[str, Path], tmp_path: Pa
     finetune(recipe, recipe.parent / "out", None, ALONE)
     whole = write_training(tmp_path, "question_answering", **KILLED)
     finetune(whole, tmp_path / "out", None, ALONE)
-    assert 5 <= before["step"] < progress(whole)["step"] < 28
+    assert 5 <= before.step < progress(whole).step < 28
     assert before["worse"] > 0
-    assert progress(whole)["losses"][: before["step"]] == before["losses"]
+    assert progress(whole).losses[: before.step] == before.losses
     assert_same(recipe, whole)
 
 
@@ -148,10 +148,10 @@ def test_two_processes_compute_what_one_would(case: str, runs: dict[str, Path], 
             (tmp_path / path.name).write_bytes(path.read_bytes())
     finetune(alone, tmp_path / "out", None, ALONE)
     one, two = progress(alone), progress(runs[case])
-    assert len(one["losses"]) == len(two["losses"])
-    assert two["losses"] == pytest.approx(one["losses"], rel=1e-3, abs=1e-4)
-    assert two["losses"][:3] == pytest.approx(one["losses"][:3], rel=1e-5)
-    for entry, other in zip(one["evaluations"], two["evaluations"], strict=True):
+    assert len(one.losses) == len(two.losses)
+    assert two.losses == pytest.approx(one.losses, rel=1e-3, abs=1e-4)
+    assert two.losses[:3] == pytest.approx(one.losses[:3], rel=1e-5)
+    for entry, other in zip(one.evaluations, two.evaluations, strict=True):
         assert other == pytest.approx(entry, rel=1e-2)
     # Biases that a softmax takes away have no gradient but rounding, which Adam makes as large as any.
     for name, tensor in weights(alone).items():

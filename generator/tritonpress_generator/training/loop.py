@@ -45,6 +45,8 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     """Of each step, the mean over its batch."""
     evaluations: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = field(default=0.0, compare=False)
+    """Spent on all of this, in the runs that were killed too."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,8 @@ def train(trained: Trained, config: FinetuneConfig, folder: Path, world: World) 
     parallel = DistributedDataParallel(model) if world.size > 1 else model
     evaluations = set(schedule.evaluations)
     epochs: dict[int, list[list[int]]] = {}
-    # What a killed run has written of steps that are computed again is not shown twice.
-    board = SummaryWriter(str(folder / "tensorboard"), purge_step=progress.step + 1) if world.writes else None
-    report = _Report(schedule.steps, progress.step, shown=world.writes)
+    report = _Report(folder / "tensorboard", schedule.steps, progress.step, shown=world.writes)
+    clock = time.monotonic()
     try:
         while progress.step < schedule.steps and not _stops(progress, config):
             number = progress.step // schedule.steps_per_epoch
@@ -111,25 +112,18 @@ def train(trained: Trained, config: FinetuneConfig, folder: Path, world: World) 
             optimizer.zero_grad()
             progress.losses.append(loss.item())
             progress.step += 1
-            report.step(progress)
-            if board is not None:
-                board.add_scalar("train/loss", progress.losses[-1], progress.step)
-                board.add_scalar("train/learning_rate", rate, progress.step)
+            report.step(progress, rate)
             if progress.step in evaluations:
                 metrics = trained.evaluate()
                 _note(progress, metrics, trained.metric, state)
                 report.evaluated(progress, metrics)
-                if board is not None:
-                    for name, value in metrics.items():
-                        board.add_scalar(f"validation/{name}", value, progress.step)
+            clock, before = time.monotonic(), clock
+            progress.seconds += clock - before
             if state.is_due(evaluated=progress.step in evaluations):
-                if board is not None:
-                    board.flush()
+                report.flush()
                 state.save(progress)
     finally:
         report.close()
-        if board is not None:
-            board.close()
     state.restore_best()
     return progress
 
@@ -253,10 +247,12 @@ class _State:
 
 
 class _Report:
-    """Says how the training goes: a bar with the time left on a terminal, a line now and then elsewhere."""
+    """Shows how the training goes, in TensorBoard and with a bar on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, steps: int, first: int, *, shown: bool) -> None:
+    def __init__(self, board: Path, steps: int, first: int, *, shown: bool) -> None:
         self._shown = shown
+        # What a killed run has written of steps that are computed again is not shown twice.
+        self._board = SummaryWriter(str(board), purge_step=first + 1) if shown else None
         self._terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=steps, initial=first, desc="training", unit="step", leave=False, disable=None if shown else True
@@ -264,7 +260,8 @@ class _Report:
         self._steps, self._first = steps, first
         self._began = self._said = time.monotonic()
 
-    def step(self, progress: Progress) -> None:
+    def step(self, progress: Progress, rate: float) -> None:
+        self._draw(progress.step, {"train/loss": progress.losses[-1], "train/learning_rate": rate})
         recent = progress.losses[-100:]
         loss = sum(recent) / len(recent)
         self._bar.update()
@@ -276,6 +273,7 @@ class _Report:
             self._line(f"step {progress.step} of {self._steps}, loss {loss:.4f}, {left / 60:.0f} min left")
 
     def evaluated(self, progress: Progress, metrics: dict[str, float]) -> None:
+        self._draw(progress.step, {f"validation/{name}": value for name, value in metrics.items()})
         figures = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         best = "  (the best yet)" if progress.worse == 0 else ""
         if self._shown:
@@ -285,5 +283,16 @@ class _Report:
         tqdm.write(text, file=sys.stderr)
         sys.stderr.flush()
 
+    def _draw(self, step: int, values: Mapping[str, float]) -> None:
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        if self._board is not None:
+            self._board.flush()
+
     def close(self) -> None:
         self._bar.close()
+        if self._board is not None:
+            self._board.close()
