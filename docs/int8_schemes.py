@@ -2,8 +2,9 @@
 
     HF_HUB_OFFLINE=1 .venv/bin/python docs/int8_schemes.py
 
-fixed: what `graph: [fuse, quantize]` builds. by row: a scale for each token, taken at run time by plain operators.
-dynamic: ONNX Runtime's `quantize_dynamic`, a scale for the whole batch; and the same with one sequence a run.
+fixed: what `graph: [fuse, quantize]` builds, with weights of 7 bits and of 8. by row: a scale for each token, taken at
+run time by plain operators. dynamic: ONNX Runtime's `quantize_dynamic`, a scale for the whole batch; and the same with
+one sequence a run.
 """
 
 from __future__ import annotations
@@ -132,6 +133,9 @@ def schemes(workload: Workload) -> dict[str, Infer]:
     return {
         TORCH: workload.baseline,
         "fixed": session_infer(quantize.apply(fp32, quantize.Config(), samples).SerializeToString()),
+        "fixed, 8 bits": session_infer(
+            quantize.apply(fp32, quantize.Config(reduce_range=False), samples).SerializeToString()
+        ),
         "by row": session_infer(by_row(fp32).SerializeToString()),
         "dynamic, whole batch": dynamic,
         "dynamic, one a run": one_a_run(dynamic),

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 UINT8_MAX = 255
 INT8_MAX = 127
+INT7_MAX = 63
+"""Of weights that no product saturates: without VNNI a CPU adds two products of a UINT8 and an INT8 in 16 bits
+(VPMADDUBSW), which hold 2 · 255 · 64 at most."""
 _SMALLEST_SCALE = 1e-30
 """Keeps a range of nothing but zeros from dividing by 0, and what lies beyond it from overflowing FP32."""
 
@@ -32,15 +35,18 @@ def quantize_uint8(values: NDArray[Any], scale: np.float32, zero_point: np.uint8
     return np.asarray(codes, np.uint8)
 
 
-def quantize_int8_symmetric(values: NDArray[Any], *, axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Returns the codes in -127..127 of `values`, and a scale for each index of `axis`.
+def quantize_int8_symmetric(
+    values: NDArray[Any], *, axis: int, largest_code: int = INT8_MAX
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Returns the codes of `values`, and a scale for each index of `axis`.
 
     Args:
         values: FP32, any shape.
-        axis: The axis that keeps its own scales; the largest magnitude along the others becomes 127.
+        axis: The axis that keeps its own scales.
+        largest_code: What the largest magnitude along the other axes becomes; at most 127.
     """
     others = tuple(i for i in range(values.ndim) if i != axis % values.ndim)
     largest = np.abs(values).max(axis=others, keepdims=True)
-    scale = np.maximum(largest / INT8_MAX, _SMALLEST_SCALE).astype(np.float32)
-    codes = np.clip(np.round(values / scale), -INT8_MAX, INT8_MAX).astype(np.int8)
+    scale = np.maximum(largest / largest_code, _SMALLEST_SCALE).astype(np.float32)
+    codes = np.clip(np.round(values / scale), -largest_code, largest_code).astype(np.int8)
     return codes, scale.reshape(-1)

@@ -143,6 +143,21 @@ def test_quantising_without_texts_or_twice_is_refused(fp32: onnx.ModelProto, int
         quantize.apply(int8, quantize.Config(), [feed([4])])
 
 
+def test_products_that_are_excluded_stay_as_they_are(fp32: onnx.ModelProto) -> None:
+    samples = [feed([4 + i % 50], seed=i) for i in range(4)]
+    graph = quantize.apply(fp32, quantize.Config(exclude=["*layer.1/*", "*layer.0/output/*"]), samples).graph
+    names = {node.name for node in graph.node if node.op_type == "MatMulIntegerToFloat"}
+    assert {name.split("layer.")[1] for name in names} == {
+        "0/attention/self/Attention/qkv_MatMul/int8",
+        "0/attention/output/dense/MatMul/int8",
+        "0/intermediate/dense/MatMul/int8",
+    }
+    with pytest.raises(
+        InputError, match=r"exclude: must match the name of a product, '\*layer.7/\*' matches none of 8"
+    ):
+        quantize.apply(fp32, quantize.Config(exclude=["*layer.1/*", "*layer.7/*"]), samples)
+
+
 def test_engine_refuses_what_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"not a model")
     with pytest.raises(InputError, match="ONNX Runtime refuses the model"):

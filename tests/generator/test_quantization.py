@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from onnx import TensorProto, helper, numpy_helper
+from tritonpress_generator.engines.onnxruntime import session_infer
+from tritonpress_generator.graph import quantize
 from tritonpress_generator.quantization import quantize_int8_symmetric, quantize_uint8, uint8_parameters
 
 ARRAYS = hnp.arrays(
@@ -48,3 +51,24 @@ def test_int8_keeps_signs_and_half_a_scale_for_each_channel(values: np.ndarray) 
         back = codes * scales.reshape(shape).astype(np.float64)
         assert np.all(np.abs(back - values) <= 0.501 * scales.reshape(shape) + 1e-6 * np.abs(values))
         assert np.all(np.sign(codes) * np.sign(values) >= 0)
+
+
+@given(st.integers(1, 80), st.integers(16, 40), st.integers(0, 2**32 - 1), st.booleans())
+@settings(deadline=None)
+def test_no_product_saturates_on_any_cpu(depth: int, columns: int, seed: int, extreme: bool) -> None:
+    """A product of the largest codes, which a CPU without VNNI adds up in 16 bits, is what integers give."""
+    generator = np.random.default_rng(seed)
+    weight = generator.choice([-1.0, 1.0], (depth, columns)) if extreme else generator.normal(size=(depth, columns))
+    values = np.full((3, depth), 2.0) if extreme else generator.normal(size=(3, depth))
+    weight, values = weight.astype(np.float32), values.astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")]
+    shapes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "product", shapes[:1], shapes[1:], [numpy_helper.from_array(weight, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    int8 = quantize.apply(model, quantize.Config(), [{"x": values}])
+    codes, scales = quantize_int8_symmetric(weight, axis=1, largest_code=63)
+    scale, zero_point = uint8_parameters(float(values.min()), float(values.max()))
+    of_values = quantize_uint8(values, scale, zero_point).astype(np.int64) - int(zero_point)
+    expected = (of_values @ codes.astype(np.int64)) * (scales.astype(np.float64) * float(scale))
+    given_ = session_infer(int8.SerializeToString())({"x": values})["y"]
+    assert np.allclose(given_, expected, rtol=1e-5, atol=1e-5 * float(np.abs(expected).max() + 1e-3))

@@ -2,7 +2,10 @@
 
 Activations are unsigned because ONNX Runtime's products of signed with signed bytes are an order of magnitude slower.
 Their scales are fixed at build time: dynamic quantisation takes its scales over a whole batch, so that an answer
-depends on its neighbours. Every product of activations with a constant weight becomes one QuantizeLinear and one
+depends on its neighbours. Weights have 7 bits, unless the recipe says otherwise: 8 saturate in the products of a CPU
+without VNNI, so that what was gated on one CPU would not be what another one answers.
+
+Every product of activations with a constant weight becomes one QuantizeLinear and one
 `com.microsoft.MatMulIntegerToFloat` that adds the bias; attention's own products, softmax and LayerNormalization stay
 in FP32. So do products of a few columns, such as a head that gives a start and an end score: they save nothing, and
 their answer is the model's. Embedding tables keep a scale a row.
@@ -11,6 +14,7 @@ their answer is the model's. Embedding tables keep a scale a row.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import numpy as np
@@ -22,7 +26,7 @@ from pydantic import Field
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array
 from tritonpress_generator.onnx_graph import GraphEditor
-from tritonpress_generator.quantization import quantize_int8_symmetric, uint8_parameters
+from tritonpress_generator.quantization import INT7_MAX, INT8_MAX, quantize_int8_symmetric, uint8_parameters
 from tritonpress_generator.recipe import Settings
 
 _SMALLEST_TABLE = 256
@@ -34,6 +38,10 @@ class Config(Settings):
     """The type of the weights and activations of matrix products."""
     calibration: Literal["min_max"] = "min_max"
     """How an activation's range is chosen: the smallest and largest value seen."""
+    reduce_range: bool = True
+    """Whether weights of products have 7 bits, which no CPU saturates, rather than 8."""
+    exclude: list[str] = Field(default_factory=list)
+    """Patterns (`*layer.5/output*`) of the names of products that stay in FP32."""
     samples: int = Field(default=256, ge=1)
     """How many of the task's texts are run to see the ranges."""
 
@@ -47,7 +55,7 @@ def apply(model: onnx.ModelProto, config: Config, samples: Sequence[dict[str, Ar
         samples: The task's texts as the model's inputs, one sequence each.
 
     Raises:
-        InputError: There is nothing to calibrate with, or nothing to quantise.
+        InputError: There is nothing to calibrate with, or nothing to quantise, or a pattern is of no product.
     """
     if not samples:
         raise InputError("quantize: calibration needs at least 1 text, got 0; the task must have texts")
@@ -57,9 +65,10 @@ def apply(model: onnx.ModelProto, config: Config, samples: Sequence[dict[str, Ar
     products = [node for node in quantized.graph.node if _is_linear(editor, node)]
     if not products:
         raise InputError("quantize: the graph has no product with constant weights; quantise it only once")
+    products = _included(products, config.exclude)
     ranges = _ranges(model, [node.input[0] for node in products], samples[: config.samples])
     for node in products:
-        _quantize_product(editor, node, *ranges[node.input[0]])
+        _quantize_product(editor, node, *ranges[node.input[0]], INT7_MAX if config.reduce_range else INT8_MAX)
     for node in [node for node in quantized.graph.node if node.op_type == "Gather"]:
         _quantize_table(editor, node)
     editor.use_opset("com.microsoft", 1)
@@ -75,6 +84,17 @@ def _is_linear(editor: GraphEditor, node: onnx.NodeProto) -> bool:
     if weight is None or weight.ndim != 2 or weight.dtype != np.float32:
         return False
     return weight.shape[1] >= _FEWEST_COLUMNS
+
+
+def _included(products: list[onnx.NodeProto], patterns: Sequence[str]) -> list[onnx.NodeProto]:
+    """Returns the products whose names match none of `patterns`."""
+    for pattern in patterns:
+        if not any(fnmatchcase(node.name, pattern) for node in products):
+            raise InputError(
+                f"quantize: exclude: must match the name of a product, {pattern!r} matches none of {len(products)}; "
+                f"they are named like {products[0].name!r}"
+            )
+    return [node for node in products if not any(fnmatchcase(node.name, pattern) for pattern in patterns)]
 
 
 def _ranges(
@@ -95,12 +115,12 @@ def _ranges(
     return {name: (low[name], high[name]) for name in names}
 
 
-def _quantize_product(editor: GraphEditor, node: onnx.NodeProto, low: float, high: float) -> None:
+def _quantize_product(editor: GraphEditor, node: onnx.NodeProto, low: float, high: float, largest_code: int) -> None:
     """Replaces a MatMul, and the bias's Add behind it, by QuantizeLinear and MatMulIntegerToFloat."""
     name = node.name or node.output[0]
     weight = editor.constant(node.input[1])
     scale, zero_point = uint8_parameters(low, high)
-    codes, weight_scales = quantize_int8_symmetric(np.asarray(weight), axis=1)
+    codes, weight_scales = quantize_int8_symmetric(np.asarray(weight), axis=1, largest_code=largest_code)
     constants: dict[str, Array] = {
         "scale": np.array(scale),
         "zero_point": np.array(zero_point),
