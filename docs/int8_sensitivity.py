@@ -34,8 +34,10 @@ def graphs(workload: Workload, fp32: onnx.ModelProto, layers: int) -> dict[str, 
     """Returns the model in FP32, in INT8, and in INT8 but for a part of it."""
     samples = [feed for _, feed in alone(workload.source().calibration)]
     configs = {
-        "INT8, weights of 8 bits": quantize.Config(reduce_range=False),
-        "INT8, weights of 7 bits": quantize.Config(),
+        "INT8, 8 bits, not smoothed": quantize.Config(reduce_range=False, smooth=False),
+        "INT8, 7 bits, not smoothed": quantize.Config(smooth=False),
+        "INT8, 8 bits, smoothed": quantize.Config(reduce_range=False),
+        "INT8, 7 bits, smoothed": quantize.Config(),
     }
     configs |= {f"{name} in FP32": quantize.Config(exclude=[pattern]) for name, pattern in KINDS.items()}
     configs |= {f"layer {i} in FP32": quantize.Config(exclude=[f"*layer.{i}/*"]) for i in range(layers)}

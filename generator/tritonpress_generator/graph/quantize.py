@@ -3,7 +3,8 @@
 Activations are unsigned because ONNX Runtime's products of signed with signed bytes are an order of magnitude slower.
 Their scales are fixed at build time: dynamic quantisation takes its scales over a whole batch, so that an answer
 depends on its neighbours. Weights have 7 bits, unless the recipe says otherwise: 8 saturate in the products of a CPU
-without VNNI, so that what was gated on one CPU would not be what another one answers.
+without VNNI, so that what was gated on one CPU would not be what another one answers. Channels that are much larger
+than the others are scaled down before a product, and its weights up (`smoothing.py`).
 
 Every product of activations with a constant weight becomes one QuantizeLinear and one
 `com.microsoft.MatMulIntegerToFloat` that adds the bias; attention's own products, softmax and LayerNormalization stay
@@ -23,14 +24,17 @@ import onnxruntime
 from onnx import TensorProto, helper
 from pydantic import Field
 
+from tritonpress_generator import smoothing
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array
 from tritonpress_generator.onnx_graph import GraphEditor
-from tritonpress_generator.quantization import INT7_MAX, INT8_MAX, quantize_int8_symmetric, uint8_parameters
+from tritonpress_generator.quantization import INT7_MAX, INT8_MAX, quantize_int8_symmetric
 from tritonpress_generator.recipe import Settings
 
 _SMALLEST_TABLE = 256
 _FEWEST_COLUMNS = 16
+_ROWS_OF_SAMPLE = 2
+"""Tokens of each text on which a product's error is measured."""
 
 
 class Config(Settings):
@@ -40,6 +44,8 @@ class Config(Settings):
     """How an activation's range is chosen: the smallest and largest value seen."""
     reduce_range: bool = True
     """Whether weights of products have 7 bits, which no CPU saturates, rather than 8."""
+    smooth: bool = True
+    """Whether channels are scaled before a product, where that halves its error (`smoothing.py`)."""
     exclude: list[str] = Field(default_factory=list)
     """Patterns (`*layer.5/output*`) of the names of products that stay in FP32."""
     samples: int = Field(default=256, ge=1)
@@ -66,9 +72,9 @@ def apply(model: onnx.ModelProto, config: Config, samples: Sequence[dict[str, Ar
     if not products:
         raise InputError("quantize: the graph has no product with constant weights; quantise it only once")
     products = _included(products, config.exclude)
-    ranges = _ranges(model, [node.input[0] for node in products], samples[: config.samples])
+    observed = _observed(model, [node.input[0] for node in products], samples[: config.samples])
     for node in products:
-        _quantize_product(editor, node, *ranges[node.input[0]], INT7_MAX if config.reduce_range else INT8_MAX)
+        _quantize_product(editor, node, observed[node.input[0]], config)
     for node in [node for node in quantized.graph.node if node.op_type == "Gather"]:
         _quantize_table(editor, node)
     editor.use_opset("com.microsoft", 1)
@@ -97,30 +103,44 @@ def _included(products: list[onnx.NodeProto], patterns: Sequence[str]) -> list[o
     return [node for node in products if not any(fnmatchcase(node.name, pattern) for pattern in patterns)]
 
 
-def _ranges(
+def _observed(
     model: onnx.ModelProto, names: list[str], samples: Sequence[dict[str, Array]]
-) -> dict[str, tuple[float, float]]:
-    """Returns the smallest and the largest value that each of the tensors `names` takes over `samples`."""
+) -> dict[str, smoothing.Observed]:
+    """Returns what values each of the tensors `names` takes over `samples`."""
     names = list(dict.fromkeys(names))
-    observed = onnx.ModelProto()
-    observed.CopyFrom(model)
-    observed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
-    session = onnxruntime.InferenceSession(observed.SerializeToString(), providers=["CPUExecutionProvider"])
-    low = dict.fromkeys(names, 0.0)
-    high = dict.fromkeys(names, 0.0)
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    session = onnxruntime.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
+    generator = np.random.default_rng(0)
+    seen: dict[str, list[tuple[Array, Array, Array]]] = {name: [] for name in names}
     for feed in samples:
         for name, tensor in zip(names, session.run(names, dict(feed)), strict=True):
-            low[name] = min(low[name], float(tensor.min()))
-            high[name] = max(high[name], float(tensor.max()))
-    return {name: (low[name], high[name]) for name in names}
+            rows = tensor.reshape(-1, tensor.shape[-1])
+            some = rows[generator.permutation(len(rows))[:_ROWS_OF_SAMPLE]]
+            seen[name].append((rows.min(axis=0), rows.max(axis=0), some))
+    observed = {}
+    for name, parts in seen.items():
+        low, high, rows = zip(*parts, strict=True)
+        observed[name] = smoothing.Observed(np.min(low, axis=0), np.max(high, axis=0), np.concatenate(rows))
+    return observed
 
 
-def _quantize_product(editor: GraphEditor, node: onnx.NodeProto, low: float, high: float, largest_code: int) -> None:
+def _quantize_product(editor: GraphEditor, node: onnx.NodeProto, observed: smoothing.Observed, config: Config) -> None:
     """Replaces a MatMul, and the bias's Add behind it, by QuantizeLinear and MatMulIntegerToFloat."""
     name = node.name or node.output[0]
-    weight = editor.constant(node.input[1])
-    scale, zero_point = uint8_parameters(low, high)
-    codes, weight_scales = quantize_int8_symmetric(np.asarray(weight), axis=1, largest_code=largest_code)
+    weight = np.asarray(editor.constant(node.input[1]))
+    largest_code = INT7_MAX if config.reduce_range else INT8_MAX
+    scales = smoothing.channel_scales(observed, weight, largest_code=largest_code) if config.smooth else None
+    source, nodes = node.input[0], []
+    if scales is not None:
+        source = f"{name}/int8/smoothed"
+        inverse = editor.add_constant(f"{name}/int8/inverse_scales", 1 / scales)
+        nodes.append(helper.make_node("Mul", [node.input[0], inverse], [source], name=f"{name}/int8/smooth"))
+    else:
+        scales = np.ones(len(weight), np.float32)
+    scale, zero_point = observed.parameters(scales)
+    codes, weight_scales = quantize_int8_symmetric(weight * scales[:, None], axis=1, largest_code=largest_code)
     constants: dict[str, Array] = {
         "scale": np.array(scale),
         "zero_point": np.array(zero_point),
@@ -136,14 +156,14 @@ def _quantize_product(editor: GraphEditor, node: onnx.NodeProto, low: float, hig
         inputs.append(bias)
         output = add.output[0]
         editor.model.graph.node.remove(add)
-    product = helper.make_node("MatMulIntegerToFloat", inputs, [output], name=f"{name}/int8", domain="com.microsoft")
-    quantize = helper.make_node(
+    quantized = helper.make_node(
         "QuantizeLinear",
-        [node.input[0], names["scale"], names["zero_point"]],
+        [source, names["scale"], names["zero_point"]],
         [inputs[0]],
         name=f"{name}/int8/quantize",
     )
-    editor.replace(node, [quantize, product])
+    product = helper.make_node("MatMulIntegerToFloat", inputs, [output], name=f"{name}/int8", domain="com.microsoft")
+    editor.replace(node, [*nodes, quantized, product])
     editor.refresh()
 
 
