@@ -1,9 +1,9 @@
 """Moves what makes activations hard to quantise into the weights, channel by channel.
 
 A few channels of a BERT's activations are an order of magnitude larger than the others, and one scale for all leaves
-these a handful of codes. `x @ w` equals `(x / s) @ (s * w)` for any scale `s` a channel; weights, which have a scale for
-each column, bear more. Source: Xiao et al. 2023, "SmoothQuant: Accurate and Efficient Post-Training Quantization for
-Large Language Models", equation 4; the strength is chosen for each product by the error that is left.
+these a handful of codes. `x @ w` equals `(x / s) @ (s * w)` for any scale `s` a channel; weights, which have a scale
+for each column, bear more. Source: Xiao et al. 2023, "SmoothQuant: Accurate and Efficient Post-Training Quantization
+for Large Language Models", equation 4; the strength is chosen for each product by the error that is left.
 """
 
 from __future__ import annotations
