@@ -130,7 +130,7 @@ def test_killed_run_ends_as_one_that_was_not(runs: dict[str, Path], tmp_path: Pa
     whole = write_training(tmp_path, "question_answering", **KILLED)
     finetune(whole, tmp_path / "out", None, ALONE)
     assert 5 <= before.step < progress(whole).step < 28
-    assert before["worse"] > 0
+    assert before.worse > 0
     assert progress(whole).losses[: before.step] == before.losses
     assert_same(recipe, whole)
 
