@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from tiny_sources import ADJECTIVES, NOUNS, items, write_checkpoint, write_jsonl, write_recipe
+from tritonpress_generator.finetune import Finetuned, finetune
+from tritonpress_generator.training.distributed import World
 
 SETTINGS: dict[str, Any] = {
     "epochs": 4,
@@ -27,6 +30,10 @@ TASKS: dict[str, Any] = {
     "classification": "classification",
     "recommendation": {"recommendation": {"catalogue": "catalogue.jsonl", "top_k": 10}},
 }
+ALONE = World(0, 1, torch.device("cpu"))
+LORA = {"lora": {"rank": 8, "alpha": 16}}
+LEARNT = {"epochs": 10}
+"""Enough for a classifier to learn something."""
 METRICS = {"question_answering": "f1", "classification": "accuracy", "recommendation": "ndcg@10"}
 
 
@@ -116,3 +123,12 @@ def change(recipe: Path, **settings: Any) -> Path:
         data[name] = {**data[name], **value} if name in {"finetune", "checkpoint", "serve"} and value else value
     recipe.write_text(yaml.safe_dump(data), encoding="utf-8")
     return recipe
+
+
+def run(recipe: Path, out: Path | None = None) -> Finetuned:
+    return finetune(recipe, out or recipe.parent / "out", None, ALONE)
+
+
+def of_written(recipe: Path, settings: dict[str, Any]) -> Path:
+    """Returns `recipe` with what was trained by it as its checkpoint."""
+    return change(recipe, checkpoint={"adapter": "out"} if "lora" in settings else {"source": "./out"})

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,18 @@ import pytest
 import torch
 import transformers as hf
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_encoders import FAMILIES
-from tiny_training import FILES, SETTINGS, change, write_training
-from tokenizers import Tokenizer
-from tritonpress_generator import cli, repository, squad
+from tiny_training import FILES, LEARNT, LORA, SETTINGS, change, of_written, run, write_training
+from tritonpress_generator import cli, repository
 from tritonpress_generator import finetune as finetuning
 from tritonpress_generator.evaluate import evaluate
-from tritonpress_generator.finetune import Finetuned, finetune
+from tritonpress_generator.finetune import Finetuned
 from tritonpress_generator.recipe import load
 from tritonpress_generator.token_states import token_states
 from tritonpress_generator.trainable import set_dropout
-from tritonpress_generator.training import question_answering
-from tritonpress_generator.training.distributed import World
 
-ALONE = World(0, 1, torch.device("cpu"))
-LORA = {"lora": {"rank": 8, "alpha": 16}}
-LEARNT = {"epochs": 10}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "question_answering": ("question_answering", {}),
     "question_answering_lora": ("question_answering", LORA),
@@ -45,18 +38,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def run(recipe: Path, out: Path | None = None) -> Finetuned:
-    return finetune(recipe, out or recipe.parent / "out", None, ALONE)
-
-
 def weights(folder: Path) -> bytes:
     (path,) = folder.glob("*.safetensors")
     return path.read_bytes()
-
-
-def of_written(recipe: Path, settings: dict[str, Any]) -> Path:
-    """Returns `recipe` with what was trained by it as its checkpoint."""
-    return change(recipe, checkpoint={"adapter": "out"} if "lora" in settings else {"source": "./out"})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -198,37 +182,6 @@ def test_what_no_answer_depends_on_stays_as_it_is(task: str, tmp_path: Path) -> 
     assert changed == {name for name in before if "pooler" not in name}
 
 
-def negatives(share: float) -> tuple[list[squad.Question], list[squad.Question]]:
-    """Returns questions of articles with three paragraphs, and the negatives that are made of them."""
-    texts = ["red lamp", "blue chair", "red chair"]
-    questions = [
-        squad.Question(f"{article}-{i}", "?", f"{text} {article}", (squad.Answer(text.split()[0], 0),), str(article))
-        for article in range(20)
-        for i, text in enumerate(texts)
-    ]
-    config = question_answering.Config(train=["a"], validation=["b"], negatives=share, seed=1)
-    made = question_answering.augmented(questions, config)
-    assert made[: len(questions)] == questions
-    return questions, made[len(questions) :]
-
-
-def test_negatives_are_of_the_same_article_and_have_none_of_the_answers() -> None:
-    questions, made = negatives(0.5)
-    by_id = {question.question_id: question for question in questions}
-    for negative in made:
-        origin = by_id[negative.question_id.removesuffix("-none")]
-        assert negative.answers == ()
-        assert (negative.title, negative.question) == (origin.title, origin.question)
-        assert negative.context != origin.context
-        assert not any(answer.text in negative.context for answer in origin.answers)
-    assert len({negative.question_id for negative in made}) == len(made)
-    assert {negative.context[:3] for negative in made} == {"red", "blu"}
-
-
-def test_as_many_negatives_as_were_asked_for() -> None:
-    assert [len(negatives(share)[1]) for share in (0.0, 0.5, 1.0)] == [0, 30, 60]
-
-
 def test_threshold_of_no_answer_is_chosen_written_and_counted_in_the_scores(tmp_path: Path) -> None:
     recipe = write_training(tmp_path, "question_answering", negatives=0.5, epochs=8)
     for name in ("dev.json", "test.json"):
@@ -262,91 +215,6 @@ def test_recipes_own_threshold_and_temperature_are_those_of_the_scores(tmp_path:
     done = run(change(recipe, task={"classification": {"temperature": 7.5}}))
     metrics = evaluate(of_written(recipe, {}), "torch")
     assert {name: score.value for name, score in done.scores["test.tsv"].items()} == pytest.approx(metrics, abs=1e-6)
-
-
-def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    (path,) = folder.glob("*.safetensors")
-    tensors = load_file(path)
-    edit(tensors)
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
-def drop(part: str) -> Callable[[dict[str, torch.Tensor]], None]:
-    def edit(tensors: dict[str, torch.Tensor]) -> None:
-        for name in [name for name in tensors if part in name]:
-            del tensors[name]
-
-    return edit
-
-
-def test_adapter_has_the_pooler_that_its_checkpoint_lacks(tmp_path: Path) -> None:
-    recipe = write_training(tmp_path, "classification", **LORA | LEARNT)
-    edit_weights(tmp_path / "checkpoint", drop("pooler"))
-    done = run(recipe)
-    assert done.scores["test.tsv"]["accuracy"].value > 0.7
-    torch.manual_seed(7)  # of no effect: nothing that is read is made up
-    metrics = evaluate(of_written(recipe, LORA), "torch")
-    assert {name: score.value for name, score in done.scores["test.tsv"].items()} == pytest.approx(metrics, abs=1e-6)
-
-
-@pytest.mark.parametrize("settings", [{}, LORA])
-def test_head_for_other_labels_is_made_anew(tmp_path: Path, settings: dict[str, Any]) -> None:
-    recipe = write_training(tmp_path, "classification", epochs=1, **settings)
-    config = hf.AutoConfig.from_pretrained(tmp_path / "checkpoint", num_labels=5)
-    hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "checkpoint", config=config).save_pretrained(
-        tmp_path / "checkpoint"
-    )
-    done = run(recipe)
-    metrics = evaluate(of_written(recipe, settings), "torch")
-    assert metrics["accuracy"] == done.scores["test.tsv"]["accuracy"].value
-    assert hf.AutoConfig.from_pretrained(tmp_path / "out").id2label == {0: "age", 1: "shape"}
-
-
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (drop("classifier"), r"must have the task's head, classifier\.bias is missing; give one"),
-        (drop("layer.1.attention.self.query.lora_A"), r"cannot be merged .*1 tensors are of one of them alone"),
-        (lambda tensors: tensors.update(more=torch.zeros(1)), r"cannot be merged .*1 tensors are of one of them alone"),
-    ],
-)
-def test_adapter_that_is_not_whole_is_refused(
-    tmp_path: Path, edit: Callable[[dict[str, torch.Tensor]], None], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = write_training(tmp_path, "classification", epochs=1, **LORA)
-    edit_weights(run(recipe).folder, edit)
-    assert cli.main(["evaluate", str(of_written(recipe, LORA))]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("tritonpress evaluate: checkpoint")
-    assert re.search(message, error)
-
-
-@pytest.mark.parametrize("settings", [{}, LORA])
-def test_pooling_of_the_checkpoint_is_that_of_what_is_written(tmp_path: Path, settings: dict[str, Any]) -> None:
-    recipe = write_training(tmp_path, "recommendation", epochs=1, **settings)
-    pooling = tmp_path / "checkpoint" / "1_Pooling" / "config.json"
-    pooling.parent.mkdir()
-    pooling.write_text('{"pooling_mode_cls_token": true}')
-    run(recipe)
-    kept = evaluate(of_written(recipe, settings), "torch")
-    task = load(recipe).task.config.model_dump(exclude={"pooling"})
-    assert evaluate(change(recipe, task={"recommendation": task | {"pooling": "cls"}}), "torch") == kept
-    assert evaluate(change(recipe, task={"recommendation": task | {"pooling": "mean"}}), "torch") != kept
-
-
-def test_written_tokenizer_is_that_of_the_checkpoint(tmp_path: Path) -> None:
-    run(write_training(tmp_path, "question_answering", epochs=1))
-    written, source = (Tokenizer.from_file(str(tmp_path / name / "tokenizer.json")) for name in ("out", "checkpoint"))
-    assert written.to_str() == source.to_str()
-    assert written.truncation is None
-
-
-def test_absolute_source_is_written_by_its_name(tmp_path: Path) -> None:
-    recipe = write_training(tmp_path, "classification", epochs=1, **LORA)
-    run(change(recipe, checkpoint={"source": str(tmp_path / "checkpoint")}))
-    for name in ("README.md", "adapter_config.json"):
-        assert str(tmp_path) not in (tmp_path / "out" / name).read_text()
-    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == "checkpoint"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

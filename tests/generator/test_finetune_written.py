@@ -1,0 +1,113 @@
+"""What is written of a training is whole, of its checkpoint, and refused where it is not."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import load_file, save_file
+from tiny_training import LEARNT, LORA, change, of_written, run, write_training
+from tokenizers import Tokenizer
+from tritonpress_generator import cli
+from tritonpress_generator import finetune as finetuning
+from tritonpress_generator.evaluate import evaluate
+from tritonpress_generator.recipe import load
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_resamples() -> Iterator[None]:
+    """Intervals of fewer resamples than people are shown, for they take as long as a tiny training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetuning, "_RESAMPLES", 40)
+        yield
+
+
+def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    (path,) = folder.glob("*.safetensors")
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def drop(part: str) -> Callable[[dict[str, torch.Tensor]], None]:
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if part in name]:
+            del tensors[name]
+
+    return edit
+
+
+def test_adapter_has_the_pooler_that_its_checkpoint_lacks(tmp_path: Path) -> None:
+    recipe = write_training(tmp_path, "classification", **LORA | LEARNT)
+    edit_weights(tmp_path / "checkpoint", drop("pooler"))
+    done = run(recipe)
+    assert done.scores["test.tsv"]["accuracy"].value > 0.7
+    torch.manual_seed(7)  # of no effect: nothing that is read is made up
+    metrics = evaluate(of_written(recipe, LORA), "torch")
+    assert {name: score.value for name, score in done.scores["test.tsv"].items()} == pytest.approx(metrics, abs=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{}, LORA])
+def test_head_for_other_labels_is_made_anew(tmp_path: Path, settings: dict[str, Any]) -> None:
+    recipe = write_training(tmp_path, "classification", epochs=1, **settings)
+    config = hf.AutoConfig.from_pretrained(tmp_path / "checkpoint", num_labels=5)
+    hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "checkpoint", config=config).save_pretrained(
+        tmp_path / "checkpoint"
+    )
+    done = run(recipe)
+    metrics = evaluate(of_written(recipe, settings), "torch")
+    assert metrics["accuracy"] == done.scores["test.tsv"]["accuracy"].value
+    assert hf.AutoConfig.from_pretrained(tmp_path / "out").id2label == {0: "age", 1: "shape"}
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (drop("classifier"), r"must have the task's head, classifier\.bias is missing; give one"),
+        (drop("layer.1.attention.self.query.lora_A"), r"cannot be merged .*1 tensors are of one of them alone"),
+        (lambda tensors: tensors.update(more=torch.zeros(1)), r"cannot be merged .*1 tensors are of one of them alone"),
+    ],
+)
+def test_adapter_that_is_not_whole_is_refused(
+    tmp_path: Path, edit: Callable[[dict[str, torch.Tensor]], None], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_training(tmp_path, "classification", epochs=1, **LORA)
+    edit_weights(run(recipe).folder, edit)
+    assert cli.main(["evaluate", str(of_written(recipe, LORA))]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("tritonpress evaluate: checkpoint")
+    assert re.search(message, error)
+
+
+@pytest.mark.parametrize("settings", [{}, LORA])
+def test_pooling_of_the_checkpoint_is_that_of_what_is_written(tmp_path: Path, settings: dict[str, Any]) -> None:
+    recipe = write_training(tmp_path, "recommendation", epochs=1, **settings)
+    pooling = tmp_path / "checkpoint" / "1_Pooling" / "config.json"
+    pooling.parent.mkdir()
+    pooling.write_text('{"pooling_mode_cls_token": true}')
+    run(recipe)
+    kept = evaluate(of_written(recipe, settings), "torch")
+    task = load(recipe).task.config.model_dump(exclude={"pooling"})
+    assert evaluate(change(recipe, task={"recommendation": task | {"pooling": "cls"}}), "torch") == kept
+    assert evaluate(change(recipe, task={"recommendation": task | {"pooling": "mean"}}), "torch") != kept
+
+
+def test_written_tokenizer_is_that_of_the_checkpoint(tmp_path: Path) -> None:
+    run(write_training(tmp_path, "question_answering", epochs=1))
+    written, source = (Tokenizer.from_file(str(tmp_path / name / "tokenizer.json")) for name in ("out", "checkpoint"))
+    assert written.to_str() == source.to_str()
+    assert written.truncation is None
+
+
+def test_absolute_source_is_written_by_its_name(tmp_path: Path) -> None:
+    recipe = write_training(tmp_path, "classification", epochs=1, **LORA)
+    run(change(recipe, checkpoint={"source": str(tmp_path / "checkpoint")}))
+    for name in ("README.md", "adapter_config.json"):
+        assert str(tmp_path) not in (tmp_path / "out" / name).read_text()
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == "checkpoint"
