@@ -156,6 +156,8 @@ def test_products_that_are_excluded_stay_as_they_are(fp32: onnx.ModelProto) -> N
         InputError, match=r"exclude: must match the name of a product, '\*layer.7/\*' matches none of 8"
     ):
         quantize.apply(fp32, quantize.Config(exclude=["*layer.1/*", "*layer.7/*"]), samples)
+    with pytest.raises(InputError, match="must leave a product to quantise, all 8 match"):
+        quantize.apply(fp32, quantize.Config(exclude=["*"]), samples)
 
 
 def test_engine_refuses_what_is_no_model(tmp_path: Path) -> None:

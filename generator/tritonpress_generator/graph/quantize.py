@@ -100,7 +100,12 @@ def _included(products: list[onnx.NodeProto], patterns: Sequence[str]) -> list[o
                 f"quantize: exclude: must match the name of a product, {pattern!r} matches none of {len(products)}; "
                 f"they are named like {products[0].name!r}"
             )
-    return [node for node in products if not any(fnmatchcase(node.name, pattern) for pattern in patterns)]
+    included = [node for node in products if not any(fnmatchcase(node.name, pattern) for pattern in patterns)]
+    if not included:
+        raise InputError(
+            f"quantize: exclude: must leave a product to quantise, all {len(products)} match; leave quantize out"
+        )
+    return included
 
 
 def _observed(
