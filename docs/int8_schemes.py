@@ -13,6 +13,7 @@ import argparse
 import random
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -103,9 +104,9 @@ def compared(workload: Workload, rounds: int, slice_s: float) -> list[list[str]]
     rows = []
     reference = None
     for name, infer in ways.items():
-        pipeline = Pipeline(alone, infer, workload.postprocessor)
+        pipeline = Pipeline(alone, partial(map, infer), workload.postprocessor)
         answers = pipeline(sequences, arrays)
-        batched = Pipeline(shuffled_batches, infer, workload.postprocessor)(sequences, arrays)
+        batched = Pipeline(shuffled_batches, partial(map, infer), workload.postprocessor)(sequences, arrays)
         same = (answers["ITEM_ID"] == batched["ITEM_ID"]).all(axis=1)
         embeddings = pipeline.outputs(sequences, lengths)["embedding"]
         reference = embeddings if reference is None else reference

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -88,7 +89,7 @@ def asked(
 
     What is returned raises InputError for a text that cannot be served.
     """
-    pipeline = Pipeline(alone, infer, postprocessor, of_tokens=signature.of_tokens)
+    pipeline = Pipeline(alone, partial(map, infer), postprocessor, of_tokens=signature.of_tokens)
 
     def ask(texts: Texts) -> Answers:
         count = len(next(iter(texts.values())))

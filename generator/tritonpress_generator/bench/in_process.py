@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -85,4 +86,4 @@ class InProcess:
         return parts
 
     def _pipeline(self, engine: Infer) -> Pipeline:
-        return Pipeline(self.batching.executions, engine, self.postprocess, of_tokens=self.of_tokens)
+        return Pipeline(self.batching.executions, partial(map, engine), self.postprocess, of_tokens=self.of_tokens)

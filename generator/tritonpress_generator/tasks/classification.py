@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -176,7 +177,7 @@ def logits_of(
 ) -> NDArray[np.float32]:
     """Returns what the model answers to `rows`, FP32 `(texts, labels)`."""
     sequences = encoded(make_encoder(recipe, signature, tokenizer), texts_of(rows))
-    pipeline = Pipeline(alone, infer, lambda *_: {})
+    pipeline = Pipeline(alone, partial(map, infer), lambda *_: {})
     logits: NDArray[np.float32] = pipeline.outputs(sequences, sequences.pieces()["lengths"])["logits"]
     return logits
 

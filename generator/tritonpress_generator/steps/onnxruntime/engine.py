@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Engine:
         )
         self._outputs = [tensor.name for tensor in self._session.get_outputs()]
 
-    def __call__(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Returns the model's outputs."""
-        return dict(zip(self._outputs, self._session.run(self._outputs, dict(feed)), strict=True))
+    def __call__(self, feeds: Iterable[Mapping[str, NDArray[Any]]]) -> Iterator[dict[str, NDArray[Any]]]:
+        """Yields the model's outputs for each of `feeds`."""
+        for feed in feeds:
+            yield dict(zip(self._outputs, self._session.run(self._outputs, dict(feed)), strict=True))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
+
+
+_CALLS = 16
+"""That are waited for at a time: enough for the engine's batcher to have companions for each, and for all instances."""
 
 
 class Engine:
@@ -22,13 +27,17 @@ class Engine:
         """
         self._model = parameters["engine"]
         self._outputs = parameters["outputs"].split()
+        self._threads = ThreadPoolExecutor(_CALLS)
 
-    def __call__(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Returns the model's outputs.
+    def __call__(self, feeds: Iterable[Mapping[str, NDArray[Any]]]) -> Iterator[dict[str, NDArray[Any]]]:
+        """Returns the model's outputs for each of `feeds`, which are asked together.
 
         Raises:
             TritonModelException: The model refuses the request, or is not there.
         """
+        return self._threads.map(self._answer, feeds)
+
+    def _answer(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         # Packed tensors have no dimension of a batch, which Triton wants.
         packed = "lengths" in feed
         inputs = [pb_utils.Tensor(name, tensor[None] if packed else tensor) for name, tensor in feed.items()]

@@ -17,7 +17,7 @@ class Pipeline:
     def __init__(
         self,
         executions: Callable[[Any], Iterable[tuple[list[int], Tensors]]],
-        engine: Callable[[Tensors], Tensors],
+        engine: Callable[[Iterable[Tensors]], Iterable[Tensors]],
         postprocessor: Callable[[Tensors, Tensors, Tensors], dict[str, NDArray[Any]]],
         *,
         of_tokens: Collection[str] = (),
@@ -26,7 +26,7 @@ class Pipeline:
 
         Args:
             executions: Sequences to executions: which of them it holds, and the engine's inputs (`Batching`).
-            engine: Inputs to outputs, each of a row a sequence or a value a token.
+            engine: The inputs of each execution to its outputs, each of a row a sequence or a value a token.
             postprocessor: Outputs, where they lie, and public texts to the public answer.
             of_tokens: The outputs of a value a token: `(tokens,)`, or `(sequences, seq)` of a padded execution.
         """
@@ -49,9 +49,10 @@ class Pipeline:
         """Returns the engine's outputs for all of `sequences`, in their order, those of tokens without padding."""
         outputs: dict[str, NDArray[Any]] = {}
         starts = np.cumsum(lengths) - lengths
-        for members, feed in self._executions(sequences):
+        executions = list(self._executions(sequences))
+        for (members, _), given in zip(executions, self._engine(feed for _, feed in executions), strict=True):
             own = lengths[members]
-            for name, part in self._engine(feed).items():
+            for name, part in given.items():
                 # An execution may hold any of the sequences: what comes back is put in their places.
                 if name in self._of_tokens:
                     if part.ndim == 2:
