@@ -107,8 +107,8 @@ class ServeConfig(Settings):
     samples: str | None = None
     """Texts as they will be asked, one a line, relative to the recipe; default: the task's own examples."""
     steps: str = "single"
-    """How the work is divided into Triton models: `single` (one in Python) or `ensemble` (tokenizer, engine in its own
-    backend, post-processing)."""
+    """How the work is divided into Triton models: `single` (one in Python), `ensemble` (tokenizer, engine in its own
+    backend, post-processing) or `scripting` (an engine in its own backend, and one step that calls it)."""
     tokenizer_instances: int = Field(default=1, ge=1, le=64)
     """Processes of the tokenizer's step, where it is one."""
 
@@ -207,10 +207,21 @@ def load(path: Path) -> Recipe:
         finetune=None if raw.finetune is None else _finetune(raw.finetune, raw.task, path=path),
         text=text,
     )
+    if raw.serve.steps not in (possible := layouts_of(recipe.task.module)):
+        raise InputError(
+            f"{path}: serve.steps: a text of {recipe.task.word} may need several executions of the engine, and "
+            f"{raw.serve.steps!r} has one a request; allowed: {', '.join(possible)}"
+        )
     if recipe.gate.metric not in recipe.task.module.METRICS:
         known = ", ".join(recipe.task.module.METRICS)
         raise InputError(f"{path}: gate.metric: unknown metric {recipe.gate.metric!r}; {recipe.task.word} has: {known}")
     return recipe
+
+
+def layouts_of(task: ModuleType) -> list[str]:
+    """Returns the divisions into Triton models that a task may have."""
+    layouts = ((name, plugins.find("layouts", name, path="layouts")) for name in plugins.names("layouts"))
+    return [name for name, layout in layouts if layout.WINDOWS or not task.WINDOWS]
 
 
 def lengths_of(raw: str | list[int] | dict[str, Any], *, path: Path) -> tuple[Stage, ...]:

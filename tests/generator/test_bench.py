@@ -14,11 +14,10 @@ from tiny_sources import TASKS, items, queries, write_checkpoint, write_jsonl, w
 from tritonclient.grpc import service_pb2
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.answering import columns
-from tritonpress_generator.bench import served, variants
+from tritonpress_generator.bench import variants
 from tritonpress_generator.bench.__main__ import SECTIONS, main
 from tritonpress_generator.bench.messages import load, message
 from tritonpress_generator.bench.texts import filled_texts, requests
-from tritonpress_generator.bench.variants import LAYOUTS
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.workload import Workload
 
@@ -48,20 +47,19 @@ def numbers(figures: Any) -> Iterator[float]:
         yield figures
 
 
-# One task in both precisions, and one in all layouts, since each variant is a build.
+# One task in both precisions, since each variant is a build.
 @pytest.mark.parametrize(
-    ("task", "graph", "layouts", "sizes"),
+    ("task", "graph", "layouts"),
     [
-        ("recommendation", ["fuse"], LAYOUTS, ["1 × 32 tokens", "4 × 48 tokens"]),
-        ("classification", ["fuse", "quantize"], LAYOUTS, ["1 × 32 tokens", "4 × 48 tokens"]),
-        ("question_answering", ["fuse"], served.LAYOUTS, ["1 × 32 tokens", "4 × 48 tokens", "1 × 20 windows of 48"]),
+        ("recommendation", ["fuse"], ["ensemble", "scripting", "single"]),
+        ("classification", ["fuse", "quantize"], ["ensemble", "scripting", "single"]),
+        ("question_answering", ["fuse"], ["scripting", "single"]),
     ],
 )
 def test_every_section_measures(
     task: str,
     graph: list[str],
-    layouts: tuple[str, ...],
-    sizes: list[str],
+    layouts: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -69,7 +67,6 @@ def test_every_section_measures(
     # A second for each row of a build's own table, which nobody looks at here.
     monkeypatch.setattr("tritonpress_generator.build.latency_ms", lambda *_: 1.0)
     monkeypatch.setattr("tritonpress_generator.bench.texts.TEXTS", 64)
-    monkeypatch.setattr(served, "LAYOUTS", layouts)
     loaded: list[str] = []
     monkeypatch.setattr(variants, "load", lambda url, model: loaded.append(model) or load(url, model))
     recipe = write(tmp_path, task, engine={"onnxruntime": {"instances": 1}}, graph=graph)
@@ -80,14 +77,14 @@ def test_every_section_measures(
     assert all(np.isfinite(list(numbers(of_section))).all() for of_section in figures.values())
     for section in ("lengths", "served", "steady"):
         assert list(figures[section]) == ["fp32", "int8"][: len(graph)]
-    assert {figure["way"] for figure in figures["served"]["fp32"]} == set(layouts)
+    assert sorted({figure["way"] for figure in figures["served"]["fp32"]}) == layouts
     assert {"exact", "ragged", "buckets"} < set(figures["lengths"]["fp32"])
     measured = [figure["request"] for figure in figures["request"]]
-    assert set(sizes) <= set(measured)
+    assert {"1 × 32 tokens", "4 × 48 tokens"} <= set(measured)
     assert ("1 × 20 windows of 48" in measured) == (task == "question_answering")
     # Every variant once, and the one step that no ensemble names; what is loaded twice ends while it is measured.
     called = [name for name in loaded if "_engine_" in name]
-    assert len(called) == ("scripting" in layouts)
+    assert len(called) == len(graph)
     assert len(loaded) == len(set(loaded)) == len(called) + len(graph) * len(layouts)
     printed = capsys.readouterr().out
     assert all(size in printed for size in measured)

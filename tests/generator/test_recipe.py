@@ -100,10 +100,16 @@ def test_no_unknown_key_passes(tmp_path_factory: pytest.TempPathFactory, key: st
         load(path)
 
 
+def test_layout_of_one_execution_is_refused_for_windows(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, task="question_answering", gate={"dataset": "q.json", "metric": "f1"})
+    with pytest.raises(InputError, match=r"serve\.steps: .* may need several executions .* allowed: scripting, single"):
+        load(recipe)
+
+
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
-        ("tasks", ["Config", "METRICS", "AUTO_CLASS", "ENCODER", "PIECES", "INPUTS", "head", "load_data",
+        ("tasks", ["Config", "METRICS", "AUTO_CLASS", "ENCODER", "WINDOWS", "INPUTS", "head", "load_data",
                    "encoder_settings", "postprocessor", "metrics", "ensemble_inputs", "ensemble_outputs"]),
         ("training", ["Config", "METRIC", "load", "augmented", "check", "deciding", "model_settings", "features",
                       "losses", "answers", "judge", "chosen"]),

@@ -51,8 +51,7 @@ def _asked(workload: Workload) -> dict[str, Request]:
     for tokens in sorted({min(SHORT_TOKENS, serve.max_length), serve.max_length}):
         for batch in (batch for batch in BATCHES if batch <= serve.max_batch_size):
             (asked[f"{batch} × {tokens} tokens"],) = requests(filled_texts(workload, tokens, batch), batch)
-    # The post-processing reads how many sequences a text has only where it may have several.
-    if "counts" in workload.recipe.task.module.PIECES:
+    if workload.recipe.task.module.WINDOWS:
         texts = filled_texts(workload, WINDOWS * serve.max_length, 1)
         (asked[f"1 × {WINDOWS} windows of {serve.max_length}"],) = requests(texts)
     return asked

@@ -16,9 +16,11 @@ from tritonpress_generator.bench.in_process import PARTS
 from tritonpress_generator.bench.messages import Messages
 from tritonpress_generator.bench.texts import requests
 from tritonpress_generator.bench.timing import closed_loop
-from tritonpress_generator.bench.variants import LAYOUTS, Bench
+from tritonpress_generator.bench.variants import Bench
 from tritonpress_generator.table import render
 
+LAYOUTS = ("single", "ensemble")
+"""Those in which each part of a request is in one model, so that it can be told from the others."""
 _SLICES = 20
 _SLICES_WARM_UP = 3
 _BUSY = 16
@@ -33,7 +35,7 @@ def section(bench: Bench) -> dict[str, Any]:
     seconds = _SLICES * bench.slice_s
     alone: dict[str, dict[str, float]] = {}
     busy: dict[str, dict[str, float]] = {}
-    for layout in LAYOUTS:
+    for layout in (layout for layout in LAYOUTS if layout in bench.layouts):
         manifest = bench.built(bench.own, layout).manifest
         with bench.messages(bench.own, layout, asked) as messages:
             closed_loop(messages, 2, _SLICES_WARM_UP * bench.slice_s)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tritonpress_generator import plugins
 from tritonpress_generator.answering import Texts
 from tritonpress_generator.bench.in_process import InProcess
 from tritonpress_generator.bench.messages import Messages
@@ -22,7 +21,6 @@ from tritonpress_generator.infer import Infer
 from tritonpress_generator.table import render
 
 CONCURRENCY = (1, 4, 16)
-LAYOUTS = tuple(plugins.names("layouts"))
 _SLICES = 3
 """How many of an engine's slices one of served requests is long: it takes a while until all callers wait."""
 _FEWEST_ROUNDS = 3
@@ -43,8 +41,8 @@ def _compare(bench: Bench, precision: str) -> list[dict[str, Any]]:
     rounds, slice_s = max(_FEWEST_ROUNDS, bench.rounds // 2), _SLICES * bench.slice_s
     figures: list[dict[str, Any]] = []
     with ExitStack() as stack:
-        served = {layout: stack.enter_context(bench.messages(precision, layout, asked)) for layout in LAYOUTS}
-        floor_ms = [_floor_ms(alone, served[LAYOUTS[0]]) for _ in range(rounds)]
+        served = {layout: stack.enter_context(bench.messages(precision, layout, asked)) for layout in bench.layouts}
+        floor_ms = [_floor_ms(alone, served[bench.layouts[0]]) for _ in range(rounds)]
         for callers in CONCURRENCY:
             ways = _ways_in_process(local, bench.texts, callers)
             asks = ways | {layout: (messages, callers, 1) for layout, messages in served.items()}

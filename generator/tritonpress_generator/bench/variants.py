@@ -24,9 +24,6 @@ from tritonpress_generator.recipe import Recipe, Stage
 from tritonpress_generator.repository import read_config
 from tritonpress_generator.workload import Workload
 
-LAYOUTS = ("single", "ensemble")
-"""Those in which each part of a request is in one model, so that it can be told from the others."""
-
 
 class Bench:
     """A recipe in several layouts, with its own graph passes (precision `own`), or with the FP32 ones alone.
@@ -58,6 +55,7 @@ class Bench:
         fp32 = tuple(stage for stage in recipe.graph if stage.word != "quantize")
         self.graphs = {"fp32": fp32} | ({"int8": recipe.graph} if recipe.graph != fp32 else {})
         self.own = list(self.graphs)[-1]
+        self.layouts = recipes.layouts_of(recipe.task.module)
         self._forms: dict[str, dict[str, Form]] = {}
         self._built: dict[tuple[str, str], Built] = {}
         self._lengths: dict[str, tuple[Stage, ...]] = {}

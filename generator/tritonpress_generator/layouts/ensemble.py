@@ -15,6 +15,8 @@ from tritonpress_generator.layouts import Parts, copy_code, ensemble_config, pub
 from tritonpress_generator.repository import Step
 from tritonpress_generator.steps.tokenizer.served import save
 
+WINDOWS = False
+"""Whether a text may have several sequences: here a request is one execution of the engine, which cannot be divided."""
 _WARM_UP_LENGTHS = (16, 64)
 
 
@@ -27,11 +29,10 @@ def config(parts: Parts, names: Mapping[str, str]) -> pb.ModelConfig:
     """Returns the public model's config."""
     public, answers = public_names(parts.recipe)
     tokens = [tensor.name for tensor in parts.lengths.module.engine_inputs(parts.signature)]
-    pieces = list(parts.recipe.task.module.PIECES)
     flow = [
-        ("tokenizer", public, [*tokens, *(name for name in pieces if name not in tokens)]),
+        ("tokenizer", public, tokens),
         ("engine", tokens, list(parts.signature.outputs)),
-        ("postprocessing", [*parts.signature.outputs, *pieces, *public], answers),
+        ("postprocessing", [*parts.signature.outputs, *public], answers),
     ]
     return ensemble_config(parts.recipe, names, flow)
 
@@ -51,18 +52,11 @@ def _tokenizer(parts: Parts) -> Step:
     config = python_config(recipe, instances=recipe.serve.tokenizer_instances)
     config.dynamic_batching.SetInParent()
     config.input.extend(recipe.task.module.ensemble_inputs())
-    tensors = {
-        tensor.name: pb.ModelOutput(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-        for tensor in (*map(_piece, recipe.task.module.PIECES), *parts.lengths.module.engine_inputs(parts.signature))
-    }
-    config.output.extend(tensors.values())
+    config.output.extend(
+        pb.ModelOutput(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        for tensor in parts.lengths.module.engine_inputs(parts.signature)
+    )
     return Step("tokenizer", config, write)
-
-
-def _piece(name: str) -> pb.ModelInput:
-    """Returns the tensor that says where texts lie (`Sequences.pieces`)."""
-    types = {"lengths": pb.TYPE_INT64, "counts": pb.TYPE_INT64, "spans": pb.TYPE_INT32}
-    return pb.ModelInput(name=name, data_type=types[name], dims=[-1, 2] if name == "spans" else [-1])
 
 
 def engine(parts: Parts) -> Step:
@@ -108,20 +102,11 @@ def _postprocessing(parts: Parts) -> Step:
     gives = pb.ModelConfig()
     parts.lengths.module.declare_outputs(gives, parts.signature)
     config.input.extend(pb.ModelInput(name=o.name, data_type=o.data_type, dims=o.dims) for o in gives.output)
-    config.input.extend(map(_piece, task.module.PIECES))
     config.input.extend(task.module.ensemble_inputs())
     config.output.extend(task.module.ensemble_outputs(task.config))
-    of_tokens = parts.signature.of_tokens
-    names = {
-        "texts": task.module.INPUTS,
-        "pieces": task.module.PIECES,
-        "rows": [name for name in parts.signature.outputs if name not in of_tokens],
-        "of_tokens": of_tokens,
-    }
-    for role, of_role in names.items():
-        config.parameters[role].string_value = " ".join(of_role)
-    # A text of several sequences has no row in the engine's answer, and Triton batches only what agrees.
-    if parts.lengths.module.POSTPROCESSING_BATCHES and not task.module.PIECES:
+    config.parameters["outputs"].string_value = " ".join(parts.signature.outputs)
+    config.parameters["texts"].string_value = " ".join(task.module.INPUTS)
+    if parts.lengths.module.POSTPROCESSING_BATCHES:
         config.dynamic_batching.SetInParent()
     else:
         config.max_batch_size = 0

@@ -18,6 +18,7 @@ from tritonpress_generator.layouts import Parts, copy_code, ensemble_config, pub
 from tritonpress_generator.repository import Step
 from tritonpress_generator.steps.tokenizer.served import save
 
+WINDOWS = True
 _WARM_UP_TEXT = b"warm-up"
 
 

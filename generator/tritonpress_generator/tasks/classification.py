@@ -30,8 +30,8 @@ METRICS = ("accuracy", "macro_f1", "mcc")
 """The first is what reports show; higher is better for all."""
 AUTO_CLASS = "AutoModelForSequenceClassification"
 ENCODER = "text_encoder"
-PIECES: tuple[str, ...] = ()
-"""What the post-processing must know of where the texts lie (`Sequences.pieces`)."""
+WINDOWS = False
+"""Whether a text may have several sequences."""
 INPUTS = ("TEXT",)
 DECISION = 0.5
 """The probability from which a label of a multi-label task counts as answered."""

@@ -28,8 +28,8 @@ METRICS = ("f1", "exact_match")
 """The first is what reports show; higher is better for both. In percent, as SQuAD gives them."""
 AUTO_CLASS = "AutoModelForQuestionAnswering"
 ENCODER = "pair_encoder"
-PIECES: tuple[str, ...] = ("lengths", "counts", "spans")
-"""What the post-processing must know of where the texts lie (`Sequences.pieces`)."""
+WINDOWS = True
+"""Whether a text may have several sequences."""
 INPUTS = ("QUESTION", "CONTEXT")
 
 

@@ -32,8 +32,8 @@ METRICS = ("ndcg@10", "recall@10")
 """The first is what reports show; higher is better for both."""
 AUTO_CLASS = "AutoModel"
 ENCODER = "text_encoder"
-PIECES: tuple[str, ...] = ()
-"""What the post-processing must know of where the texts lie (`Sequences.pieces`)."""
+WINDOWS = False
+"""Whether a text may have several sequences."""
 INPUTS = ("QUERY",)
 _BATCH = 32
 _ITEM_BYTES = 1 << 30

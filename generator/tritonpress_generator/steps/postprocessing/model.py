@@ -16,26 +16,20 @@ class TritonPythonModel:
 
     def initialize(self, args):
         config = json.loads(args["model_config"])
-        names = {role: parameter["string_value"].split() for role, parameter in config["parameters"].items()}
-        self.texts, self.pieces = names["texts"], names["pieces"]
-        self.rows, self.of_tokens = names["rows"], names["of_tokens"]
+        self.outputs, self.texts = (config["parameters"][key]["string_value"].split() for key in ("outputs", "texts"))
         self.postprocessor = Postprocessor.from_folder(Path(__file__).parent)
 
     def execute(self, requests):
         tensors = [{tensor.name(): tensor.as_numpy() for tensor in request.inputs()} for request in requests]
         counts = [request[self.texts[0]].size for request in tensors]
         texts = {name: np.concatenate([request[name].ravel() for request in tensors]) for name in self.texts}
-        # A request has one row of them, which is as long as it has sequences, texts or tokens.
-        pieces = {name: np.concatenate([request[name][0] for request in tensors]) for name in self.pieces}
         outputs = {
             name: np.concatenate(
                 [request[name].reshape(count, -1) for request, count in zip(tensors, counts, strict=True)]
             )
-            for name in self.rows
+            for name in self.outputs
         }
-        for name in self.of_tokens:
-            outputs[name] = np.concatenate([_tokens(request[name], request["lengths"][0]) for request in tensors])
-        answers = self.postprocessor(outputs, pieces, texts)
+        answers = self.postprocessor(outputs, {}, texts)
         ends = np.cumsum(counts)
         return [
             pb_utils.InferenceResponse(
@@ -43,10 +37,3 @@ class TritonPythonModel:
             )
             for end, count in zip(ends, counts, strict=True)
         ]
-
-
-def _tokens(values, lengths):
-    """Returns the values of tokens, `(tokens,)`, of packed or of padded sequences."""
-    if values.size == lengths.sum():
-        return values.ravel()
-    return values[np.arange(values.shape[1]) < lengths[:, None]]

@@ -10,7 +10,6 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-
 _CALLS = 16
 """That are waited for at a time: enough for the engine's batcher to have companions for each, and for all instances."""
 

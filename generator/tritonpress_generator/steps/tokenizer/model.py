@@ -44,7 +44,6 @@ class TritonPythonModel:
             tensors = self.served.batching.tensors(sequences)
         except TooManyTokensError as error:
             return self._refusal(-1, error.text, error)
-        tensors = {name: tensor[None] for name, tensor in sequences.pieces().items()} | tensors
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor(name, np.ascontiguousarray(tensors[name])) for name in self.gives]
         )

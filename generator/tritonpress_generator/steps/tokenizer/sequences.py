@@ -125,16 +125,10 @@ class Batching:
         Raises:
             TooManyTokensError: They are too many together.
         """
-        texts = [text for text, count in enumerate(sequences.counts) for _ in range(count)]
         if not self._packs:
-            if len(sequences) > self._max_sequences:
-                raise TooManyTokensError(
-                    texts[self._max_sequences],
-                    f"must keep the request within {self._max_sequences} sequences, makes it {len(sequences)}",
-                )
             return self.pad(sequences)
         total = 0
-        for text, row in zip(texts, sequences.ids, strict=True):
+        for text, row in enumerate(sequences.ids):
             total += len(row)
             if self._max_tokens is not None and total > self._max_tokens:
                 raise TooManyTokensError(
