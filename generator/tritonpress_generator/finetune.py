@@ -146,16 +146,22 @@ class _Training:
     @property
     def summary(self) -> str:
         """What is trained, in a line."""
-        precision = "bf16" if loop.computes_in_bf16(self.stage.config, self.world.device) else "fp32"
         return (
             f"training: {len(self.examples.training)} examples, {len(self.features)} sequences, "
-            f"{self.trained.weights:,} weights, {precision}"
+            f"{self.trained.weights:,} weights, {self._precision}"
         )
+
+    @property
+    def _precision(self) -> str:
+        return "bf16" if loop.computes_in_bf16(self.stage.config, self.world.device) else "fp32"
 
     def train(self, folder: Path) -> loop.Progress:
         """Returns how it went."""
         module, config = self.stage.module, self.stage.config
-        fingerprint = _fingerprint(config.model_dump_json(), self.checkpoint.sha256, self.features)
+        held_out = self.examples.held_out
+        fingerprint = _fingerprint(
+            config.model_dump_json(), self.checkpoint.sha256, self.features, held_out, self._precision
+        )
         head = self.trained.head
         job = loop.Trained(head, self.features, _collate, module.losses, self._evaluate, module.METRIC, fingerprint)
         return loop.train(job, config, folder, self.world)

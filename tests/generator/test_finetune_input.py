@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_training import FILES, change, write_training
+from tiny_training import FILES, change, write_examples, write_training
 from tritonpress_generator import cli
 from tritonpress_generator.training import loop
 
@@ -226,14 +226,29 @@ def test_learning_rate_that_is_too_high(refused: Callable[..., None], task: str,
     refused(task, lambda _: None, pattern, trains=True, **settings)
 
 
-def test_state_of_another_run(refused: Callable[..., None], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "other", [finetune(seed=8), lambda folder: write_examples(folder / "dev.tsv", "classification", 12, 5)]
+)
+def test_state_of_another_run(refused: Callable[..., None], tmp_path: Path, other: Spoil) -> None:
     recipe = write_training(tmp_path, "classification", epochs=1)
     assert cli.main(["finetune", str(recipe), "--out", str(tmp_path / "out")]) == 0
     state = tmp_path / "out" / "training" / "state.pt"
     before = torch.load(state)["fingerprint"]
     (tmp_path / "out" / "README.md").unlink()
-    refused("classification", finetune(seed=8), r"state\.pt is the state of a run with other", trains=True)
+    refused("classification", other, r"state\.pt is the state of a run with other", trains=True)
     assert torch.load(state)["fingerprint"] == before
+
+
+def test_state_of_another_precision(
+    refused: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` is bf16 on one machine and FP32 on another: what went on there would not be the same run."""
+    recipe = write_training(tmp_path, "classification", epochs=1, precision="auto")
+    monkeypatch.setattr(loop, "computes_in_bf16", lambda *_: False)
+    assert cli.main(["finetune", str(recipe), "--out", str(tmp_path / "out")]) == 0
+    (tmp_path / "out" / "README.md").unlink()
+    monkeypatch.setattr(loop, "computes_in_bf16", lambda *_: True)
+    refused("classification", lambda _: None, r"state\.pt is the state of a run", trains=True, precision="auto")
 
 
 def test_recipe_without_finetune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

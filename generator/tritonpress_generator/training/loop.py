@@ -206,8 +206,8 @@ class _State:
             ) from exc
         if state["fingerprint"] != self._fingerprint:
             raise InputError(
-                f"finetune: {self._path} is the state of a run with other settings, data or weights; remove it to "
-                "begin anew, or give another --out"
+                f"finetune: {self._path} is the state of a run with other settings, data, weights or precision; remove "
+                "it to begin anew, or give another --out"
             )
         with torch.no_grad():
             for parameter, value in zip(self._parameters, state["parameters"], strict=True):
