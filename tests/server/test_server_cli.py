@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from tiny_models import write_model
 
-COMMAND = [sys.executable, "-m", "tritonpress_server.cli"]
+# A shell that starts the tests in the background ignores SIGINT, and its children with it.
+COMMAND = ["env", "--default-signal=INT", sys.executable, "-m", "tritonpress_server.cli"]
 FREE_PORTS = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
 
 
