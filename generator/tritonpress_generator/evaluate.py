@@ -12,6 +12,7 @@ from tritonpress_client import Connection
 from tritonpress_generator import forms
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.answering import Answers, Texts, columns
+from tritonpress_generator.errors import InputError
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.workload import Workload
 
@@ -33,6 +34,8 @@ def evaluate(recipe_path: Path, target: str, *, dataset: Path | None = None) -> 
         TritonpressError: The endpoint is not there, or refuses a request.
     """
     recipe = recipes.load(recipe_path)
+    if target not in IN_PROCESS and ":" not in target:
+        raise InputError(f"--target: must be {', '.join(IN_PROCESS)} or HOST:PORT of a server, got {target!r}")
     if dataset is not None:
         recipe = replace(recipe, gate=recipe.gate.model_copy(update={"dataset": str(dataset.resolve())}))
     say = Progress()

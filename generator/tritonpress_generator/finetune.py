@@ -99,6 +99,9 @@ class _Examples:
     @classmethod
     def load(cls, recipe: Recipe, stage: Stage, folder: Path) -> _Examples:
         module, config = stage.module, stage.config
+        for file in (*config.train, *config.validation, *config.test):
+            if not (folder / file).is_file():
+                raise InputError(f"finetune: {folder} must have the file {file}, has not; give its folder with --data")
         training, held_out = (
             module.augmented(module.load([folder / file for file in files], recipe), config)
             for files in (config.train, config.validation)

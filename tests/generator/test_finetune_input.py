@@ -66,8 +66,8 @@ def unanswerable(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "pattern"),
     [
-        (lambda folder: (folder / "train.json").unlink(), r"train\.json: cannot be read"),
-        (lambda folder: (folder / "test.json").unlink(), r"test\.json: cannot be read"),
+        (lambda folder: (folder / "train.json").unlink(), r"must have the file train\.json, has not; give .* --data"),
+        (lambda folder: (folder / "test.json").unlink(), r"must have the file test\.json, has not"),
         (write("dev.json", b"\xff"), r"dev\.json:1: must be UTF-8, got byte 0xff"),
         (write("dev.json", ""), r"dev\.json: is not JSON"),
         (write("dev.json", "{"), r"dev\.json: is not JSON"),
@@ -108,7 +108,7 @@ def test_questions(refused: Callable[..., None], spoil: Spoil, pattern: str) -> 
 @pytest.mark.parametrize(
     ("spoil", "pattern"),
     [
-        (lambda folder: (folder / "dev.tsv").unlink(), r"dev\.tsv: cannot be read"),
+        (lambda folder: (folder / "dev.tsv").unlink(), r"must have the file dev\.tsv, has not"),
         (write("train.tsv", ""), r"train\.tsv: must have at least one text, got none"),
         (write("train.tsv", "text\tlabel\na lamp\t\n"), r"train\.tsv:2: 'label' must be a label, got ''"),
         (write("train.tsv", "text\na lamp\n"), r"train\.tsv:2: 'label' must be a label, got None"),

@@ -190,7 +190,12 @@ def test_evaluation_is_the_same_for_every_target(served: Served, task: str, caps
         assert metrics == pytest.approx(first, abs=1e-5)
 
 
-def test_evaluation_of_an_endpoint_that_is_not_there(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = str(served.recipes["classification"])
-    assert cli.main(["evaluate", recipe, "--target", "127.0.0.1:1"]) == 2
-    assert "127.0.0.1:1" in capsys.readouterr().err.splitlines()[-1]
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [("127.0.0.1:1", "no Triton server answers at 127.0.0.1:1"), ("onxx", "must be torch, onnx, engine or HOST:PORT")],
+)
+def test_evaluation_of_a_target_that_is_not_there(
+    served: Served, target: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["evaluate", str(served.recipes["classification"]), "--target", target]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
