@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 import transformers as hf
+from tritonpress_generator.engines import Asked
 from tritonpress_generator.exchange import exchange_attention
 from tritonpress_generator.infer import Array
 from tritonpress_generator.packed_layout import Layout
@@ -114,6 +115,11 @@ def signature(model: torch.nn.Module) -> Signature:
         scores = {name: Output(linear.out_features) for name, linear in model.scores.items()}
         return Signature(spans | scores, segments=reads_segments(model.encoder))
     return Signature({"embedding": Output(32)})
+
+
+def asked(gives: Signature, form: str = "exact", *, borders: tuple[int, ...] = ()) -> Asked:
+    """Returns what an engine of one of these models is asked."""
+    return Asked(gives, form, max_batch_size=8, max_length=48, borders=borders, lengths=(4, 12, 12, 30))
 
 
 def feed(lengths: list[int], seed: int = 0) -> dict[str, Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import tempfile
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -11,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from tritonpress_generator import forms, gate, repository
+from tritonpress_generator import forms, ladder, repository
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.answering import Answers, Texts, plain
+from tritonpress_generator.gate import Verdict
 from tritonpress_generator.infer import Infer, latency_ms
+from tritonpress_generator.kept import Kept
 from tritonpress_generator.layouts import Parts
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.signature import Signature
@@ -72,23 +75,90 @@ def build_recipe(recipe: recipes.Recipe, out: Path, *, progress: Progress | None
     rows = [Row("torch FP32", size, _latency(workload.baseline, signature), baseline)]
 
     say.stage("export to ONNX" + "".join(f", {stage.word}" for stage in recipe.graph))
-    source = workload.source()
+    kept = Kept(out / recipe.name / "kept")
+    source = workload.source(kept)
     candidates = forms.compile_forms(recipe, source)
     say.stage(f"lengths: {', '.join(candidates)}")
     form, lengths_entry = forms.choose(recipe, candidates, source)
-    infer = form.infer(engine)
 
     say.stage(f"gate: {recipe.gate.metric}")
     fp32 = workload.metrics(workload.answers(form.fp32_infer))
-    rows.append(Row("ONNX FP32", form.fp32_bytes, _latency(form.fp32_infer, signature), fp32))
-    answers = workload.answers(infer)
-    served = workload.metrics(answers)
-    stages = " + ".join([stage.word for stage in recipe.graph] or [engine.word])
-    rows.append(Row(stages, form.model.ByteSize(), _latency(infer, signature), served))
-    verdict = gate.check(recipe.gate, baseline, served)
+    rows.append(Row("ONNX FP32", form.fp32.ByteSize(), _latency(form.fp32_infer, signature), fp32))
+    with tempfile.TemporaryDirectory(prefix="tritonpress-") as work:
+        chosen = _climb(workload, form, baseline, Path(work))
+        rows += chosen.rows
 
-    say.stage(f"repository {out}")
-    manifest = {
+        say.stage(f"repository {out}")
+        manifest = _manifest(workload, form, rows, chosen) | {"lengths": lengths_entry}
+        parts = Parts(
+            recipe=recipe,
+            lengths=form.lengths,
+            tokenizer=workload.tokenizer,
+            encoding=form.encoding,
+            engine=chosen.folder,
+            asked=form.asked,
+            write_postprocessing=workload.postprocessor.save,
+        )
+        layout = recipe.layout.module
+        folder = repository.write(
+            out, recipe.name, layout.steps(parts), lambda names: layout.config(parts, names), manifest, kept
+        )
+    written = repository.read_manifest(out, recipe.name)
+    say.done()
+    return Built(folder, written, rows)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The engine that will be served."""
+
+    folder: Path
+    rows: list[Row]
+    """Of all rungs that were tried."""
+    verdict: Verdict
+    refused: dict[str, str]
+    """Why other rungs were not taken, by name."""
+    answers: Answers
+    """To the labelled data."""
+
+
+def _climb(workload: Workload, form: forms.Form, baseline: dict[str, float], work: Path) -> _Chosen:
+    """Returns the lowest rung of the engine's ladder that keeps the metric, and is faster than the one above it.
+
+    Raises:
+        GateError: None keeps the metric.
+    """
+    engine = workload.recipe.engine
+    graphs = form.rungs(engine)
+    # One rung is what the recipe's passes have made.
+    stages = " + ".join(stage.word for stage in workload.recipe.graph) if len(graphs) == 1 else ""
+    rows: dict[str, Row] = {}
+    answers: dict[str, Answers] = {}
+    for name, graph in graphs.items():
+        engine.module.build({name: graph}, work / name / "1", engine.config, form.asked)
+        infer = form.loaded(engine, work / name / "1")
+        answers[name] = workload.answers(infer)
+        latency = _latency(infer, workload.signature)
+        rows[name] = Row(stages or name, graph.ByteSize(), latency, workload.metrics(answers[name]))
+    here = engine.module.runs_here()
+    climbed = ladder.climb(
+        workload.recipe.gate,
+        baseline,
+        [ladder.Rung(name, row.metrics, row.latency_ms if here else None) for name, row in rows.items()],
+    )
+    served = [*climbed.accepted][-1]
+    folder = work / served / "1"
+    if not here:
+        # Which of them is the fastest is measured where they can be run.
+        folder = work / "pending" / "1"
+        engine.module.build({name: graphs[name] for name in climbed.accepted}, folder, engine.config, form.asked)
+    return _Chosen(folder, [*rows.values()], climbed.accepted[served], climbed.refused, answers[served])
+
+
+def _manifest(workload: Workload, form: forms.Form, rows: list[Row], chosen: _Chosen) -> dict[str, Any]:
+    """Returns what is known of the build."""
+    recipe = workload.recipe
+    return {
         "workload": recipe.name,
         "task": recipe.task.word,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -100,33 +170,20 @@ def build_recipe(recipe: recipes.Recipe, out: Path, *, progress: Progress | None
             "bytes": workload.checkpoint.size_bytes,
         },
         "recipe": recipe.text,
-        "versions": _versions() | engine.module.versions(),
+        "versions": _versions() | recipe.engine.module.versions(),
         "gated_on": {"machine": platform.machine(), "processor": processor()},
         "parity": asdict(form.parity),
-        "lengths": lengths_entry,
-        "layout": recipe.serve.steps,
-        "gate": asdict(verdict),
+        "engine": recipe.engine.word,
+        "layout": recipe.layout.word,
+        "gate": asdict(chosen.verdict),
+        "refused": chosen.refused,
         "stages": [asdict(row) for row in rows],
         "golden": {
             # FP32 pooling rounds differently in a padded batch, by about 1e-7; the encoder itself does not.
             "score_tolerance": 1e-4,
-            "requests": _golden(workload.data.inputs, answers),
+            "requests": _golden(workload.data.inputs, chosen.answers),
         },
     }
-    parts = Parts(
-        recipe=recipe,
-        lengths=form.lengths,
-        tokenizer=workload.tokenizer,
-        encoding=form.encoding,
-        model=form.model,
-        signature=form.signature,
-        write_postprocessing=workload.postprocessor.save,
-    )
-    steps = recipe.layout.steps(parts)
-    folder = repository.write(out, recipe.name, steps, lambda names: recipe.layout.config(parts, names), manifest)
-    written = repository.read_manifest(out, recipe.name)
-    say.done()
-    return Built(folder, written, rows)
 
 
 def processor() -> str:

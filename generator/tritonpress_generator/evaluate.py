@@ -52,7 +52,7 @@ def evaluate(recipe_path: Path, target: str, *, dataset: Path | None = None) -> 
     if target != "torch":
         say.stage("export to ONNX" + "".join(f", {stage.word}" for stage in recipe.graph))
         # All forms of the lengths answer alike; this one is there for every encoder.
-        exact = replace(recipe, lengths=recipes.lengths_of("exact", path=recipe_path))
+        exact = replace(recipe, lengths=recipes.lengths_of("exact", recipe.engine, path=recipe_path))
         form = forms.compile_forms(exact, workload.source())["exact"]
         infer = form.fp32_infer if target == "onnx" else form.infer(recipe.engine)
     say.stage(f"answers of {target}")

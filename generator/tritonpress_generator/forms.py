@@ -18,9 +18,11 @@ from tokenizers import Tokenizer
 from tritonpress_generator import export
 from tritonpress_generator.answering import alone
 from tritonpress_generator.checkpoint import Checkpoint
+from tritonpress_generator.engines import Asked
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Infer
+from tritonpress_generator.kept import NOTHING, Kept
 from tritonpress_generator.pretrained import encoder_of, load_model
 from tritonpress_generator.recipe import Recipe, Stage
 from tritonpress_generator.signature import Signature
@@ -44,6 +46,8 @@ class Source:
     """Of the task's texts."""
     samples: Sequences
     """Of what will be asked."""
+    kept: Kept = NOTHING
+    """What earlier builds have computed."""
 
 
 @dataclass(frozen=True)
@@ -51,24 +55,41 @@ class Form:
     """The model in one form of its sequences, after the graph passes."""
 
     lengths: Stage
-    signature: Signature
+    asked: Asked
     encoding: dict[str, Any]
     """What the tokenizer must know, for an execution of the engine (`steps/tokenizer/served.py`)."""
     parity: export.Parity
     fp32_infer: Infer
     """The export before the graph passes; takes a padded batch."""
-    fp32_bytes: int
+    fp32: onnx.ModelProto
+    """The export before the graph passes."""
     model: onnx.ModelProto
+    """The export after them."""
+
+    @property
+    def signature(self) -> Signature:
+        """What the model reads and gives."""
+        return self.asked.signature
+
+    def rungs(self, engine: Stage) -> dict[str, onnx.ModelProto]:
+        """Returns the graphs that the engine may serve, the most accurate first."""
+        rungs: dict[str, onnx.ModelProto] = engine.module.rungs(self.fp32, self.model, engine.config)
+        return rungs
+
+    def loaded(self, engine: Stage, folder: Path) -> Infer:
+        """Returns the engine that was built in `folder`, alone in this process; takes a padded batch."""
+        infer: Infer = self.lengths.module.as_padded(engine.module.load(folder, engine.config), self.signature)
+        return infer
 
     def infer(self, engine: Stage) -> Infer:
-        """Returns the engine, alone in this process; takes a padded batch."""
+        """Returns the engine of the lowest rung, alone in this process; takes a padded batch."""
         infer: Infer = self.lengths.module.as_padded(self.workers(engine, [None])[0], self.signature)
         return infer
 
     def workers(self, engine: Stage, threads: Sequence[int | None]) -> list[Infer]:
         """Returns an engine that takes the form's inputs for each of `threads`, of which each may use so many."""
         with tempfile.TemporaryDirectory(prefix="tritonpress-") as folder:
-            engine.module.build(self.model, Path(folder))
+            engine.module.build(self.rungs(engine), Path(folder), engine.config, self.asked)
             return [engine.module.load(Path(folder), engine.config, threads=count) for count in threads]
 
 
@@ -119,31 +140,43 @@ def _compile(recipe: Recipe, lengths: Stage, source: Source, others: Mapping[str
     for stage in recipe.passes:
         model = stage.module.apply(model, stage.config)
     head, signature = task.module.head(model, source.checkpoint, task.config)
-    own = lengths.module.tokenizer_settings(
-        lengths.config, recipe.serve, signature, [len(row) for row in source.samples.ids], encoder_of(model)
-    )
+    of_samples = [len(row) for row in source.samples.ids]
+    own = lengths.module.tokenizer_settings(lengths.config, recipe.serve, signature, of_samples, encoder_of(model))
+    integers = recipe.engine.module.INTEGERS
     encoding = {
         "kind": task.module.ENCODER,
         "encoder": task.module.encoder_settings(recipe, signature),
-        "batching": {"pad_id": pad_id(source.tokenizer), "max_sequences": recipe.serve.max_batch_size, **own},
+        "batching": {
+            "pad_id": pad_id(source.tokenizer),
+            "max_sequences": recipe.serve.max_batch_size,
+            "integers": integers,
+            **own,
+        },
         "of_tokens": signature.of_tokens,
     }
+    asked = Asked(
+        signature=signature,
+        form=lengths.word,
+        max_batch_size=recipe.serve.max_batch_size,
+        max_length=recipe.serve.max_length,
+        borders=tuple(own.get("borders", ())),
+        lengths=tuple(of_samples),
+    )
     for other in others.values():
         if other.lengths.module.export is lengths.module.export:
-            return replace(other, lengths=lengths, encoding=encoding)
+            return replace(other, lengths=lengths, asked=asked, encoding=encoding)
     # Before the export, which may change the model.
     reference = export.torch_infer(head, signature) if recipe.passes else source.baseline
-    graph = lengths.module.export(head, signature)
-    serialized = graph.SerializeToString()
-    fp32_infer = lengths.module.as_padded(session_infer(serialized), signature)
+    fp32 = graph = lengths.module.export(head, signature)
+    fp32_infer = lengths.module.as_padded(session_infer(fp32.SerializeToString()), signature)
     parity_feeds = _parity_feeds(source.calibration, recipe.serve.max_length)
     parity = export.check_parity(reference, fp32_infer, parity_feeds, signature)
     feeds = [lengths.module.native(feed, signature) for _, feed in alone(source.calibration)]
     for stage in recipe.graph:
-        graph = stage.module.apply(graph, stage.config, feeds)
+        graph = stage.module.apply(graph, stage.config, feeds, source.kept)
     # What no pass has taken becomes plain operators: not every runtime knows functions of the model's own (OpenVINO).
-    plain = onnx.inliner.inline_local_functions(graph)
-    return Form(lengths, signature, encoding, parity, fp32_infer, len(serialized), plain)
+    plain = (onnx.inliner.inline_local_functions(model) for model in (fp32, graph))
+    return Form(lengths, asked, encoding, parity, fp32_infer, *plain)
 
 
 def choose(recipe: Recipe, forms: Mapping[str, Form], source: Source) -> tuple[Form, dict[str, Any]]:
@@ -151,13 +184,13 @@ def choose(recipe: Recipe, forms: Mapping[str, Form], source: Source) -> tuple[F
 
     Args:
         recipe: The recipe.
-        forms: By their words; where there is one, nothing is measured.
+        forms: By their words, the best first; where there is one, or the engine does not run here, nothing is measured.
         source: Has the samples.
     """
     batches = batches_of(source.samples, recipe.serve.max_batch_size)
     batchings = {word: Batching(**form.encoding["batching"]) for word, form in forms.items()}
     measured: dict[str, Measured] = {}
-    if len(forms) > 1:
+    if len(forms) > 1 and recipe.engine.module.runs_here():
         threads = recipe.engine.module.threads(recipe.engine.config)
         workers: dict[int, list[Infer]] = {}
         for form in forms.values():

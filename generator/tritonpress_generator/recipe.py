@@ -106,9 +106,10 @@ class ServeConfig(Settings):
     on this machine, measured with the samples)."""
     samples: str | None = None
     """Texts as they will be asked, one a line, relative to the recipe; default: the task's own examples."""
-    steps: str = "single"
+    steps: str | None = None
     """How the work is divided into Triton models: `single` (one in Python), `ensemble` (tokenizer, engine in its own
-    backend, post-processing) or `scripting` (an engine in its own backend, and one step that calls it)."""
+    backend, post-processing) or `scripting` (an engine in its own backend, and one step that calls it); default: the
+    first of these that the engine and the task take."""
     tokenizer_instances: int = Field(default=1, ge=1, le=64)
     """Processes of the tokenizer's step, where it is one."""
 
@@ -165,7 +166,8 @@ class Recipe:
     serve: ServeConfig
     lengths: tuple[Stage, ...]
     """The forms to choose from."""
-    layout: ModuleType
+    layout: Stage
+    """How the work is divided into Triton models."""
     finetune: Stage | None
     """How the task is trained."""
     text: str
@@ -192,45 +194,66 @@ def load(path: Path) -> Recipe:
     if not isinstance(data, dict):
         raise InputError(f"recipe {path}: must be a mapping with the keys {', '.join(_RecipeText.model_fields)}")
     raw = _checked(_RecipeText, data, where=str(path))
+    task, engine = (_stage(f"{key}s", word, path=path, key=key) for key, word in (("task", raw.task), ("engine", raw.engine)))
     recipe = Recipe(
         path=path,
         name=raw.name,
-        task=_stage("tasks", raw.task, path=path, key="task"),
+        task=task,
         checkpoint=raw.checkpoint,
         passes=tuple(_stage("passes", p, path=path, key=f"passes[{i}]") for i, p in enumerate(raw.passes)),
         graph=tuple(_stage("graph", p, path=path, key=f"graph[{i}]") for i, p in enumerate(raw.graph)),
         gate=raw.gate,
-        engine=_stage("engines", raw.engine, path=path, key="engine"),
+        engine=engine,
         serve=raw.serve,
-        lengths=lengths_of(raw.serve.lengths, path=path),
-        layout=plugins.find("layouts", raw.serve.steps, path=f"{path}: serve.steps"),
+        lengths=lengths_of(raw.serve.lengths, engine, path=path),
+        layout=layout_of(raw.serve.steps, task, engine, path=path),
         finetune=None if raw.finetune is None else _finetune(raw.finetune, raw.task, path=path),
         text=text,
     )
-    if raw.serve.steps not in (possible := layouts_of(recipe.task.module)):
-        raise InputError(
-            f"{path}: serve.steps: a text of {recipe.task.word} may need several executions of the engine, and "
-            f"{raw.serve.steps!r} has one a request; allowed: {', '.join(possible)}"
-        )
     if recipe.gate.metric not in recipe.task.module.METRICS:
         known = ", ".join(recipe.task.module.METRICS)
         raise InputError(f"{path}: gate.metric: unknown metric {recipe.gate.metric!r}; {recipe.task.word} has: {known}")
     return recipe
 
 
-def layouts_of(task: ModuleType) -> list[str]:
-    """Returns the divisions into Triton models that a task may have."""
-    layouts = ((name, plugins.find("layouts", name, path="layouts")) for name in plugins.names("layouts"))
-    return [name for name, layout in layouts if layout.WINDOWS or not task.WINDOWS]
+def layouts_of(task: Stage, engine: Stage) -> list[str]:
+    """Returns the divisions into Triton models that a task and an engine may have, the best first."""
+    layouts = ((name, plugins.find("layouts", name, path="layouts")) for name in engine.module.LAYOUTS)
+    return [name for name, layout in layouts if layout.WINDOWS or not task.module.WINDOWS]
 
 
-def lengths_of(raw: str | list[int] | dict[str, Any], *, path: Path) -> tuple[Stage, ...]:
-    """Returns the form that `raw` names, or all for `auto`."""
+def layout_of(word: str | None, task: Stage, engine: Stage, *, path: Path) -> Stage:
+    """Returns the division into Triton models that `word` names, or the best."""
+    possible = layouts_of(task, engine)
+    word = word or possible[0]
+    module = plugins.find("layouts", word, path=f"{path}: serve.steps")
+    if word not in engine.module.LAYOUTS:
+        raise InputError(
+            f"{path}: serve.steps: the engine {engine.word} does not run inside a Python step, as {word!r} wants; "
+            f"allowed: {', '.join(possible)}"
+        )
+    if word not in possible:
+        raise InputError(
+            f"{path}: serve.steps: a text of {task.word} may need several executions of the engine, and {word!r} has "
+            f"one a request; allowed: {', '.join(possible)}"
+        )
+    return Stage(word, module, None)
+
+
+def lengths_of(raw: str | list[int] | dict[str, Any], engine: Stage, *, path: Path) -> tuple[Stage, ...]:
+    """Returns the form that `raw` names, or for `auto` all that the engine takes, the best first."""
     if raw == "auto":
-        words: list[str | dict[str, Any]] = [*plugins.names("lengths")]
+        words: list[str | dict[str, Any]] = [*engine.module.FORMS]
     else:
         words = [{"buckets": {"borders": raw}} if isinstance(raw, list) else raw]
-    return tuple(_stage("lengths", word, path=path, key="serve.lengths") for word in words)
+    stages = tuple(_stage("lengths", word, path=path, key="serve.lengths") for word in words)
+    for stage in stages:
+        if stage.word not in engine.module.FORMS:
+            raise InputError(
+                f"{path}: serve.lengths: the engine {engine.word} cannot take {stage.word!r}; "
+                f"allowed: auto, {', '.join(engine.module.FORMS)}"
+            )
+    return stages
 
 
 def _stage(kind: str, raw: str | dict[str, Any], *, path: Path, key: str) -> Stage:

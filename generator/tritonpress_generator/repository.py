@@ -3,6 +3,7 @@
     NAME/config.pbtxt                   the ensemble: the single switch between builds
     NAME/manifest.BUILD.json            what that build was made from, and how good it is
     NAME/manifest.json                  the same for the build that is switched on, for people
+    NAME/kept/                          what the next build need not compute again, such as calibrated ranges
     NAME/1/README                       keeps the version folder, which git and object stores would drop
     NAME_model_HASH/                    the steps; a step's name carries the hash of its content
     NAME_tokenizer_HASH/                (`model` is all three in one, or asks the engine by itself)
@@ -31,6 +32,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonpress_generator.errors import InputError
+from tritonpress_generator.kept import Kept
 
 _KEEP = "Triton wants a version folder; an ensemble has nothing to put there.\n"
 _HASH_LENGTH = 12
@@ -56,6 +58,7 @@ def write(
     steps: list[Step],
     ensemble: Callable[[dict[str, str]], pb.ModelConfig],
     manifest: dict[str, Any],
+    kept: Kept | None = None,
 ) -> Path:
     """Returns the ensemble's folder after writing the steps and switching the ensemble to them.
 
@@ -65,6 +68,7 @@ def write(
         steps: In the order of the flow.
         ensemble: Gives the ensemble's config for the steps' names, by role.
         manifest: What is known of the build; the steps' names, files and hashes are added.
+        kept: What the next build of the workload need not compute again; saved beside the manifest.
 
     Raises:
         InputError: `repository` is not a folder, or cannot be written.
@@ -76,7 +80,10 @@ def write(
         # Inside the repository, so that renaming stays within one file system, and inside the ensemble's folder, since
         # Triton takes every folder beside it for a model, hidden ones too.
         with tempfile.TemporaryDirectory(prefix=f".build-{os.getpid()}-", dir=target) as work:
-            return _write(repository, Path(work), name, steps, ensemble, manifest)
+            folder = _write(repository, Path(work), name, steps, ensemble, manifest)
+        if kept is not None:
+            kept.save()
+        return folder
     except OSError as exc:
         raise InputError(f"repository {repository}: cannot be written ({exc}); what was there is unchanged") from exc
 

@@ -13,6 +13,7 @@ from tritonpress_generator.checkpoint import Checkpoint, resolve
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.forms import Source
 from tritonpress_generator.infer import Infer
+from tritonpress_generator.kept import NOTHING, Kept
 from tritonpress_generator.pretrained import encoder_of, load_model, load_tokenizer
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.recipe import Recipe
@@ -73,15 +74,15 @@ class Workload:
         """
         return _samples(self.recipe, self.encoder, self.data)
 
-    def source(self) -> Source:
-        """Returns what the forms of the model are made of.
+    def source(self, kept: Kept = NOTHING) -> Source:
+        """Returns what the forms of the model are made of; `kept` is what earlier builds have computed.
 
         Raises:
             InputError: As `samples`, or a text of the data cannot be served.
         """
         samples = encoded(self.encoder, self.samples())
         calibration = encoded(self.encoder, thinned(self.data.calibration))
-        return Source(self.checkpoint, self.tokenizer, self.baseline, calibration, samples)
+        return Source(self.checkpoint, self.tokenizer, self.baseline, calibration, samples, kept)
 
 
 def _samples(recipe: Recipe, encoder: Encoder, data: Any) -> Texts:

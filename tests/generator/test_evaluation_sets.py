@@ -54,7 +54,7 @@ def answered(
     build_recipe(recipe, out)
     # The model is calibrated as the recipe says, and only then asked the evaluation set.
     shipped = Workload.load(recipe, Progress(shown=False))
-    exact = replace(recipe, lengths=recipes.lengths_of("exact", path=path))
+    exact = replace(recipe, lengths=recipes.lengths_of("exact", recipe.engine, path=path))
     form = forms.compile_forms(exact, shipped.source())["exact"]
     gate = recipe.gate.model_copy(update={"dataset": str(SETS[task][0])})
     workload = replace(shipped, data=recipe.task.module.load_data(replace(recipe, gate=gate)))

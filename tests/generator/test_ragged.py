@@ -65,7 +65,7 @@ def test_engine_config_says_by_which_input_each_output_is_scattered() -> None:
     model = make("bert", ragged.ATTENTION, "all")
     gives = signature(model)
     graph = ragged.export(model, gives).graph
-    config = pb.ModelConfig(input=ragged_lengths.engine_inputs(gives))
+    config = pb.ModelConfig(input=ragged_lengths.engine_inputs(gives, "int64"))
     ragged_lengths.declare_outputs(config, gives)
     sources = {entry.target_name[0]: list(entry.source_input) for entry in config.batch_output}
     assert sources == {

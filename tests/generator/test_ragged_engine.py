@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from google.protobuf import text_format
-from tiny_encoders import make, pairs, signature
+from tiny_encoders import asked, make, pairs, signature
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonpress_client import Connection
 from tritonpress_generator import export, ragged
@@ -30,11 +30,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
     repository = tmp_path_factory.mktemp("repository")
     folder = repository / "reader"
     graph = ragged.export(make("bert", ragged.ATTENTION, "all"), GIVES)
-    engine.build(fuse.apply(graph, fuse.Config(), []), folder / "1")
-    config: pb.ModelConfig = engine.model_config(engine.Config(instances=1))
+    settings, ask = engine.Config(instances=1), asked(GIVES, "ragged")
+    engine.build({"fp32": fuse.apply(graph, fuse.Config(), [])}, folder / "1", settings, ask)
+    config: pb.ModelConfig = engine.model_config(settings, ask)
     config.name = "reader"
     config.max_batch_size = 8
-    config.input.extend(form.engine_inputs(GIVES))
+    config.input.extend(form.engine_inputs(GIVES, engine.INTEGERS))
     form.declare_outputs(config, GIVES)
     config.dynamic_batching.max_queue_delay_microseconds = 20_000
     (folder / "config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")
@@ -45,7 +46,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
 @pytest.fixture(scope="module")
 def padded(tmp_path_factory: pytest.TempPathFactory) -> Infer:
     version_dir: Path = tmp_path_factory.mktemp("padded") / "1"
-    engine.build(export.export(make("bert", export.ATTENTION, "all"), GIVES), version_dir)
+    graph = export.export(make("bert", export.ATTENTION, "all"), GIVES)
+    engine.build({"fp32": graph}, version_dir, engine.Config(), asked(GIVES))
     return engine.load(version_dir, engine.Config())
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from tritonpress_server import TritonServer
 
-from tritonpress_generator import plugins
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.bench.in_process import InProcess
 from tritonpress_generator.bench.messages import Messages, load
@@ -55,7 +54,7 @@ class Bench:
         fp32 = tuple(stage for stage in recipe.graph if stage.word != "quantize")
         self.graphs = {"fp32": fp32} | ({"int8": recipe.graph} if recipe.graph != fp32 else {})
         self.own = list(self.graphs)[-1]
-        self.layouts = recipes.layouts_of(recipe.task.module)
+        self.layouts = recipes.layouts_of(recipe.task, recipe.engine)
         self._forms: dict[str, dict[str, Form]] = {}
         self._built: dict[tuple[str, str], Built] = {}
         self._lengths: dict[str, tuple[Stage, ...]] = {}
@@ -74,7 +73,7 @@ class Bench:
     def forms(self, precision: str) -> dict[str, Form]:
         """Returns the model in every form of its lengths that it has."""
         if precision not in self._forms:
-            lengths = recipes.lengths_of("auto", path=self.recipe.path)
+            lengths = recipes.lengths_of("auto", self.recipe.engine, path=self.recipe.path)
             variant = replace(self.recipe, graph=self.graphs[precision], lengths=lengths)
             self._forms[precision] = compile_forms(variant, self.source)
         return self._forms[precision]
@@ -114,6 +113,6 @@ class Bench:
             self.recipe,
             name=f"{self.recipe.name}_{precision}_{layout}",
             graph=self.graphs[precision],
-            layout=plugins.find("layouts", layout, path="bench"),
+            layout=recipes.layout_of(layout, self.recipe.task, self.recipe.engine, path=self.recipe.path),
             lengths=self._lengths.get(precision, self.recipe.lengths),
         )

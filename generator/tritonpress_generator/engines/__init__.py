@@ -1,1 +1,42 @@
-"""One file an engine; the file's name is the recipe's `engine:` word."""
+"""One file an engine; the file's name is the recipe's `engine:` word.
+
+An engine's file has:
+
+    Config                                  its settings in the recipe
+    PLATFORM or BACKEND                     by which Triton knows who runs it
+    PACKAGES                                what a Python step needs that runs it itself (`steps/ENGINE`)
+    LAYOUTS, FORMS                          the divisions into models and forms of the lengths it takes, the best first
+    INTEGERS                                the type of the token ids it reads
+    runs_here() -> bool                     whether this machine can run it
+    rungs(fp32, model, config) -> {...}     the graphs to choose from by name, the most accurate first: the export
+                                            before the recipe's graph passes and after them, as the engine wants them
+    build(graphs, version_dir, config, asked)   writes the engine of the last of `graphs` into Triton's version folder;
+                                            where it cannot be built here, what builds it elsewhere, of all of them
+    load(version_dir, config, threads=) -> Infer
+    threads(config) -> [int]                of each instance
+    model_config(config, asked)             its part of Triton's config
+    versions() -> {...}                     with what it was built, for the manifest
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tritonpress_generator.signature import Signature
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an engine will be asked, as far as it must know that when it is built."""
+
+    signature: Signature
+    form: str
+    """How its sequences lie: the word of `serve.lengths`."""
+    max_batch_size: int
+    """The most sequences of a padded execution."""
+    max_length: int
+    """The most tokens of a sequence."""
+    borders: tuple[int, ...]
+    """The lengths to which batches are padded, ascending; none: to their longest."""
+    lengths: tuple[int, ...]
+    """The tokens of sequences as they will be asked."""

@@ -13,13 +13,16 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 from pydantic import Field
 from tritonclient.grpc import model_config_pb2 as pb
 
+from tritonpress_generator.engines import Asked
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array, Infer
 from tritonpress_generator.recipe import Settings
 
 PLATFORM = "onnxruntime_onnx"
 PACKAGES = ("onnxruntime",)
-"""What a Python step needs that runs the engine itself (`steps/onnxruntime`)."""
+LAYOUTS = ("single", "ensemble", "scripting")
+FORMS = ("ragged", "buckets", "exact")
+INTEGERS = "int64"
 _MOST_INSTANCES = 4
 _REFUSALS = tuple(
     value for value in vars(ort_state).values() if isinstance(value, type) and issubclass(value, Exception)
@@ -55,10 +58,20 @@ def sizing(config: Config) -> Sizing:
     return Sizing(instances, config.intra_op_thread_count or max(1, cores // instances))
 
 
-def build(model: onnx.ModelProto, version_dir: Path) -> None:
+def runs_here() -> bool:
+    """Says whether this machine can run the engine."""
+    return True
+
+
+def rungs(fp32: onnx.ModelProto, model: onnx.ModelProto, config: Config) -> dict[str, onnx.ModelProto]:
+    """Returns the graphs to choose from: what the recipe's graph passes have made."""
+    return {"onnxruntime": model}
+
+
+def build(graphs: Mapping[str, onnx.ModelProto], version_dir: Path, config: Config, asked: Asked) -> None:
     """Writes the engine into Triton's version folder `version_dir`."""
     version_dir.mkdir(parents=True, exist_ok=True)
-    onnx.save(model, version_dir / "model.onnx")
+    onnx.save([*graphs.values()][-1], version_dir / "model.onnx")
 
 
 def load(version_dir: Path, config: Config, *, threads: int | None = None) -> Infer:
@@ -109,7 +122,7 @@ def session_infer(model: Path | bytes, *, threads: int | None = None) -> Infer:
     return infer
 
 
-def model_config(config: Config) -> pb.ModelConfig:
+def model_config(config: Config, asked: Asked) -> pb.ModelConfig:
     """Returns the engine's part of Triton's config: who runs it, where, with how many threads."""
     size = sizing(config)
     return pb.ModelConfig(

@@ -20,6 +20,7 @@ from onnx import helper
 
 from tritonpress_generator import fused_attention
 from tritonpress_generator.infer import Array
+from tritonpress_generator.kept import NOTHING, Kept
 from tritonpress_generator.onnx_graph import DOMAIN, GraphEditor
 from tritonpress_generator.recipe import Settings
 
@@ -28,7 +29,9 @@ class Config(Settings):
     """Has no settings."""
 
 
-def apply(model: onnx.ModelProto, config: Config, samples: Sequence[dict[str, Array]]) -> onnx.ModelProto:
+def apply(
+    model: onnx.ModelProto, config: Config, samples: Sequence[dict[str, Array]], kept: Kept = NOTHING
+) -> onnx.ModelProto:
     """Returns `model` with its attention fused; where an encoder's attention looks otherwise, it stays plain."""
     fused = onnx.ModelProto()
     fused.CopyFrom(model)

@@ -27,6 +27,7 @@ from pydantic import Field
 from tritonpress_generator import smoothing
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array
+from tritonpress_generator.kept import NOTHING, Kept
 from tritonpress_generator.onnx_graph import GraphEditor
 from tritonpress_generator.quantization import INT7_MAX, INT8_MAX, quantize_int8_symmetric
 from tritonpress_generator.recipe import Settings
@@ -52,13 +53,16 @@ class Config(Settings):
     """How many of the task's texts are run to see the ranges."""
 
 
-def apply(model: onnx.ModelProto, config: Config, samples: Sequence[dict[str, Array]]) -> onnx.ModelProto:
+def apply(
+    model: onnx.ModelProto, config: Config, samples: Sequence[dict[str, Array]], kept: Kept = NOTHING
+) -> onnx.ModelProto:
     """Returns `model` with quantised products and embedding tables.
 
     Args:
         model: FP32.
         config: The settings.
         samples: The task's texts as the model's inputs, one sequence each.
+        kept: Not used: the ranges are seen in seconds.
 
     Raises:
         InputError: There is nothing to calibrate with, or nothing to quantise, or a pattern is of no product.

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
 from tokenizers import Tokenizer
 from tritonclient.grpc import model_config_pb2 as pb
 
+from tritonpress_generator.engines import Asked
 from tritonpress_generator.recipe import Recipe, Stage
 from tritonpress_generator.signature import Signature
 
@@ -31,10 +31,23 @@ class Parts:
     tokenizer: Tokenizer
     encoding: Mapping[str, Any]
     """What the tokenizer must know, for an execution of the engine (`steps/tokenizer/served.py`)."""
-    model: onnx.ModelProto
-    signature: Signature
+    engine: Path
+    """The folder in which the engine was built."""
+    asked: Asked
     write_postprocessing: Callable[[Path], None]
     """Writes the data of the post-processing into a version folder."""
+
+    @property
+    def signature(self) -> Signature:
+        """What the engine reads and gives."""
+        return self.asked.signature
+
+    def engine_inputs(self) -> list[pb.ModelInput]:
+        """Returns the inputs of the engine's config."""
+        inputs: list[pb.ModelInput] = self.lengths.module.engine_inputs(
+            self.signature, self.recipe.engine.module.INTEGERS
+        )
+        return inputs
 
 
 def copy_code(steps: Sequence[str], version_dir: Path) -> None:

@@ -5,6 +5,7 @@ Each is sized and batched by itself, and the engine runs in NVIDIA's native back
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def steps(parts: Parts) -> list[Step]:
 def config(parts: Parts, names: Mapping[str, str]) -> pb.ModelConfig:
     """Returns the public model's config."""
     public, answers = public_names(parts.recipe)
-    tokens = [tensor.name for tensor in parts.lengths.module.engine_inputs(parts.signature)]
+    tokens = [tensor.name for tensor in parts.engine_inputs()]
     flow = [
         ("tokenizer", public, tokens),
         ("engine", tokens, list(parts.signature.outputs)),
@@ -54,7 +55,7 @@ def _tokenizer(parts: Parts) -> Step:
     config.input.extend(recipe.task.module.ensemble_inputs())
     config.output.extend(
         pb.ModelOutput(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-        for tensor in parts.lengths.module.engine_inputs(parts.signature)
+        for tensor in parts.engine_inputs()
     )
     return Step("tokenizer", config, write)
 
@@ -63,9 +64,9 @@ def engine(parts: Parts) -> Step:
     """Returns the step from token ids to the model's outputs, in the config that Triton's own backend takes."""
     recipe, lengths, signature = parts.recipe, parts.lengths.module, parts.signature
     stage = recipe.engine
-    config: pb.ModelConfig = stage.module.model_config(stage.config)
+    config: pb.ModelConfig = stage.module.model_config(stage.config, parts.asked)
     config.max_batch_size = recipe.serve.max_batch_size
-    config.input.extend(lengths.engine_inputs(signature))
+    config.input.extend(parts.engine_inputs())
     lengths.declare_outputs(config, signature)
     types = {tensor.name: tensor.data_type for tensor in config.input}
     if recipe.serve.dynamic_batching:
@@ -76,7 +77,7 @@ def engine(parts: Parts) -> Step:
         length = min(length, recipe.serve.max_length)  # noqa: PLW2901
         sample = config.model_warmup.add(name=f"{length} tokens", batch_size=1, count=2)
         # Real tokens: a mask of zeros would be a text of no tokens, which no request has.
-        text = dict.fromkeys(signature.inputs, np.ones((1, length), np.int64))
+        text = dict.fromkeys(signature.inputs, np.ones((1, length), stage.module.INTEGERS))
         for name, tensor in lengths.native(text, signature).items():
             file = f"{name}_{length}"
             sample.inputs[name].data_type = types[name]
@@ -85,7 +86,7 @@ def engine(parts: Parts) -> Step:
             data[file] = tensor.tobytes()
 
     def write(version_dir: Path) -> None:
-        stage.module.build(parts.model, version_dir)
+        shutil.copytree(parts.engine, version_dir)
 
     return Step("engine", config, write, data)
 

@@ -7,6 +7,7 @@ with the one that is built into NVIDIA's image.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -25,7 +26,7 @@ _WARM_UP_TEXT = b"warm-up"
 def steps(parts: Parts) -> list[Step]:
     """Returns the one step."""
     engine = parts.recipe.engine
-    engine_config: pb.ModelConfig = engine.module.model_config(engine.config)
+    engine_config: pb.ModelConfig = engine.module.model_config(engine.config, parts.asked)
     instances = sum(group.count for group in engine_config.instance_group)
     step = text_to_answer(parts, engine.word, instances=instances, packages=engine.module.PACKAGES)
     for key, parameter in engine_config.parameters.items():
@@ -39,7 +40,7 @@ def steps(parts: Parts) -> list[Step]:
 
     def write(version_dir: Path) -> None:
         step.write(version_dir)
-        engine.module.build(parts.model, version_dir)
+        shutil.copytree(parts.engine, version_dir, dirs_exist_ok=True)
 
     return [replace(step, write=write, warm_up={tensor.name: text for tensor in step.config.input})]
 

@@ -16,6 +16,7 @@ from tritonpress_generator.recipe import ServeConfig, Settings
 from tritonpress_generator.signature import Signature
 
 ATTENTION = padded.ATTENTION
+INTEGERS = {"int64": pb.TYPE_INT64, "int32": pb.TYPE_INT32}
 POSTPROCESSING_BATCHES = True
 """Whether an engine's answer has a row a text, so that Triton may batch what reads it."""
 
@@ -36,9 +37,9 @@ def as_padded(infer: Infer, signature: Signature) -> Infer:
     return infer
 
 
-def engine_inputs(signature: Signature) -> list[pb.ModelInput]:
-    """Returns the inputs of the engine's config."""
-    return [pb.ModelInput(name=name, data_type=pb.TYPE_INT64, dims=[-1]) for name in signature.inputs]
+def engine_inputs(signature: Signature, integers: str) -> list[pb.ModelInput]:
+    """Returns the inputs of the engine's config; `integers` is their type, as NumPy has it."""
+    return [pb.ModelInput(name=name, data_type=INTEGERS[integers], dims=[-1]) for name in signature.inputs]
 
 
 def declare_outputs(config: pb.ModelConfig, signature: Signature) -> None:

@@ -14,6 +14,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonpress_generator import ragged
 from tritonpress_generator.errors import InputError
+from tritonpress_generator.lengths.exact import INTEGERS
 from tritonpress_generator.recipe import ServeConfig, Settings
 from tritonpress_generator.signature import Signature
 
@@ -34,10 +35,10 @@ class Config(Settings):
     the longest text, and one long text among many short ones takes more (451 MiB for 1 of 256 tokens and 63 of 8)."""
 
 
-def engine_inputs(signature: Signature) -> list[pb.ModelInput]:
-    """Returns the inputs of the engine's config."""
+def engine_inputs(signature: Signature, integers: str) -> list[pb.ModelInput]:
+    """Returns the inputs of the engine's config; `integers` is their type, as NumPy has it."""
     return [
-        pb.ModelInput(name=name, data_type=pb.TYPE_INT64, dims=[-1], allow_ragged_batch=True)
+        pb.ModelInput(name=name, data_type=INTEGERS[integers], dims=[-1], allow_ragged_batch=True)
         for name in ragged.inputs(signature)
     ]
 

@@ -76,6 +76,7 @@ class Batching:
         borders: Sequence[int] = (),
         packed: bool = False,
         max_tokens: int | None = None,
+        integers: str = "int64",
     ) -> None:
         """Keeps the limits.
 
@@ -85,12 +86,14 @@ class Batching:
             borders: Lengths to the next of which a batch is padded, ascending; none: to its longest.
             packed: Whether the engine takes the sequences' tokens behind one another, without padding.
             max_tokens: The most packed tokens of one request or execution.
+            integers: The type of the engine's inputs.
         """
         self._pad_id = pad_id
         self._max_sequences = max_sequences
         self._borders = borders
         self._packs = packed
         self._max_tokens = max_tokens
+        self._type = np.dtype(integers)
 
     def executions(self, sequences: Sequences) -> Iterator[tuple[list[int], dict[str, NDArray[Any]]]]:
         """Yields executions that answer all of `sequences` between them: which of them, and the engine's inputs.
@@ -136,29 +139,29 @@ class Batching:
                 )
         return self._packed(sequences)
 
-    def pad(self, sequences: Sequences) -> dict[str, NDArray[np.int64]]:
+    def pad(self, sequences: Sequences) -> dict[str, NDArray[Any]]:
         """Returns `input_ids`, `attention_mask` and, where there are segments, `token_type_ids`.
 
-        All are INT64 `(sequences, seq)`, padded on the right.
+        All are `(sequences, seq)`, padded on the right.
         """
         width = self._width(max(map(len, sequences.ids)))
         lengths = np.array([len(row) for row in sequences.ids])
         mask = np.arange(width) < lengths[:, None]
-        input_ids = np.full(mask.shape, self._pad_id, np.int64)
+        input_ids = np.full(mask.shape, self._pad_id, self._type)
         input_ids[mask] = _flat(sequences.ids)
-        tensors = {"input_ids": input_ids, "attention_mask": mask.astype(np.int64)}
+        tensors = {"input_ids": input_ids, "attention_mask": mask.astype(self._type)}
         if sequences.segments:
-            tensors["token_type_ids"] = np.zeros(mask.shape, np.int64)
+            tensors["token_type_ids"] = np.zeros(mask.shape, self._type)
             tensors["token_type_ids"][mask] = _flat(sequences.segments)
         return tensors
 
     def _packed(self, sequences: Sequences) -> dict[str, NDArray[Any]]:
         tensors = {
-            "input_ids": _flat(sequences.ids)[None],
-            "lengths": np.array([[len(row) for row in sequences.ids]], np.int64),
+            "input_ids": _flat(sequences.ids)[None].astype(self._type, copy=False),
+            "lengths": np.array([[len(row) for row in sequences.ids]], self._type),
         }
         if sequences.segments:
-            tensors["token_type_ids"] = _flat(sequences.segments)[None]
+            tensors["token_type_ids"] = _flat(sequences.segments)[None].astype(self._type, copy=False)
         return tensors
 
     def _width(self, length: int) -> int:

@@ -1,0 +1,64 @@
+"""The ladder of precisions: each step down is served only if it keeps the metric and gains time.
+
+A quantised engine is not always a faster one (https://github.com/NVIDIA/TensorRT/issues/4073), and what was gained in
+FP32's place may be lost again in FP16's: each rung is held to the gate, and to the time of the one above it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tritonpress_generator import gate
+from tritonpress_generator.errors import GateError
+from tritonpress_generator.gate import Verdict
+from tritonpress_generator.recipe import GateConfig
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One precision, measured."""
+
+    name: str
+    metrics: Mapping[str, float]
+    latency_ms: float | None
+    """Of one execution that stands for what will be asked; None where the engine itself was not run."""
+
+
+@dataclass(frozen=True)
+class Climbed:
+    """What the ladder has left."""
+
+    accepted: dict[str, Verdict]
+    """By name, from the most accurate to the one that is served."""
+    refused: dict[str, str]
+    """Why, by name."""
+
+
+def climb(config: GateConfig, baseline: Mapping[str, float], rungs: Sequence[Rung]) -> Climbed:
+    """Returns which of `rungs`, the most accurate first, keep the metric and are faster than the one accepted before.
+
+    Raises:
+        GateError: None of them keeps the metric.
+    """
+    accepted: dict[str, Verdict] = {}
+    refused: dict[str, str] = {}
+    last: Rung | None = None
+    for rung in rungs:
+        try:
+            verdict = gate.check(config, baseline, rung.metrics)
+        except GateError as exc:
+            if len(rungs) - len(refused) == 1:
+                raise
+            refused[rung.name] = str(exc).partition("; nothing was written")[0]
+            continue
+        if last is not None and last.latency_ms is not None and rung.latency_ms is not None:
+            if not rung.latency_ms < last.latency_ms:
+                refused[rung.name] = (
+                    f"must be faster than {last.name}, which takes {last.latency_ms:.3f} ms; takes "
+                    f"{rung.latency_ms:.3f} ms"
+                )
+                continue
+        accepted[rung.name] = verdict
+        last = rung
+    return Climbed(accepted, refused)
