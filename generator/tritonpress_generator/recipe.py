@@ -194,7 +194,9 @@ def load(path: Path) -> Recipe:
     if not isinstance(data, dict):
         raise InputError(f"recipe {path}: must be a mapping with the keys {', '.join(_RecipeText.model_fields)}")
     raw = _checked(_RecipeText, data, where=str(path))
-    task, engine = (_stage(f"{key}s", word, path=path, key=key) for key, word in (("task", raw.task), ("engine", raw.engine)))
+    task, engine = (
+        _stage(f"{key}s", word, path=path, key=key) for key, word in (("task", raw.task), ("engine", raw.engine))
+    )
     recipe = Recipe(
         path=path,
         name=raw.name,

@@ -1,0 +1,93 @@
+"""Which TensorRT each release of NVIDIA's Triton container has: a plan runs in the TensorRT that built it.
+
+NVIDIA's TensorRT container of a release has the TensorRT that its Triton container has, so that a plan built in the one
+runs in the other (a maintainer's word: https://github.com/triton-inference-server/server/issues/5812). Of the releases
+whose TensorRT could be found in a public source that names it, the version is in the table; a plan that was built in
+the TensorRT container of the same release needs no table.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tritonpress_generator.errors import InputError
+
+EMBEDDED = "24.10"
+"""Of the embedded server (tritonserver 2.51)."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """What is known of a release's TensorRT."""
+
+    tensorrt: str
+    source: str
+
+
+RELEASES: Mapping[str, Release] = {
+    "23.04": Release("8.6.1.2", "https://github.com/triton-inference-server/server/issues/5812"),
+    "23.05": Release("8.6.1.2", "https://github.com/triton-inference-server/server/issues/5975"),
+    "24.02": Release("8.6.3", "https://github.com/triton-inference-server/server/issues/6959"),
+}
+
+
+def tensorrt_image(release: str) -> str:
+    """Returns the container that builds plans for Triton's `release`."""
+    return f"nvcr.io/nvidia/tensorrt:{release}-py3"
+
+
+def triton_image(release: str) -> str:
+    """Returns NVIDIA's Triton container of `release`."""
+    return f"nvcr.io/nvidia/tritonserver:{release}-py3"
+
+
+def check_release(release: str, *, where: str) -> None:
+    """Refuses what is not the name of a release.
+
+    Raises:
+        InputError: It is not a year and a month.
+    """
+    if not re.fullmatch(r"2\d\.(0[1-9]|1[0-2])", release):
+        raise InputError(f"{where}: must be a release of NVIDIA's containers such as {EMBEDDED}, got {release!r}")
+
+
+def mismatch(stamp: Mapping[str, Any], release: str) -> str | None:
+    """Returns why the plan of `stamp` does not run in Triton's `release`, and the remedy; None where it runs.
+
+    Args:
+        stamp: What the builder wrote beside the plan: `tensorrt`, the container's `release` or None, and
+            `version_compatible`.
+        release: Of NVIDIA's Triton container.
+    """
+    if stamp.get("release") == release:
+        return None
+    built = str(stamp["tensorrt"])
+    remedy = f"build it in {tensorrt_image(release)}"
+    known = RELEASES.get(release)
+    if known is None:
+        return (
+            f"was built with TensorRT {built}; which one Triton {release} has is not known here, and only a plan that was "
+            f"built in {tensorrt_image(release)} is sure to run there; {remedy}"
+        )
+    if _same(built, known.tensorrt):
+        return None
+    newer = _numbers(built)[:1] == _numbers(known.tensorrt)[:1] and _numbers(built) < _numbers(known.tensorrt)
+    if newer and stamp.get("version_compatible"):
+        return None
+    # A plan that is compatible with other versions runs in later ones of its major.
+    also = ", or with engine.tensorrt.version_compatible and Triton's " if newer else ""
+    also += "--backend-config=tensorrt,version-compatible=true" if newer else ""
+    return f"was built with TensorRT {built}; Triton {release} has {known.tensorrt} ({known.source}); {remedy}{also}"
+
+
+def _same(built: str, served: str) -> bool:
+    """Says whether two versions are one, as far as both are known."""
+    pairs = zip(built.split("."), served.split("."), strict=False)
+    return all(left == right for left, right in pairs)
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
