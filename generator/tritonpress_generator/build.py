@@ -67,7 +67,7 @@ def build_recipe(recipe: recipes.Recipe, out: Path, *, progress: Progress | None
     say = progress or Progress()
     repository.check_writable(out)
     workload = Workload.load(recipe, say)
-    engine, signature = recipe.engine, workload.signature
+    signature = workload.signature
 
     say.stage("baseline in FP32")
     baseline = workload.metrics(workload.answers(workload.baseline))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tritonpress_generator.errors import GateError
@@ -18,7 +19,7 @@ class Verdict:
     limit: float
 
 
-def check(config: GateConfig, baseline: dict[str, float], served: dict[str, float]) -> Verdict:
+def check(config: GateConfig, baseline: Mapping[str, float], served: Mapping[str, float]) -> Verdict:
     """Returns the verdict if `served` is at least `keep` times `baseline`.
 
     Args:

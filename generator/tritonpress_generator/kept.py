@@ -1,4 +1,4 @@
-"""What an earlier build of a workload has computed and a later one need not compute again, such as calibrated ranges."""
+"""What one build of a workload has computed and the next need not compute again, such as calibrated ranges."""
 
 from __future__ import annotations
 

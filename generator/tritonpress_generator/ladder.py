@@ -52,13 +52,10 @@ def climb(config: GateConfig, baseline: Mapping[str, float], rungs: Sequence[Run
                 raise
             refused[rung.name] = str(exc).partition("; nothing was written")[0]
             continue
-        if last is not None and last.latency_ms is not None and rung.latency_ms is not None:
-            if not rung.latency_ms < last.latency_ms:
-                refused[rung.name] = (
-                    f"must be faster than {last.name}, which takes {last.latency_ms:.3f} ms; takes "
-                    f"{rung.latency_ms:.3f} ms"
-                )
-                continue
+        before, after = last.latency_ms if last else None, rung.latency_ms
+        if last is not None and before is not None and after is not None and not after < before:
+            refused[rung.name] = f"must be faster than {last.name}, which takes {before:.3f} ms; takes {after:.3f} ms"
+            continue
         accepted[rung.name] = verdict
         last = rung
     return Climbed(accepted, refused)

@@ -130,7 +130,7 @@ def test_failed_gate_ends_with_1_and_writes_nothing(
     from tritonpress_generator.graph import quantize
 
     real = quantize.apply
-    monkeypatch.setattr(quantize, "apply", lambda model, config, samples: _ruined(real(model, config, samples)))
+    monkeypatch.setattr(quantize, "apply", lambda model, config, samples, kept: _ruined(real(model, config, samples)))
     assert run("build", recipe, "--out", model_repo) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert "gate: ndcg@10 must stay at or above" in error

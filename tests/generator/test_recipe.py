@@ -102,7 +102,7 @@ def test_no_unknown_key_passes(tmp_path_factory: pytest.TempPathFactory, key: st
 
 def test_layout_of_one_execution_is_refused_for_windows(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, task="question_answering", gate={"dataset": "q.json", "metric": "f1"})
-    with pytest.raises(InputError, match=r"serve\.steps: .* may need several executions .* allowed: scripting, single"):
+    with pytest.raises(InputError, match=r"serve\.steps: .* may need several executions .* allowed: single, scripting"):
         load(recipe)
 
 
@@ -115,8 +115,8 @@ def test_layout_of_one_execution_is_refused_for_windows(tmp_path: Path) -> None:
                       "losses", "answers", "judge", "chosen"]),
         ("graph", ["Config", "apply"]),
         ("passes", ["Config", "apply"]),
-        ("engines", ["Config", "PACKAGES", "LAYOUTS", "FORMS", "INTEGERS", "runs_here", "rungs", "build", "load", "threads",
-                     "model_config", "versions"]),
+        ("engines", ["Config", "PACKAGES", "LAYOUTS", "FORMS", "INTEGERS", "runs_here", "rungs", "build", "load",
+                     "threads", "model_config", "versions"]),
         ("lengths", ["Config", "ATTENTION", "POSTPROCESSING_BATCHES", "export", "native", "as_padded", "engine_inputs",
                      "declare_outputs", "tokenizer_settings"]),
     ],

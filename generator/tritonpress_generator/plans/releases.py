@@ -69,8 +69,8 @@ def mismatch(stamp: Mapping[str, Any], release: str) -> str | None:
     known = RELEASES.get(release)
     if known is None:
         return (
-            f"was built with TensorRT {built}; which one Triton {release} has is not known here, and only a plan that was "
-            f"built in {tensorrt_image(release)} is sure to run there; {remedy}"
+            f"was built with TensorRT {built}; which one Triton {release} has is not known here, and only a plan of "
+            f"{tensorrt_image(release)} is sure to run there; {remedy}"
         )
     if _same(built, known.tensorrt):
         return None
