@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
@@ -52,7 +54,7 @@ class GraphEditor:
 
     def add_constant(self, name: str, value: NDArray[Any]) -> str:
         """Adds `value` as an initializer and returns its name."""
-        self.model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
 
     def replace(self, old: onnx.NodeProto, new: list[onnx.NodeProto]) -> None:
@@ -96,3 +98,106 @@ def _reads(node: onnx.NodeProto) -> list[str]:
             for inner in attribute.g.node:
                 names += _reads(inner)
     return names
+
+
+def normalized(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns `model` without functions of its own, its constants all initializers, so that passes see one form."""
+    plain = onnx.inliner.inline_local_functions(model)
+    graph = plain.graph
+    for node in [node for node in graph.node if node.op_type == "Constant"]:
+        graph.initializer.append(numpy_helper.from_array(_value(node.attribute[0]), node.output[0]))
+        graph.node.remove(node)
+    known = {tensor.name: tensor for tensor in graph.initializer}
+    same: dict[str, str] = {}
+    for node in [node for node in graph.node if node.op_type == "Identity" and node.input[0] in known]:
+        same[node.output[0]] = same.get(node.input[0], node.input[0])
+        known[node.output[0]] = known[node.input[0]]
+        graph.node.remove(node)
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = same.get(name, name)
+        # Of functions that were inlined.
+        node.name = node.name or node.output[0]
+    del graph.value_info[:]
+    own = [opset for opset in plain.opset_import if opset.domain != DOMAIN]
+    del plain.opset_import[:]
+    plain.opset_import.extend(own)
+    return plain
+
+
+def _value(attribute: onnx.AttributeProto) -> NDArray[Any]:
+    """Returns what a Constant's attribute holds."""
+    value = onnx.helper.get_attribute_value(attribute)
+    if attribute.name == "value":
+        return numpy_helper.to_array(value)
+    kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+    return np.array(value, kinds[attribute.name])
+
+
+def linear_product(editor: GraphEditor, node: onnx.NodeProto, *, fewest_columns: int) -> bool:
+    """Says whether `node` multiplies activations with a constant FP32 matrix of at least so many columns."""
+    if node.op_type != "MatMul":
+        return False
+    weight = editor.constant(node.input[1])
+    if weight is None or weight.ndim != 2 or weight.dtype != np.float32:
+        return False
+    return int(weight.shape[1]) >= fewest_columns
+
+
+def residuals(editor: GraphEditor) -> list[onnx.NodeProto]:
+    """Returns the Adds of residual connections, in the order of the flow.
+
+    They add the (biased) answer of a product with constant weights to an activation that it has not made: neither the
+    embeddings' sum, nor what positions or a mask add to scores, nor a bias, nor a term of an activation function.
+    """
+
+    def of_product(name: str) -> bool:
+        node = editor.producer.get(name)
+        if node is not None and node.op_type == "Add":
+            name = next((i for i in node.input if editor.constant(i) is None), "")
+            constant = any(editor.constant(i) is not None for i in node.input)
+            node = editor.producer.get(name) if constant else None
+        return node is not None and linear_product(editor, node, fewest_columns=1)
+
+    adds = [node for node in editor.model.graph.node if node.op_type == "Add"]
+    computed = [node for node in adds if all(editor.constant(name) is None for name in node.input)]
+    return [
+        node
+        for node in computed
+        for name, other in (node.input, reversed(node.input))
+        if of_product(name) and other not in behind(editor, [name])
+    ]
+
+
+def behind(editor: GraphEditor, names: Sequence[str]) -> set[str]:
+    """Returns the outputs of all nodes that depend on one of `names`, without these."""
+    reached: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        for node in editor.consumers.get(waiting.pop(), []):
+            fresh = [name for name in node.output if name not in reached]
+            reached.update(fresh)
+            waiting += fresh
+    return reached
+
+
+def ahead(editor: GraphEditor, names: Sequence[str]) -> set[str]:
+    """Returns `names` and all computed tensors that they depend on."""
+    reached: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        node = editor.producer.get(name)
+        if node is not None and name not in reached:
+            reached.add(name)
+            waiting += node.input
+    return reached
+
+
+def every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Yields the nodes of `graph` and of all graphs in it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from every_node(attribute.g)
