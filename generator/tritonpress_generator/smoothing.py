@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tritonpress_generator.quantization import quantize_int8_symmetric, quantize_uint8, uint8_parameters
+from tritonpress_generator.quantization import INT8_MAX, quantize_int8_symmetric, quantize_uint8, uint8_parameters
 
 STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
 """How much of an activation's range is moved: 0 nothing, 1 all of it."""
@@ -38,23 +38,39 @@ class Observed:
         """Returns the scale and zero point of the whole, each channel divided by its own of `scales`."""
         return uint8_parameters(float((self.low / scales).min()), float((self.high / scales).max()))
 
+    def largest(self, scales: Floats) -> float:
+        """Returns the largest magnitude, each channel divided by its own of `scales`."""
+        return float((np.maximum(-self.low, self.high) / scales).max())
 
-def channel_scales(observed: Observed, weight: Floats, *, largest_code: int) -> Floats | None:
+    def rounded(self, scales: Floats) -> Floats:
+        """Returns `rows`, divided by `scales`, as unsigned codes of 8 bits give them."""
+        scale, zero_point = self.parameters(scales)
+        codes = quantize_uint8(self.rows / scales, scale, zero_point).astype(np.float32)
+        rows: Floats = (codes - np.float32(zero_point)) * scale
+        return rows
+
+    def rounded_symmetric(self, scales: Floats) -> Floats:
+        """Returns `rows`, divided by `scales`, as signed codes of 8 bits give them."""
+        scale = np.float32(max(self.largest(scales) / INT8_MAX, 1e-30))
+        rows: Floats = np.clip(np.round(self.rows / scales / scale), -INT8_MAX, INT8_MAX) * scale
+        return rows
+
+
+def channel_scales(observed: Observed, weight: Floats, *, largest_code: int, symmetric: bool = False) -> Floats | None:
     """Returns what each channel of an activation is divided by, or None where that is not worth a pass over it.
 
     Args:
         observed: The activation.
         weight: `(channels, columns)`, by which it is multiplied.
         largest_code: Of the quantised weights.
+        symmetric: Whether the activation's codes are signed, with 0 for 0.
     """
     exact = observed.rows @ weight
 
     def error(scales: Floats) -> float:
-        scale, zero_point = observed.parameters(scales)
-        codes = quantize_uint8(observed.rows / scales, scale, zero_point).astype(np.float32)
+        rows = observed.rounded_symmetric(scales) if symmetric else observed.rounded(scales)
         weights, of_columns = quantize_int8_symmetric(weight * scales[:, None], axis=1, largest_code=largest_code)
-        product = ((codes - np.float32(zero_point)) * scale) @ (weights * of_columns)
-        return float(np.square(product - exact).mean())
+        return float(np.square(rows @ (weights * of_columns) - exact).mean())
 
     candidates = [_scales(observed, weight, strength) for strength in STRENGTHS]
     errors = [error(scales) for scales in candidates]

@@ -15,27 +15,23 @@ their answer is the model's. Embedding tables keep a scale a row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from typing import Literal
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper
 from pydantic import Field
 
-from tritonpress_generator import smoothing
+from tritonpress_generator import calibration, smoothing
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array
 from tritonpress_generator.kept import NOTHING, Kept
-from tritonpress_generator.onnx_graph import GraphEditor
+from tritonpress_generator.onnx_graph import GraphEditor, linear_product
 from tritonpress_generator.quantization import INT7_MAX, INT8_MAX, quantize_int8_symmetric
 from tritonpress_generator.recipe import Settings
 
 _SMALLEST_TABLE = 256
-_FEWEST_COLUMNS = 16
-_ROWS_OF_SAMPLE = 2
-"""Tokens of each text on which a product's error is measured."""
+FEWEST_COLUMNS = 16
 
 
 class Config(Settings):
@@ -72,11 +68,11 @@ def apply(
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
     editor = GraphEditor(quantized)
-    products = [node for node in quantized.graph.node if _is_linear(editor, node)]
+    products = [node for node in quantized.graph.node if linear_product(editor, node, fewest_columns=FEWEST_COLUMNS)]
     if not products:
         raise InputError("quantize: the graph has no product with constant weights; quantise it only once")
-    products = _included(products, config.exclude)
-    observed = _observed(model, [node.input[0] for node in products], samples[: config.samples])
+    products = calibration.included(products, config.exclude, where="quantize")
+    observed = calibration.observe(model, [node.input[0] for node in products], samples[: config.samples])
     for node in products:
         _quantize_product(editor, node, observed[node.input[0]], config)
     for node in [node for node in quantized.graph.node if node.op_type == "Gather"]:
@@ -84,55 +80,6 @@ def apply(
     editor.use_opset("com.microsoft", 1)
     editor.remove_unused()
     return quantized
-
-
-def _is_linear(editor: GraphEditor, node: onnx.NodeProto) -> bool:
-    """Says whether `node` multiplies activations with a constant FP32 matrix that is worth quantising."""
-    if node.op_type != "MatMul":
-        return False
-    weight = editor.constant(node.input[1])
-    if weight is None or weight.ndim != 2 or weight.dtype != np.float32:
-        return False
-    return weight.shape[1] >= _FEWEST_COLUMNS
-
-
-def _included(products: list[onnx.NodeProto], patterns: Sequence[str]) -> list[onnx.NodeProto]:
-    """Returns the products whose names match none of `patterns`."""
-    for pattern in patterns:
-        if not any(fnmatchcase(node.name, pattern) for node in products):
-            raise InputError(
-                f"quantize: exclude: must match the name of a product, {pattern!r} matches none of {len(products)}; "
-                f"they are named like {products[0].name!r}"
-            )
-    included = [node for node in products if not any(fnmatchcase(node.name, pattern) for pattern in patterns)]
-    if not included:
-        raise InputError(
-            f"quantize: exclude: must leave a product to quantise, all {len(products)} match; leave quantize out"
-        )
-    return included
-
-
-def _observed(
-    model: onnx.ModelProto, names: list[str], samples: Sequence[dict[str, Array]]
-) -> dict[str, smoothing.Observed]:
-    """Returns what values each of the tensors `names` takes over `samples`."""
-    names = list(dict.fromkeys(names))
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
-    session = onnxruntime.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
-    generator = np.random.default_rng(0)
-    seen: dict[str, list[tuple[Array, Array, Array]]] = {name: [] for name in names}
-    for feed in samples:
-        for name, tensor in zip(names, session.run(names, dict(feed)), strict=True):
-            rows = tensor.reshape(-1, tensor.shape[-1])
-            some = rows[generator.permutation(len(rows))[:_ROWS_OF_SAMPLE]]
-            seen[name].append((rows.min(axis=0), rows.max(axis=0), some))
-    observed = {}
-    for name, parts in seen.items():
-        low, high, rows = zip(*parts, strict=True)
-        observed[name] = smoothing.Observed(np.min(low, axis=0), np.max(high, axis=0), np.concatenate(rows))
-    return observed
 
 
 def _quantize_product(editor: GraphEditor, node: onnx.NodeProto, observed: smoothing.Observed, config: Config) -> None:

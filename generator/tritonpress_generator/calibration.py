@@ -1,0 +1,126 @@
+"""Runs a graph on a task's texts, to see what values its activations take."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
+from onnxruntime.quantization.calibrate import HistogramCollector
+
+from tritonpress_generator import smoothing
+from tritonpress_generator.errors import InputError
+from tritonpress_generator.infer import Array
+
+_ROWS_OF_SAMPLE = 2
+"""Tokens of each text on which a product's error is measured."""
+_BINS = 1024
+_QUANTIZED_BINS = 128
+"""Of signed codes: as many magnitudes as they have."""
+
+
+def observe(
+    model: onnx.ModelProto, names: Sequence[str], samples: Sequence[Mapping[str, Array]]
+) -> dict[str, smoothing.Observed]:
+    """Returns what values each of the tensors `names`, whose last dimension is the channels, takes over `samples`."""
+    generator = np.random.default_rng(0)
+    seen: dict[str, list[tuple[Array, Array, Array]]] = {name: [] for name in names}
+    for tensors in _run(model, names, samples):
+        for name, tensor in tensors.items():
+            rows = tensor.reshape(-1, tensor.shape[-1])
+            chosen = rows[generator.permutation(len(rows))[:_ROWS_OF_SAMPLE]]
+            seen[name].append((rows.min(axis=0), rows.max(axis=0), chosen))
+    observed = {}
+    for name, parts in seen.items():
+        low, high, some = zip(*parts, strict=True)
+        observed[name] = smoothing.Observed(np.min(low, axis=0), np.max(high, axis=0), np.concatenate(some))
+    return observed
+
+
+def largest(model: onnx.ModelProto, names: Sequence[str], samples: Sequence[Mapping[str, Array]]) -> dict[str, float]:
+    """Returns the largest magnitude that each of the tensors `names` takes over `samples`."""
+    found = dict.fromkeys(names, 0.0)
+    for tensors in _run(model, names, samples):
+        for name, tensor in tensors.items():
+            found[name] = max(found[name], float(np.abs(tensor).max()))
+    return found
+
+
+def clipped(
+    model: onnx.ModelProto,
+    largest: Mapping[str, float],
+    samples: Sequence[Mapping[str, Array]],
+    *,
+    method: Literal["entropy", "percentile"],
+    percentile: float,
+    divided: Callable[[str, Array], Array],
+) -> dict[str, float]:
+    """Returns the largest magnitude that each tensor's codes should hold, by ONNX Runtime's choice from a histogram.
+
+    Args:
+        model: The graph.
+        largest: The largest magnitude of each tensor that is calibrated, by name.
+        samples: What it is run on.
+        method: `entropy` (the least Kullback-Leibler divergence; Migacz 2017, "8-bit Inference with TensorRT") or
+            `percentile`.
+        percentile: The share of values that are not clipped, in %.
+        divided: Gives a tensor as it will be quantised.
+    """
+    if not largest:
+        return {}
+    edges = {name: np.linspace(-value, value, _BINS + 1, dtype=np.float32) for name, value in largest.items()}
+    counts = {name: np.zeros(_BINS, np.int64) for name in largest}
+    for tensors in _run(model, list(largest), samples):
+        for name, tensor in tensors.items():
+            counts[name] += np.histogram(divided(name, tensor), _BINS, (-largest[name], largest[name]))[0]
+    collector = HistogramCollector(method, False, _BINS, _QUANTIZED_BINS, percentile, None)
+    for name, value in largest.items():
+        end = np.float32(value)
+        collector.histogram_dict[name] = (counts[name], edges[name], -end, end, end)
+    with contextlib.redirect_stdout(io.StringIO()):
+        ranges = collector.compute_collection_result()
+    return {name: float(max(-low, high)) for name, (low, high, *_) in ranges.items()}
+
+
+def included(products: list[onnx.NodeProto], patterns: Sequence[str], *, where: str) -> list[onnx.NodeProto]:
+    """Returns the products whose names match none of `patterns`.
+
+    Raises:
+        InputError: A pattern matches none, or nothing is left.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(node.name, pattern) for node in products):
+            raise InputError(
+                f"{where}: exclude: must match the name of a product, {pattern!r} matches none of {len(products)}; "
+                f"they are named like {products[0].name!r}"
+            )
+    left = [node for node in products if not any(fnmatchcase(node.name, pattern) for pattern in patterns)]
+    if not left:
+        raise InputError(
+            f"{where}: exclude: must leave a product to quantise, all {len(products)} match; leave {where} out"
+        )
+    return left
+
+
+def _run(
+    model: onnx.ModelProto, names: Sequence[str], samples: Sequence[Mapping[str, Array]]
+) -> Iterator[dict[str, Array]]:
+    """Yields the tensors `names` of each of `samples`."""
+    names = list(dict.fromkeys(names))
+    if not names:
+        return
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    given = {tensor.name for tensor in watched.graph.output}
+    watched.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names if name not in given
+    )
+    session = onnxruntime.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
+    for feed in samples:
+        yield dict(zip(names, session.run(names, dict(feed)), strict=True))

@@ -1,0 +1,258 @@
+"""Pairs of QuantizeLinear and DequantizeLinear, which TensorRT fuses into INT8 or FP8 kernels.
+
+Symmetric, as TensorRT wants them: zero points are 0, weights have a scale a column, activations one. Quantised are both
+inputs of every product, attention's own included (its fused INT8 kernel wants all of them:
+https://github.com/NVIDIA/TensorRT/issues/4167), and both inputs of every residual Add, so that the Add and the
+normalisation behind it read INT8; biases never. Source of the placement: NVIDIA's QDQBERT
+(https://huggingface.co/docs/transformers/v4.40.0/model_doc/qdqbert), and TensorRT's guide to explicit quantisation.
+What is behind the last residual connection, the task's head, stays as it is.
+
+Products that read the same activation share its pair, and its scales where channels are smoothed (`smoothing.py`), so
+that they can be fused into one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnx.version_converter
+from onnx import TensorProto, helper
+from pydantic import Field
+
+from tritonpress_generator import calibration, smoothing
+from tritonpress_generator.errors import InputError
+from tritonpress_generator.graph.quantize import FEWEST_COLUMNS
+from tritonpress_generator.infer import Array
+from tritonpress_generator.kept import NOTHING, Kept
+from tritonpress_generator.mixed_precision import OPSET
+from tritonpress_generator.onnx_graph import DOMAIN, GraphEditor, behind, linear_product, normalized, residuals
+from tritonpress_generator.quantization import INT8_MAX
+from tritonpress_generator.recipe import Settings
+
+FP8_MAX = 448.0
+"""The largest E4M3 number. Source: Micikevicius et al. 2022, "FP8 Formats for Deep Learning"."""
+_SMALLEST_SCALE = 1e-30
+_TO_SOFTMAX = {"Add", "Mul", "Div", "Where", "Cast"}
+
+
+class Config(Settings):
+    precision: Literal["int8", "fp8"] = "int8"
+    """The type of weights and activations; `fp8` (E4M3) from Ada and Hopper on, and TensorRT 10."""
+    calibration: Literal["min_max", "entropy", "percentile"] = "entropy"
+    """How an activation's range is chosen: all that was seen, the least divergence, or a share of it."""
+    percentile: float = Field(default=99.99, gt=50, le=100)
+    """The share of values, in %, that `percentile` does not clip."""
+    smooth: bool = True
+    """Whether channels are scaled before a product, where that halves its error (`smoothing.py`)."""
+    exclude: list[str] = Field(default_factory=list)
+    """Patterns (`*layer.5/output*`) of the names of products that stay as they are."""
+    samples: int = Field(default=256, ge=1)
+    """How many of the task's texts are run to see the ranges."""
+
+
+def apply(
+    model: onnx.ModelProto, config: Config, samples: Sequence[dict[str, Array]], kept: Kept = NOTHING
+) -> onnx.ModelProto:
+    """Returns `model` in plain operators with the pairs in it.
+
+    Args:
+        model: FP32.
+        config: The settings.
+        samples: The task's texts as the model's inputs, one sequence each.
+        kept: Has the ranges of an earlier build of the same.
+
+    Raises:
+        InputError: There is nothing to calibrate with, or nothing to quantise, or a pattern is of no product, or the
+            graph has operators of ONNX Runtime's own.
+    """
+    if not samples:
+        raise InputError("qdq: calibration needs at least 1 text, got 0; the task must have texts")
+    own = [opset.domain for opset in model.opset_import if opset.domain not in {"", DOMAIN}]
+    if own:
+        raise InputError(f"qdq: the graph must have ONNX's operators alone, has some of {own[0]}; leave fuse out")
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        raise InputError("qdq: the graph must not be quantised yet; name qdq once")
+    plain = normalized(model)
+    if config.precision == "fp8":
+        plain = normalized(onnx.version_converter.convert_version(plain, OPSET))
+    editor = GraphEditor(plain)
+    places = _Places(editor, config.exclude)
+    samples = samples[: config.samples]
+    key = _key(plain, config, samples)
+    ranges = kept.get(key)
+    if ranges is None:
+        ranges = _calibrated(plain, editor, places, config, samples)
+        kept.put(key, ranges)
+    _Pairs(editor, config, ranges).insert(places)
+    editor.remove_unused()
+    return plain
+
+
+class _Places:
+    """Which tensors are quantised, and for whom."""
+
+    def __init__(self, editor: GraphEditor, exclude: Sequence[str]) -> None:
+        self.adds = residuals(editor)
+        head = behind(editor, self.adds[-1].output) if self.adds else set()
+        nodes = [node for node in editor.model.graph.node if node.output[0] not in head]
+        computed = [node for node in nodes if node.input and editor.constant(node.input[0]) is None]
+        linear = [node for node in computed if linear_product(editor, node, fewest_columns=FEWEST_COLUMNS)]
+        own = _of_attention(editor)
+        names = {node.output[0] for node in linear}
+        products = [node for node in computed if node.output[0] in own | names]
+        if not linear:
+            raise InputError("qdq: the graph has no product with constant weights; there is nothing to quantise")
+        included = calibration.included(products, exclude, where="qdq")
+        self.linear = [node for node in included if node.output[0] in names]
+        self.attention = [node for node in included if node.output[0] not in names]
+        self.groups: dict[str, list[onnx.NodeProto]] = {}
+        """The products with weights that read an activation, by its name."""
+        for node in self.linear:
+            self.groups.setdefault(node.input[0], []).append(node)
+
+    def plain(self) -> list[str]:
+        """The activations that are quantised as they are."""
+        return list(dict.fromkeys(name for node in (*self.attention, *self.adds) for name in node.input))
+
+
+def _of_attention(editor: GraphEditor) -> set[str]:
+    """Returns the answers of the products in front of and behind each Softmax."""
+    found: set[str] = set()
+    for softmax in [node for node in editor.model.graph.node if node.op_type == "Softmax"]:
+        found |= {node.output[0] for node in editor.consumers.get(softmax.output[0], []) if node.op_type == "MatMul"}
+        waiting = [softmax.input[0]]
+        while waiting:
+            node = editor.producer.get(waiting.pop())
+            if node is not None and node.op_type == "MatMul" and all(editor.constant(i) is None for i in node.input):
+                found.add(node.output[0])
+            elif node is not None and node.op_type in _TO_SOFTMAX:
+                waiting += node.input
+    return found
+
+
+def _calibrated(
+    model: onnx.ModelProto,
+    editor: GraphEditor,
+    places: _Places,
+    config: Config,
+    samples: Sequence[Mapping[str, Array]],
+) -> dict[str, Any]:
+    """Returns the largest magnitude of each quantised tensor, and what the channels of smoothed ones are divided by."""
+    observed = calibration.observe(model, list(places.groups), samples)
+    scales: dict[str, Any] = {}
+    if config.smooth and config.precision == "int8":
+        for name, nodes in places.groups.items():
+            weight = np.concatenate([np.asarray(editor.constant(node.input[1])) for node in nodes], axis=1)
+            found = smoothing.channel_scales(observed[name], weight, largest_code=INT8_MAX, symmetric=True)
+            if found is not None:
+                scales[name] = found
+    plain = list(dict.fromkeys([*places.plain(), *(name for name in places.groups if name not in scales)]))
+    largest = calibration.largest(model, plain, samples)
+    smoothed = {name: observed[name].largest(by) for name, by in scales.items()}
+    if config.calibration != "min_max":
+        how: Any = {"method": config.calibration, "percentile": config.percentile}
+        largest = calibration.clipped(model, largest, samples, divided=lambda _, tensor: tensor, **how)
+        smoothed = calibration.clipped(model, smoothed, samples, divided=lambda name, x: x / scales[name], **how)
+    return {
+        "largest": largest,
+        "smoothed": smoothed,
+        "scales": {name: [float(value) for value in by] for name, by in scales.items()},
+    }
+
+
+class _Pairs:
+    """Puts the pairs into a graph."""
+
+    def __init__(self, editor: GraphEditor, config: Config, ranges: Mapping[str, Any]) -> None:
+        self._editor = editor
+        self._fp8 = config.precision == "fp8"
+        self._ranges = ranges
+        self._made: dict[tuple[str, bool], str] = {}
+
+    def insert(self, places: _Places) -> None:
+        """Exchanges the inputs of all nodes that are to read quantised values."""
+        for name, nodes in places.groups.items():
+            source = self._activation(name, smoothed=name in self._ranges["scales"])
+            for node in nodes:
+                node.input[0] = source
+                node.input[1] = self._weight(node.input[1], name)
+        for node in (*places.attention, *places.adds):
+            for place, name in enumerate(node.input):
+                node.input[place] = self._activation(name, smoothed=False)
+
+    def _activation(self, name: str, *, smoothed: bool) -> str:
+        """Returns the name of the activation `name` behind its pair."""
+        if (name, smoothed) in self._made:
+            return self._made[name, smoothed]
+        prefix = f"{name}/{'smoothed/' if smoothed else ''}qdq"
+        nodes, source = [], name
+        if smoothed:
+            by = np.array(self._ranges["scales"][name], np.float32)
+            inverse = self._editor.add_constant(f"{prefix}/inverse_scales", 1 / by)
+            source = f"{prefix}/smoothed"
+            nodes.append(helper.make_node("Mul", [name, inverse], [source], name=source))
+        largest = self._ranges["smoothed" if smoothed else "largest"][name]
+        pair, result = self._pair(source, np.array(self._scale(largest), np.float32), prefix, axis=None)
+        self._after(name, [*nodes, *pair])
+        self._made[name, smoothed] = result
+        return result
+
+    def _weight(self, name: str, source: str) -> str:
+        """Returns the name of the weight `name`, which meets the activation `source`, behind its pair."""
+        by = self._ranges["scales"].get(source)
+        # Layers may share a weight (ALBERT), but not the scales of what it meets.
+        prefix = f"{name}/qdq" if by is None else f"{name}/{source}/qdq"
+        if (prefix, False) in self._made:
+            return self._made[prefix, False]
+        weight = np.asarray(self._editor.constant(name))
+        if by is not None:
+            weight = weight * np.array(by, np.float32)[:, None]
+        scales = np.array([self._scale(value) for value in np.abs(weight).max(axis=0)], np.float32)
+        tensor = self._editor.add_constant(f"{prefix}/weight", weight)
+        pair, result = self._pair(tensor, scales, prefix, axis=1)
+        for node in reversed(pair):
+            self._editor.model.graph.node.insert(0, node)
+        self._made[prefix, False] = result
+        return result
+
+    def _pair(self, source: str, scale: Array, prefix: str, *, axis: int | None) -> tuple[list[onnx.NodeProto], str]:
+        """Returns the pair's nodes, and the name of what it gives."""
+        zeros = np.zeros(scale.shape, np.int8)
+        inputs = [self._editor.add_constant(f"{prefix}/scale", scale)]
+        if self._fp8:
+            zero = helper.make_tensor(
+                f"{prefix}/zero_point", TensorProto.FLOAT8E4M3FN, scale.shape, np.zeros(scale.shape).ravel()
+            )
+            self._editor.model.graph.initializer.append(zero)
+            inputs.append(zero.name)
+        else:
+            inputs.append(self._editor.add_constant(f"{prefix}/zero_point", zeros))
+        settings: dict[str, Any] = {} if axis is None else {"axis": axis}
+        codes, result = f"{prefix}/codes", f"{prefix}/values"
+        quantize = helper.make_node("QuantizeLinear", [source, *inputs], [codes], name=f"{prefix}/quantize", **settings)
+        back = helper.make_node("DequantizeLinear", [codes, *inputs], [result], name=f"{prefix}/dequantize", **settings)
+        return [quantize, back], result
+
+    def _scale(self, largest: float) -> np.float32:
+        return np.float32(max(largest / (FP8_MAX if self._fp8 else INT8_MAX), _SMALLEST_SCALE))
+
+    def _after(self, name: str, new: list[onnx.NodeProto]) -> None:
+        """Puts `new` behind the node that gives the tensor `name`."""
+        nodes = self._editor.model.graph.node
+        place = next(i for i, node in enumerate(nodes) if name in node.output)
+        for node in reversed(new):
+            nodes.insert(place + 1, node)
+
+
+def _key(model: onnx.ModelProto, config: Config, samples: Sequence[Mapping[str, Array]]) -> str:
+    """Returns what says all that the ranges depend on."""
+    digest = hashlib.sha256(model.SerializeToString(deterministic=True))
+    digest.update(config.model_dump_json().encode())
+    for feed in samples:
+        for name, tensor in sorted(feed.items()):
+            digest.update(f"{name} {tensor.dtype} {tensor.shape} ".encode() + tensor.tobytes())
+    return f"qdq {digest.hexdigest()}"

@@ -1,0 +1,215 @@
+"""Q/DQ pairs: symmetric, where TensorRT fuses them, and close to FP32 when ONNX Runtime runs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from tiny_encoders import make, pairs, signature
+from tritonpress_generator import export
+from tritonpress_generator.engines.onnxruntime import session_infer
+from tritonpress_generator.errors import InputError
+from tritonpress_generator.graph import fuse, qdq
+from tritonpress_generator.infer import Array
+from tritonpress_generator.kept import Kept
+from tritonpress_generator.mixed_precision import typed
+from tritonpress_generator.onnx_graph import GraphEditor, residuals
+
+MODEL = make("bert", export.ATTENTION, "span")
+GIVES = signature(MODEL)
+FP32 = export.export(MODEL, GIVES)
+SAMPLES = [pairs([1 + i % 50], seed=i) for i in range(24)]
+FEED = pairs([3, 17, 1, 30], seed=99)
+ALL = [("int8", "min_max"), ("int8", "entropy"), ("int8", "percentile"), ("fp8", "min_max"), ("fp8", "percentile")]
+BOUND = 0.1
+"""Of scores up to 1.7."""
+
+
+def quantized(**config: object) -> onnx.ModelProto:
+    return qdq.apply(FP32, qdq.Config(**{"calibration": "min_max", **config}), SAMPLES)  # type: ignore[arg-type]
+
+
+def worst(graph: onnx.ModelProto) -> float:
+    expected, got = (session_infer(model.SerializeToString())(FEED) for model in (FP32, graph))
+    return max(float(np.abs((got[n] - answer) * FEED["attention_mask"]).max()) for n, answer in expected.items())
+
+
+@pytest.mark.parametrize(("precision", "calibration"), ALL)
+def test_answers_stay_near_fp32(precision: str, calibration: str) -> None:
+    graph = quantized(precision=precision, calibration=calibration)
+    onnx.checker.check_model(graph, full_check=True)
+    assert 1e-4 < worst(graph) <= BOUND
+
+
+@pytest.mark.parametrize(("precision", "zero_points"), [("int8", TensorProto.INT8), ("fp8", TensorProto.FLOAT8E4M3FN)])
+def test_pairs_are_symmetric_and_weights_have_a_scale_a_column(precision: str, zero_points: int) -> None:
+    graph = quantized(precision=precision)
+    editor = GraphEditor(graph)
+    pairs_of = [node for node in graph.graph.node if node.op_type == "QuantizeLinear"]
+    assert pairs_of
+    for node in pairs_of:
+        source, scale, zero = node.input
+        tensor = editor.constants[zero]
+        assert tensor.data_type == zero_points
+        assert not np.any(np.asarray(numpy_helper.to_array(tensor), np.float32))
+        assert editor.only_consumer(node.output[0], "DequantizeLinear") is not None
+        weight, scales = editor.constant(source), np.asarray(editor.constant(scale))
+        if weight is None:
+            assert scales.shape == ()
+        else:
+            assert weight.ndim == 2  # no bias
+            assert scales.shape == (weight.shape[1],)
+            largest = {"int8": 127, "fp8": 448}[precision]
+            assert np.allclose(scales, np.abs(weight).max(axis=0) / largest)
+
+
+def test_both_inputs_of_all_products_and_residuals_are_quantised_and_the_head_is_not() -> None:
+    graph = quantized(smooth=False)
+    editor = GraphEditor(graph)
+
+    def behind_pairs(node: onnx.NodeProto) -> list[bool]:
+        made = [editor.producer.get(name) for name in node.input]
+        return [maker is not None and maker.op_type == "DequantizeLinear" for maker in made]
+
+    *products, head = [node for node in graph.graph.node if node.op_type == "MatMul"]
+    assert len(products) == 16
+    assert all(behind_pairs(node) == [True, True] for node in products)
+    assert behind_pairs(head) == [False, False]
+    adds = [node for node in graph.graph.node if node.op_type == "Add" and any(behind_pairs(node))]
+    assert len(adds) == 4
+    assert all(behind_pairs(node) == [True, True] for node in adds)
+    readers = {node.output[0] for node in adds}
+    assert all(editor.only_consumer(name, "LayerNormalization") is not None for name in readers)
+
+
+def test_products_of_one_activation_share_its_pair() -> None:
+    graph = quantized()
+    query, key, value = (
+        next(node for node in graph.graph.node if node.name.endswith(f"layer.0/attention/self/{name}/MatMul"))
+        for name in ("query", "key", "value")
+    )
+    assert query.input[0] == key.input[0] == value.input[0]
+
+
+def test_excluded_products_stay_as_they_are() -> None:
+    graph = quantized(exclude=["*layer.1/*", "*__2"])
+    editor = GraphEditor(graph)
+    products = [node for node in graph.graph.node if node.op_type == "MatMul"]
+    plain = [node.name for node in products if editor.producer.get(node.input[0], node).op_type != "DequantizeLinear"]
+    assert len(plain) == 9
+
+
+def outlier_product(generator: np.random.Generator) -> tuple[onnx.ModelProto, list[dict[str, Array]], Array]:
+    weight = generator.normal(size=(32, 32)).astype(np.float32)
+    rows = generator.normal(size=(64, 32)).astype(np.float32)
+    rows[:, 3] *= 60
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")],
+        "product",
+        [value("x", TensorProto.FLOAT, ["rows", 32])],
+        [value("y", TensorProto.FLOAT, ["rows", 32])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), [{"x": rows}], weight
+
+
+def test_smoothing_lowers_the_error_of_an_outlier_channel() -> None:
+    model, samples, weight = outlier_product(np.random.default_rng(0))
+    node = helper.make_node("Identity", ["x"], ["inner"], name="inner")
+    model.graph.node.insert(0, node)
+    model.graph.node[1].input[0] = "inner"
+    errors = {}
+    for smooth in (True, False):
+        graph = qdq.apply(model, qdq.Config(calibration="min_max", smooth=smooth), samples)
+        answer = session_infer(graph.SerializeToString())(samples[0])["y"]
+        errors[smooth] = float(np.square(answer - samples[0]["x"] @ weight).mean())
+    assert errors[True] < 0.5 * errors[False]
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), factor=st.floats(0.01, 100))
+def test_error_is_within_half_a_scale_of_each_input(seed: int, factor: float) -> None:
+    generator = np.random.default_rng(seed)
+    model, samples, weight = outlier_product(generator)
+    model.graph.node.insert(0, helper.make_node("Identity", ["x"], ["inner"], name="inner"))
+    model.graph.node[1].input[0] = "inner"
+    rows = samples[0]["x"] * np.float32(factor)
+    graph = qdq.apply(model, qdq.Config(calibration="min_max", smooth=False), [{"x": rows}])
+    answer = session_infer(graph.SerializeToString())({"x": rows})["y"]
+    of_rows, of_weight = np.abs(rows).max() / 254, np.abs(weight).max(axis=0) / 254
+    bound = np.abs(rows).sum(1)[:, None] * of_weight + np.abs(weight).sum(0) * of_rows + 32 * of_rows * of_weight
+    assert (np.abs(answer - rows @ weight) <= bound * 1.001 + 1e-5).all()
+
+
+def test_calibrations_choose_different_ranges() -> None:
+    scales = []
+    for calibration in ("min_max", "entropy", "percentile"):
+        graph = quantized(calibration=calibration, percentile=99.0, smooth=False)
+        editor = GraphEditor(graph)
+        nodes = [node for node in graph.graph.node if node.op_type == "QuantizeLinear"]
+        of = [editor.constant(node.input[1]) for node in nodes if editor.constant(node.input[0]) is None]
+        scales.append(np.array(of))
+    assert (scales[2] <= scales[0] * 1.001).all()
+    assert (scales[2] < 0.9 * scales[0]).any()
+    assert not np.allclose(scales[0], scales[1])
+
+
+def test_ranges_are_kept_and_reused_where_nothing_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = qdq.Config(calibration="percentile")
+    kept = Kept(tmp_path)
+    first = qdq.apply(FP32, config, SAMPLES, kept)
+    kept.save()
+    (file,) = tmp_path.glob("*.json")
+    # Were it calibrated again, this would be found in it.
+    file.write_text(file.read_text().replace('"scales": {', '"marked": 1, "scales": {'))
+    again = Kept(tmp_path)
+    assert qdq.apply(FP32, config, SAMPLES, again).SerializeToString() == first.SerializeToString()
+    again.save()
+    assert '"marked"' in file.read_text()
+    other = Kept(tmp_path)
+    qdq.apply(FP32, config, [*SAMPLES[:-1], pairs([7], seed=1234)], other)
+    other.save()
+    assert [path.name for path in tmp_path.glob("*.json")] != [file.name]
+    assert all('"marked"' not in path.read_text() for path in tmp_path.glob("*.json"))
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_typed_fp16_it_is_strongly_typed_and_as_near(precision: str) -> None:
+    graph = quantized(precision=precision)
+    low = typed(graph, "fp16")
+    onnx.checker.check_model(low, full_check=True)
+    assert worst(low) <= BOUND
+    editor = GraphEditor(low)
+    assert len(residuals(editor)) == 0  # their inputs are the pairs' now
+    products = [node for node in low.graph.node if node.op_type == "MatMul"]
+    weights = [editor.producer.get(node.input[1]) for node in products]
+    scales = [editor.constants[maker.input[1]].data_type for maker in weights if maker is not None]
+    assert scales.count(TensorProto.FLOAT16) >= 16
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "samples", "message"),
+    [
+        (FP32, {}, [], "needs at least 1 text, got 0"),
+        (FP32, {"exclude": ["*"]}, SAMPLES, r"exclude: must leave a product to quantise, all 16 match; leave qdq out"),
+        (FP32, {"exclude": ["*layer.9*"]}, SAMPLES, r"'\*layer.9\*' matches none of 16"),
+        (
+            fuse.apply(FP32, fuse.Config(), []),
+            {},
+            SAMPLES,
+            "must have ONNX's operators alone, has some of com.microsoft",
+        ),
+        (quantized(), {}, SAMPLES, "must not be quantised yet; name qdq once"),
+    ],
+)
+def test_what_cannot_be_quantised_is_refused(
+    model: onnx.ModelProto, config: dict[str, object], samples: list[dict[str, Array]], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        qdq.apply(model, qdq.Config(**config), samples)  # type: ignore[arg-type]
