@@ -155,6 +155,7 @@ def _compile(recipe: Recipe, lengths: Stage, source: Source, others: Mapping[str
         "of_tokens": signature.of_tokens,
     }
     asked = Asked(
+        workload=recipe.name,
         signature=signature,
         form=lengths.word,
         max_batch_size=recipe.serve.max_batch_size,

@@ -29,6 +29,8 @@ from tritonpress_generator.signature import Signature
 class Asked:
     """What an engine will be asked, as far as it must know that when it is built."""
 
+    workload: str
+    """The public model's name."""
     signature: Signature
     form: str
     """How its sequences lie: the word of `serve.lengths`."""

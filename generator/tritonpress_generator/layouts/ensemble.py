@@ -73,8 +73,7 @@ def engine(parts: Parts) -> Step:
         config.dynamic_batching.max_queue_delay_microseconds = recipe.serve.max_queue_delay_microseconds
     config.version_policy.latest.num_versions = 1
     data: dict[str, bytes] = {}
-    for length in _WARM_UP_LENGTHS:
-        length = min(length, recipe.serve.max_length)  # noqa: PLW2901
+    for length in parts.asked.borders or [min(length, recipe.serve.max_length) for length in _WARM_UP_LENGTHS]:
         sample = config.model_warmup.add(name=f"{length} tokens", batch_size=1, count=2)
         # Real tokens: a mask of zeros would be a text of no tokens, which no request has.
         text = dict.fromkeys(signature.inputs, np.ones((1, length), stage.module.INTEGERS))
