@@ -24,6 +24,7 @@ Texts = Mapping[str, Sequence[str]]
 Answers = dict[str, Array]
 """The public outputs by name, `(texts, n)`."""
 _SLICE = 64
+_GOLDEN_REQUESTS = 12
 
 
 class Encoder(Protocol):
@@ -115,3 +116,16 @@ def alone(sequences: Sequences) -> Iterator[tuple[list[int], dict[str, Array]]]:
 def plain(value: Any) -> Any:
     """Returns an element of an answer as JSON has it."""
     return value.decode() if isinstance(value, bytes) else value.item()
+
+
+def golden(texts: Texts, answers: Answers) -> list[dict[str, Any]]:
+    """Returns requests, spread over what was asked, with the answers that they must get."""
+    total = len(next(iter(texts.values())))
+    chosen = np.linspace(0, total - 1, min(_GOLDEN_REQUESTS, total)).round().astype(int)
+    return [
+        {
+            "inputs": {name: column[i] for name, column in texts.items()},
+            "outputs": {name: [plain(value) for value in answer[i]] for name, answer in answers.items()},
+        }
+        for i in chosen
+    ]

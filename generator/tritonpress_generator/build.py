@@ -14,7 +14,7 @@ import numpy as np
 
 from tritonpress_generator import forms, ladder, repository
 from tritonpress_generator import recipe as recipes
-from tritonpress_generator.answering import Answers, Texts, plain
+from tritonpress_generator.answering import Answers, golden
 from tritonpress_generator.gate import Verdict
 from tritonpress_generator.infer import Infer, latency_ms
 from tritonpress_generator.kept import Kept
@@ -24,7 +24,6 @@ from tritonpress_generator.signature import Signature
 from tritonpress_generator.workload import Workload
 
 LATENCY_TOKENS = 32
-_GOLDEN_REQUESTS = 12
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ def _manifest(workload: Workload, form: forms.Form, rows: list[Row], chosen: _Ch
         "golden": {
             # FP32 pooling rounds differently in a padded batch, by about 1e-7; the encoder itself does not.
             "score_tolerance": 1e-4,
-            "requests": _golden(workload.data.inputs, chosen.answers),
+            "requests": golden(workload.data.inputs, chosen.answers),
         },
     }
 
@@ -193,19 +192,6 @@ def processor() -> str:
     return next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
-
-
-def _golden(texts: Texts, answers: Answers) -> list[dict[str, Any]]:
-    """Returns requests, spread over what was asked, with the answers that they must get."""
-    total = len(next(iter(texts.values())))
-    chosen = np.linspace(0, total - 1, min(_GOLDEN_REQUESTS, total)).round().astype(int)
-    return [
-        {
-            "inputs": {name: column[i] for name, column in texts.items()},
-            "outputs": {name: [plain(value) for value in answer[i]] for name, answer in answers.items()},
-        }
-        for i in chosen
-    ]
 
 
 def _latency(infer: Infer, signature: Signature) -> float:

@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     verify_parser = commands.add_parser("verify", help="load a repository in Triton and replay its golden requests")
     verify_parser.add_argument("repository", type=Path)
+    verify_parser.add_argument("--server", metavar="YY.MM", help="check plans for this release of NVIDIA's container")
     finetune_parser = commands.add_parser("finetune", help="train the recipe's task; alone or under torchrun")
     finetune_parser.add_argument("recipe", type=Path)
     finetune_parser.add_argument("--out", type=Path, help="the checkpoint or adapter (default: finetuned/NAME)")
@@ -39,6 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
     evaluate_parser.add_argument("recipe", type=Path)
     evaluate_parser.add_argument("--target", default="torch", help="torch, onnx, engine or HOST:PORT (default: torch)")
     evaluate_parser.add_argument("--dataset", type=Path, help="labelled data of the task (default: the gate's)")
+    evaluate_parser.add_argument(
+        "--repository", type=Path, help="what the server serves: gate it, and record its answers in the manifest"
+    )
+    evaluate_parser.add_argument("--wait-s", type=float, default=0.0, help="until the server is ready (default: 0)")
     evaluate_parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
     options = parser.parse_args(arguments)
     # The server's errors are known only where it is needed.
@@ -48,9 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.command == "finetune":
             _finetune(options.recipe, options.out, options.data)
         elif options.command == "evaluate":
-            return _evaluate(options.recipe, options.target, options.dataset, as_json=options.json)
+            return _evaluate(options)
         else:
-            return _verify(options.repository)
+            return _verify(options.repository, options.server)
     except GeneratorError as exc:
         print(f"tritonpress {options.command}: {exc}", file=sys.stderr)
         return exc.exit_status
@@ -62,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _build(recipe: Path, out: Path) -> None:
     from tritonpress_generator.build import LATENCY_TOKENS, build
+    from tritonpress_generator.plans import pending
     from tritonpress_generator.repository import size_bytes
 
     built = build(recipe, out)
@@ -85,6 +91,10 @@ def _build(recipe: Path, out: Path) -> None:
     share = size_bytes(built.manifest) / first.size_bytes
     size = f"{size_bytes(built.manifest) / 1e6:.1f} MB, {share:.0%} of the checkpoint"
     print(f"wrote {os.fspath(built.folder)} and its steps, {size}")
+    for name, reason in built.manifest["refused"].items():
+        print(f"refused {name}: {reason}")
+    for script in pending.missing(out, built.manifest):
+        print(f"plan pending: on a machine with the GPU and Docker, run {os.fspath(script)} {os.fspath(recipe)}")
 
 
 def _finetune(recipe: Path, out: Path | None, data: Path | None) -> None:
@@ -101,20 +111,26 @@ def _finetune(recipe: Path, out: Path | None, data: Path | None) -> None:
     print(f"wrote {os.fspath(done.folder)}")
 
 
-def _evaluate(recipe: Path, target: str, dataset: Path | None, *, as_json: bool) -> int:
+def _evaluate(options: argparse.Namespace) -> int:
     from tritonpress_client import TritonpressError
 
     from tritonpress_generator.evaluate import evaluate
 
     try:
-        metrics = evaluate(recipe, target, dataset=dataset)
+        metrics = evaluate(
+            options.recipe,
+            options.target,
+            dataset=options.dataset,
+            repository=options.repository,
+            wait_s=options.wait_s,
+        )
     except TritonpressError as exc:
         print(f"tritonpress evaluate: {exc}", file=sys.stderr)
         return 2
-    if as_json:
-        print(json.dumps({"target": target, "metrics": metrics}))
+    if options.json:
+        print(json.dumps({"target": options.target, "metrics": metrics}))
     else:
-        print(render(["target", *metrics], [[target, *(f"{value:.4f}" for value in metrics.values())]]))
+        print(render(["target", *metrics], [[options.target, *(f"{value:.4f}" for value in metrics.values())]]))
     return 0
 
 
@@ -128,13 +144,17 @@ def lengths_line(lengths: dict[str, Any]) -> str:
     return f"{line} (texts/s: {figures})"
 
 
-def _verify(repository: Path) -> int:
+def _verify(repository: Path, release: str | None) -> int:
     from tritonpress_client import TritonpressError
     from tritonpress_server import ServerError
 
-    from tritonpress_generator.verify import verify
+    from tritonpress_generator.verify import check_plans, verify
 
     try:
+        if release is not None:
+            plans = check_plans(repository, release)
+            print(f"{plans} plans fit Triton {release}" if plans else f"no plan here depends on Triton {release}")
+            return 0
         compared = verify(repository)
     except (ServerError, TritonpressError) as exc:
         print(f"tritonpress verify: {exc}", file=sys.stderr)

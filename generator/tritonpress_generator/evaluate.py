@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import contextlib
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
-from tritonpress_client import Connection
+from tritonpress_client import Connection, TritonpressError
 
-from tritonpress_generator import forms
+from tritonpress_generator import forms, gate
 from tritonpress_generator import recipe as recipes
-from tritonpress_generator.answering import Answers, Texts, columns
+from tritonpress_generator import repository as repositories
+from tritonpress_generator.answering import Answers, Texts, columns, golden
 from tritonpress_generator.errors import InputError
+from tritonpress_generator.plans import pending
 from tritonpress_generator.progress import Progress
+from tritonpress_generator.recipe import Recipe
 from tritonpress_generator.workload import Workload
 
 IN_PROCESS = ("torch", "onnx", "engine")
 _TIMEOUT_S = 60.0
+_POLL_S = 0.2
+_TOLERANCE = 0.02
+"""Of scores that were recorded from a server: a GPU's kernels, and with them their rounding, change with the batch."""
 
 
-def evaluate(recipe_path: Path, target: str, *, dataset: Path | None = None) -> dict[str, float]:
+def evaluate(
+    recipe_path: Path,
+    target: str,
+    *,
+    dataset: Path | None = None,
+    repository: Path | None = None,
+    wait_s: float = 0.0,
+) -> dict[str, float]:
     """Returns the task's metrics of what answers.
 
     Args:
@@ -28,12 +44,19 @@ def evaluate(recipe_path: Path, target: str, *, dataset: Path | None = None) -> 
         target: `torch` (the checkpoint in FP32), `onnx` (its export), `engine` (after the graph passes, in the recipe's
             engine), or HOST:PORT of a Triton that serves the recipe's workload.
         dataset: Labelled data of the task; default: the gate's.
+        repository: What the endpoint serves; holds it to its gate, and its manifest to what it answered.
+        wait_s: How long an endpoint may take until it is ready.
 
     Raises:
         InputError: The recipe, the checkpoint or the data is at fault.
+        GateError: The endpoint is less accurate than the build of `repository` was allowed to be.
         TritonpressError: The endpoint is not there, or refuses a request.
     """
     recipe = recipes.load(recipe_path)
+    if repository is not None and (dataset is not None or target in IN_PROCESS):
+        raise InputError(
+            "--repository: gates a server on the gate's own data; give --target HOST:PORT, and no --dataset"
+        )
     if target not in IN_PROCESS and ":" not in target:
         raise InputError(f"--target: must be {', '.join(IN_PROCESS)} or HOST:PORT of a server, got {target!r}")
     if dataset is not None:
@@ -43,8 +66,11 @@ def evaluate(recipe_path: Path, target: str, *, dataset: Path | None = None) -> 
         data = recipe.task.module.load_data(recipe)
         say.stage(f"{recipe.name} at {target}")
         with Connection(target, timeout_s=_TIMEOUT_S) as connection:
+            _wait(connection, recipe.name, wait_s)
             answers = ask(connection, recipe.name, data.inputs, batch=recipe.serve.max_batch_size)
         metrics: dict[str, float] = recipe.task.module.metrics(data, answers)
+        if repository is not None:
+            _gate(repository, recipe, metrics, golden(data.inputs, answers))
         say.done()
         return metrics
     workload = Workload.load(recipe, say)
@@ -59,6 +85,37 @@ def evaluate(recipe_path: Path, target: str, *, dataset: Path | None = None) -> 
     metrics = workload.metrics(workload.answers(infer))
     say.done()
     return metrics
+
+
+def _wait(connection: Connection, model: str, seconds: float) -> None:
+    """Returns when `model` is ready, or the time is over: then the first request says what is wrong."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(TritonpressError):
+            if connection.ready(model):
+                return
+        time.sleep(_POLL_S)
+
+
+def _gate(repository: Path, recipe: Recipe, metrics: dict[str, float], requests: list[dict[str, Any]]) -> None:
+    """Holds what a server has answered to the gate of the build that it serves, and records it in the manifest.
+
+    Raises:
+        InputError: The repository has no such workload.
+        GateError: The metric is below the limit.
+    """
+    manifest = repositories.read_manifest(repository, recipe.name)
+    verdict = gate.check(recipe.gate, {recipe.gate.metric: manifest["gate"]["baseline"]}, metrics)
+    plans = {
+        path: stamp for folder in pending.folders(repository, manifest) for path, stamp in pending.plans(folder).items()
+    }
+    known = {
+        "gate": asdict(verdict),
+        "plans": {str(path.relative_to(repository)): stamp for path, stamp in plans.items()},
+        "golden": {"score_tolerance": _TOLERANCE, "requests": requests},
+    }
+    stamps = [path.with_name(f"{path.name}.json") for path in plans]
+    repositories.record(repository, recipe.name, known, [*plans, *stamps])
 
 
 def ask(connection: Connection, model: str, texts: Texts, *, batch: int) -> Answers:

@@ -203,6 +203,31 @@ def read_manifest(repository: Path, name: str) -> dict[str, Any]:
     return manifest
 
 
+def record(repository: Path, name: str, known: Mapping[str, Any], files: Sequence[Path]) -> None:
+    """Adds to the manifest of the build of `name` that is switched on what has become known of it.
+
+    Args:
+        repository: The model repository.
+        name: The workload's.
+        known: Entries of the manifest.
+        files: Of its steps, which have been added since.
+
+    Raises:
+        InputError: The manifest cannot be read or written.
+    """
+    manifest = read_manifest(repository, name)
+    added = {str(path.relative_to(repository)): _entry(path) for path in files}
+    changed = {**manifest, **known, "files": {**manifest["files"], **added}}
+    text = json.dumps(changed, indent=2, ensure_ascii=False) + "\n"
+    target = repository / name
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".build-{os.getpid()}-", dir=target) as work:
+            _replace(target / f"manifest.{manifest['build']}.json", text, Path(work))
+            _replace(target / "manifest.json", text, Path(work))
+    except OSError as exc:
+        raise InputError(f"repository {repository}: cannot be written ({exc}); the manifest is as it was") from exc
+
+
 def changed_files(repository: Path, manifest: dict[str, Any]) -> list[str]:
     """Returns what has happened to each of the manifest's files that is not as it was written."""
     problems = []

@@ -11,8 +11,9 @@ from tritonpress_client.connection import Connection
 from tritonpress_server import TritonServer
 
 from tritonpress_generator import repository
-from tritonpress_generator.errors import VerificationError
+from tritonpress_generator.errors import InputError, VerificationError
 from tritonpress_generator.infer import Array
+from tritonpress_generator.plans import pending, releases
 
 _THREADS = 8
 
@@ -31,8 +32,33 @@ def verify(path: Path) -> dict[str, int]:
         problems = repository.changed_files(path, manifest)
         if problems:
             raise VerificationError(f"{name}: {'; '.join(problems)}; the manifest says otherwise: build it again")
+        if missing := pending.missing(path, manifest):
+            raise InputError(f"{name}: its plan is pending; run {missing[0]} on a machine with the GPU, then verify")
     with TritonServer(path) as server:
         return {name: _replay(server.grpc_url, name, manifest) for name, manifest in manifests.items()}
+
+
+def check_plans(path: Path, release: str) -> int:
+    """Returns how many TensorRT plans the repository `path` has; all of them run in NVIDIA's container of `release`.
+
+    Raises:
+        InputError: There is no workload, a plan is pending, or the release has no such name.
+        VerificationError: A plan would not run there; says why, and the remedy.
+    """
+    releases.check_release(release, where="--server")
+    count = 0
+    for name in repository.workloads(path):
+        manifest = repository.read_manifest(path, name)
+        if missing := pending.missing(path, manifest):
+            raise InputError(f"{name}: its plan is pending; run {missing[0]} on a machine with the GPU, then verify")
+        for folder in pending.folders(path, manifest):
+            for plan, stamp in pending.plans(folder).items():
+                if not stamp:
+                    raise VerificationError(f"{plan}: must have its stamp beside it, {plan.name}.json; build it again")
+                if problem := releases.mismatch(stamp, release):
+                    raise VerificationError(f"{plan}: {problem}")
+                count += 1
+    return count
 
 
 def _replay(url: str, name: str, manifest: dict[str, Any]) -> int:

@@ -34,6 +34,14 @@ RELEASES: Mapping[str, Release] = {
 }
 
 
+_FIRST_OF_10 = "24.05"
+
+
+def weakly_typed(release: str) -> bool:
+    """Says whether the TensorRT of `release`, 8.6 up to 24.04, takes types from flags and not from the graph."""
+    return release < _FIRST_OF_10
+
+
 def tensorrt_image(release: str) -> str:
     """Returns the container that builds plans for Triton's `release`."""
     return f"nvcr.io/nvidia/tensorrt:{release}-py3"

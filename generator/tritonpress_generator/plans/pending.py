@@ -1,0 +1,126 @@
+"""A plan that could not be built here: what builds it lies in the version folder, beside the graphs that it is made of.
+
+1/plan.json             what to build: rungs, profiles, options (`builder.py`)
+1/model.RUNG.onnx       the graphs of the ladder
+1/build_plan.py         the builder
+1/build_plan.sh         runs it in NVIDIA's container, and holds what it built to the gate
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from tritonpress_generator.plans import builder, releases
+
+SETTINGS = "plan.json"
+_SCRIPT = """#!/usr/bin/env bash
+# Builds the TensorRT plan on this machine's GPU, times its precisions, and takes the fastest that passes the gate.
+#
+#   build_plan.sh RECIPE
+#
+# Needs Docker with the NVIDIA container toolkit, and tritonpress with its generator for the gate. GPU=1 takes another
+# GPU; PORT, 8001 by default, is Triton's on this machine while the gate asks.
+set -euo pipefail
+here=$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)
+repository=$(cd "$here/../.." && pwd)
+recipe=${{1:?usage: build_plan.sh RECIPE}}
+gpu="device=${{GPU:-0}}"
+port=${{PORT:-8001}}
+docker run --rm --gpus "$gpu" --user "$(id -u):$(id -g)" -v "$here:/plan" {tensorrt_image} \\
+    python3 /plan/build_plan.py /plan/{settings}
+while read -r rung; do
+    {install}
+    name=tritonpress-plan-$$
+    docker run --rm -d --name "$name" --gpus "$gpu" -p "127.0.0.1:$port:8001" -v "$repository:/models:ro" \\
+        {triton_image} bash -c 'pip install -q {packages} && exec tritonserver \\
+        --model-repository=/models --model-control-mode=explicit --load-model={workload}' > /dev/null
+    status=0
+    tritonpress evaluate "$recipe" --target "127.0.0.1:$port" --wait-s 300 \\
+        --repository "$repository" || status=$?
+    docker stop "$name" > /dev/null
+    [ "$status" = 1 ] || exit "$status"
+done < "$here/rungs.txt"
+echo "no precision passes the gate; the plan stays pending" >&2
+rm -f "$here"/model*.plan
+exit 1
+"""
+_ONE = 'cp "$here/model.$rung.plan" "$here/model.plan" && cp "$here/model.$rung.plan.json" "$here/model.plan.json"'
+_SEVERAL = (
+    "capability=$(python3 -c \"import json; print(json.load(open('$here/rungs.json'))['compute_capability'])\")\n"
+    '    cp "$here/model.$rung.plan" "$here/model_$capability.plan" && '
+    'cp "$here/model.$rung.plan.json" "$here/model_$capability.plan.json"'
+)
+
+
+def write(
+    version_dir: Path,
+    graphs: Mapping[str, onnx.ModelProto],
+    settings: Mapping[str, Any],
+    *,
+    release: str,
+    workload: str,
+    low: str | None,
+) -> None:
+    """Writes what builds the plan of `graphs`, the most accurate first, in the containers of `release`.
+
+    Args:
+        version_dir: The folder.
+        graphs: By the rungs' names.
+        settings: Of the builder.
+        release: Of Triton's.
+        workload: The public model's name.
+        low: The element type, as ONNX names it, that all rungs but fp32 may use, where the graph does not say so.
+    """
+    version_dir.mkdir(parents=True, exist_ok=True)
+    rungs = []
+    for name, graph in graphs.items():
+        onnx.save(graph, version_dir / f"model.{name}.onnx")
+        of = [low] if low and name != "fp32" else []
+        rungs.append({"name": name, "model": f"model.{name}.onnx", "types": sorted({*types(graph), *of})})
+    text = json.dumps({"rungs": rungs, **settings}, indent=2) + "\n"
+    (version_dir / SETTINGS).write_text(text, encoding="utf-8")
+    shutil.copyfile(str(builder.__file__), version_dir / "build_plan.py")
+    script = _SCRIPT.format(
+        tensorrt_image=releases.tensorrt_image(release),
+        triton_image=releases.triton_image(release),
+        settings=SETTINGS,
+        install=_SEVERAL if settings.get("compute_capabilities") else _ONE,
+        packages=" ".join(f"{name}=={version(name)}" for name in ("numpy", "tokenizers")),
+        workload=workload,
+    )
+    path = version_dir / "build_plan.sh"
+    path.write_text(script, encoding="utf-8")
+    path.chmod(0o755)
+
+
+def types(graph: onnx.ModelProto) -> list[str]:
+    """Returns the names of the element types below FP32 that the graph's constants have, sorted."""
+    kinds = {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in graph.graph.initializer}
+    return sorted(kinds & set(builder.LOW_TYPES))
+
+
+def folders(repository: Path, manifest: Mapping[str, Any]) -> list[Path]:
+    """Returns the version folders of a build's steps that are of TensorRT."""
+    found = (repository / step / "1" for step in manifest["steps"].values())
+    return [folder for folder in found if (folder / SETTINGS).exists()]
+
+
+def missing(repository: Path, manifest: Mapping[str, Any]) -> list[Path]:
+    """Returns the scripts of the plans that are still to be built."""
+    return [folder / "build_plan.sh" for folder in folders(repository, manifest) if not plans(folder)]
+
+
+def plans(folder: Path) -> dict[Path, dict[str, Any]]:
+    """Returns the stamps of the plans in a version folder that are served, by the plan's path."""
+    found = {}
+    for path in sorted([*folder.glob("model.plan"), *folder.glob("model_*.plan")]):
+        stamp = path.with_name(f"{path.name}.json")
+        found[path] = json.loads(stamp.read_text(encoding="utf-8")) if stamp.exists() else {}
+    return found
