@@ -1,0 +1,135 @@
+"""OpenVINO on the CPU: Triton's `openvino` backend.
+
+It takes the plain graph, FP32 or with the pairs of `graph/qdq.py`, and computes in BF16 where the processor can, unless
+a processor is told otherwise, which Triton's backend has no word for: the gate runs on what this machine's OpenVINO
+chooses.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+from pydantic import Field
+from tritonclient.grpc import model_config_pb2 as pb
+
+from tritonpress_generator.engines import Asked
+from tritonpress_generator.errors import InputError
+from tritonpress_generator.infer import Array, Infer
+from tritonpress_generator.onnx_graph import DOMAIN, every_node, normalized
+from tritonpress_generator.recipe import Settings
+
+BACKEND = "openvino"
+PACKAGES = ("openvino",)
+LAYOUTS = ("single", "ensemble", "scripting")
+FORMS = ("exact", "buckets")
+"""Triton's backend has no ragged inputs."""
+INTEGERS = "int64"
+_MOST_INSTANCES = 4
+
+
+class Config(Settings):
+    instances: int | None = Field(default=None, ge=1, le=256)
+    """Compiled models side by side; default: the cores that this process may use, 4 at most."""
+    inference_num_threads: int | None = Field(default=None, ge=1, le=256)
+    """Threads of one of them; default: the cores that this process may use, divided by the instances."""
+    precision: Literal["auto", "bf16"] = "auto"
+    """What products are computed in: BF16 (of a processor that has it), or what OpenVINO chooses for the processor."""
+
+
+def runs_here() -> bool:
+    """Says whether this machine can run the engine."""
+    return True
+
+
+def rungs(fp32: onnx.ModelProto, model: onnx.ModelProto, config: Config) -> dict[str, onnx.ModelProto]:
+    """Returns the graphs to choose from: what the recipe's graph passes have made.
+
+    Raises:
+        InputError: It has operators of ONNX Runtime's own.
+    """
+    foreign = [node for node in every_node(model.graph) if node.domain not in {"", DOMAIN}]
+    if foreign:
+        raise InputError(
+            f"engine.openvino: OpenVINO has no {foreign[0].op_type} ({foreign[0].name}) of {foreign[0].domain}; leave "
+            "fuse and quantize out of `graph`, and use qdq for INT8"
+        )
+    return {"openvino": normalized(model)}
+
+
+def build(graphs: Mapping[str, onnx.ModelProto], version_dir: Path, config: Config, asked: Asked) -> None:
+    """Writes the engine, OpenVINO's intermediate representation, into Triton's version folder `version_dir`.
+
+    Raises:
+        InputError: OpenVINO is not installed, or refuses the graph.
+    """
+    openvino = _openvino()
+    version_dir.mkdir(parents=True, exist_ok=True)
+    graph = [*graphs.values()][-1]
+    try:
+        model = openvino.Core().read_model(graph.SerializeToString())
+    except RuntimeError as exc:
+        raise InputError(f"engine.openvino: OpenVINO refuses the model ({' '.join(str(exc).split())[:300]})") from exc
+    openvino.save_model(model, str(version_dir / "model.xml"), compress_to_fp16=False)
+
+
+def load(version_dir: Path, config: Config, *, threads: int | None = None) -> Infer:
+    """Returns the engine in `version_dir`, with `threads`, by default as many as there are cores.
+
+    Raises:
+        InputError: OpenVINO is not installed, or refuses the file.
+    """
+    openvino = _openvino()
+    settings: dict[str, Any] = {
+        "INFERENCE_NUM_THREADS": threads or len(os.sched_getaffinity(0)),
+        "NUM_STREAMS": 1,
+        **({"INFERENCE_PRECISION_HINT": "bf16"} if config.precision == "bf16" else {}),
+    }
+    try:
+        compiled = openvino.Core().compile_model(str(version_dir / "model.xml"), "CPU", settings)
+    except RuntimeError as exc:
+        raise InputError(f"engine.openvino: OpenVINO refuses the model ({' '.join(str(exc).split())[:300]})") from exc
+    inputs = [port.any_name for port in compiled.inputs]
+    outputs = [port.any_name for port in compiled.outputs]
+
+    def infer(feed: Mapping[str, Array]) -> dict[str, Array]:
+        answer = compiled({name: feed[name] for name in inputs})
+        return {name: answer[name] for name in outputs}
+
+    return infer
+
+
+def threads(config: Config) -> list[int]:
+    """Returns how many threads each instance has."""
+    cores = len(os.sched_getaffinity(0))
+    instances = config.instances or min(cores, _MOST_INSTANCES)
+    return [config.inference_num_threads or max(1, cores // instances)] * instances
+
+
+def model_config(config: Config, asked: Asked) -> pb.ModelConfig:
+    """Returns the engine's part of Triton's config: who runs it, where, with how many threads."""
+    of_instances = threads(config)
+    parameters = {"INFERENCE_NUM_THREADS": str(of_instances[0]), "NUM_STREAMS": "1"}
+    if config.precision == "bf16":
+        parameters["HINT_BF16"] = "YES"
+    return pb.ModelConfig(
+        backend=BACKEND,
+        instance_group=[pb.ModelInstanceGroup(kind=pb.ModelInstanceGroup.KIND_CPU, count=len(of_instances))],
+        parameters={key: pb.ModelParameter(string_value=value) for key, value in parameters.items()},
+    )
+
+
+def versions() -> dict[str, str]:
+    """Returns what the engine was built and gated with, for the manifest."""
+    return {"openvino": str(_openvino().__version__)}
+
+
+def _openvino() -> Any:
+    try:
+        import openvino
+    except ImportError as exc:
+        raise InputError("engine.openvino: needs the package openvino; pip install 'tritonpress[openvino]'") from exc
+    return openvino
