@@ -1,6 +1,6 @@
 """Compares OpenVINO's engine with ONNX Runtime's, interleaved, and their metrics; the table of docs/measurements.md.
 
-    HF_HUB_OFFLINE=1 .venv/bin/python docs/openvino_speed.py generator/recipes/classification.yaml
+HF_HUB_OFFLINE=1 .venv/bin/python docs/openvino_speed.py generator/recipes/classification.yaml
 """
 
 from __future__ import annotations
