@@ -1,0 +1,141 @@
+"""ONNX Runtime on NVIDIA's GPUs: Triton's `onnxruntime` backend with its CUDA or TensorRT execution provider.
+
+The road for who has no such GPU where the repository is built: the graph goes as it is, and the provider compiles it on
+the machine that serves it, TensorRT's while the model warms up and into a cache for the next start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import onnx
+import onnxruntime
+from pydantic import Field
+from tritonclient.grpc import model_config_pb2 as pb
+
+from tritonpress_generator import mixed_precision
+from tritonpress_generator.engines import Asked
+from tritonpress_generator.engines.onnxruntime import session_infer
+from tritonpress_generator.errors import InputError
+from tritonpress_generator.infer import Infer
+from tritonpress_generator.onnx_graph import every_node
+from tritonpress_generator.recipe import Settings
+
+PLATFORM = "onnxruntime_onnx"
+PACKAGES = ()
+LAYOUTS = ("ensemble", "scripting")
+FORMS = ("buckets", "exact")
+INTEGERS = "int64"
+_OF_THE_CPU = {"MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
+"""What `quantize` makes, for which no provider has a kernel on a GPU."""
+
+
+class Config(Settings):
+    provider: Literal["cuda", "tensorrt"] = "cuda"
+    """Who runs the graph: CUDA's kernels, which take `fuse`, or TensorRT, which takes `qdq`."""
+    precision: Literal["fp32", "fp16"] = "fp16"
+    """Of the graph's tensors (`mixed_precision.py`)."""
+    instances: int = Field(default=1, ge=1, le=64)
+    """Sessions side by side on each GPU."""
+    engine_cache: str = "/tmp/tritonpress-engines"
+    """Where TensorRT's provider keeps what it has compiled, on the machine that serves."""
+    workspace_mib: int = Field(default=1024, ge=1)
+    """The most scratch memory of TensorRT's provider."""
+
+
+def runs_here() -> bool:
+    """Says whether this machine's ONNX Runtime has a GPU to run on.
+
+    Raises:
+        InputError: Both packages that bring ONNX Runtime are installed.
+    """
+    _one_package()
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+def rungs(fp32: onnx.ModelProto, model: onnx.ModelProto, config: Config) -> dict[str, onnx.ModelProto]:
+    """Returns the graphs to choose from: what the recipe's graph passes have made, in the recipe's precision.
+
+    Raises:
+        InputError: It has operators that run on a CPU alone, or that the provider does not take.
+    """
+    nodes = list(every_node(model.graph))
+    own = [node for node in nodes if node.domain == "com.microsoft"]
+    if any(node.op_type in _OF_THE_CPU for node in own):
+        raise InputError("engine.onnxruntime_gpu: quantize makes INT8 for the CPU; leave it out of `graph`")
+    if own and config.provider == "tensorrt":
+        raise InputError(
+            f"engine.onnxruntime_gpu: TensorRT has no {own[0].op_type}; leave fuse out of `graph`, or take provider "
+            "cuda"
+        )
+    if own and config.precision != "fp32":
+        raise InputError("engine.onnxruntime_gpu: fuse makes FP32 attention; leave it out, or take precision fp32")
+    return {"onnxruntime_gpu": mixed_precision.typed(model, config.precision) if not own else model}
+
+
+def build(graphs: Mapping[str, onnx.ModelProto], version_dir: Path, config: Config, asked: Asked) -> None:
+    """Writes the engine into Triton's version folder `version_dir`."""
+    version_dir.mkdir(parents=True, exist_ok=True)
+    onnx.save([*graphs.values()][-1], version_dir / "model.onnx")
+
+
+def load(version_dir: Path, config: Config, *, threads: int | None = None) -> Infer:
+    """Returns the graph in `version_dir`, run on the CPU: its metric is the GPU's but for rounding.
+
+    Raises:
+        InputError: ONNX Runtime refuses the file.
+    """
+    return session_infer(version_dir / "model.onnx", threads=threads)
+
+
+def threads(config: Config) -> list[int]:
+    """Returns how many threads of the CPU each instance has."""
+    return [1] * config.instances
+
+
+def model_config(config: Config, asked: Asked) -> pb.ModelConfig:
+    """Returns the engine's part of Triton's config: instances on the GPU, and the provider's settings."""
+    model = pb.ModelConfig(
+        platform=PLATFORM,
+        instance_group=[pb.ModelInstanceGroup(kind=pb.ModelInstanceGroup.KIND_GPU, count=config.instances)],
+    )
+    if config.provider == "tensorrt":
+        accelerator = model.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
+        accelerator.parameters["precision_mode"] = config.precision.upper()
+        accelerator.parameters["max_workspace_size_bytes"] = str(config.workspace_mib << 20)
+        accelerator.parameters["trt_engine_cache_enable"] = "true"
+        accelerator.parameters["trt_engine_cache_path"] = config.engine_cache
+        # One engine for all that will be asked: without, one is built anew whenever a shape exceeds what was seen.
+        shortest = min(asked.borders, default=1)
+        usual = sorted(asked.lengths)[len(asked.lengths) // 2] if asked.lengths else asked.max_length
+        bounds = {
+            "min": (1, shortest),
+            "opt": (asked.max_batch_size, max(shortest, min(usual, asked.max_length))),
+            "max": (asked.max_batch_size, asked.max_length),
+        }
+        for name, (batch, length) in bounds.items():
+            shapes = ",".join(f"{tensor}:{batch}x{length}" for tensor in asked.signature.inputs)
+            accelerator.parameters[f"trt_profile_{name}_shapes"] = shapes
+    return model
+
+
+def versions() -> dict[str, str]:
+    """Returns what the engine was built and gated with, for the manifest."""
+    return {"onnxruntime": onnxruntime.__version__}
+
+
+def _one_package() -> None:
+    found = []
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    if len(found) > 1:
+        raise InputError(
+            f"{' and '.join(found)} are both installed and overwrite each other's module; pip uninstall both, and "
+            "install one"
+        )
