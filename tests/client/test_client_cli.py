@@ -132,7 +132,7 @@ def test_classify_prints_labels_with_scores(task_url: str, tmp_path: Path, capsy
         (["ask", "what?", "--context", "\x00"], 2, "CONTEXT[0] must have text"),
         (["ask", "what?", "--context", "a", "-n", "4"], 2, "`n` must be an integer in 1..3"),
         (["ask", "what?", "--context", "a", "--model", "recommendation"], 2, "is not for question_answering"),
-        (["ask", "what?", "--context", "a", "--timeout-s", "0.0001"], 1, "did not answer within 0.0001 s"),
+        (["ask", "what?", "--context", "a", "--timeout-s", "0.000001"], 1, "did not answer within 1e-06 s"),
         (["classify", "\x00"], 2, "TEXT[0] must have text"),
         (["classify", "a", "-n", "0"], 2, "`n` must be an integer above 0"),
         (["classify", "a", "--model", "nothing"], 2, "model 'nothing'"),
@@ -181,7 +181,7 @@ def test_a_model_that_is_not_ready_shows() -> None:
         (["recommend", "a", "-k", "11"], 2, "`k` must be an integer in 1..10"),
         (["recommend", "\x00\x07"], 2, "refuses the request"),
         (["recommend", "a", "--model", "nothing"], 2, "model 'nothing'"),
-        (["recommend", "a", "--timeout-s", "0.0001"], 1, "did not answer within 0.0001 s"),
+        (["recommend", "a", "--timeout-s", "0.000001"], 1, "did not answer within 1e-06 s"),
         (["recommend", "a", "--timeout-s", "0"], 2, "`timeout_s` must be a finite number"),
     ],
 )

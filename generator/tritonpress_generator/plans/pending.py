@@ -35,9 +35,26 @@ gpu="device=${{GPU:-0}}"
 port=${{PORT:-8001}}
 docker run --rm --gpus "$gpu" --user "$(id -u):$(id -g)" -v "$here:/plan" {tensorrt_image} \\
     python3 /plan/build_plan.py /plan/{settings}
+name=tritonpress-plan-$$
+plan=
+gated=
+# What the gate has not passed is not left to be served, and what was there before stays, whatever ends this script.
+finish() {{
+    docker stop "$name" > /dev/null 2>&1 || true
+    [ "$plan" ] || return 0
+    for file in "$plan" "$plan.json"; do
+        [ "$gated" ] || {{ rm -f "$file" && [ ! -f "$file.old" ] || mv "$file.old" "$file"; }}
+        rm -f "$file.old"
+    done
+}}
+trap finish EXIT
 while read -r rung; do
-    {install}
-    name=tritonpress-plan-$$
+    {plan}
+    for file in plan plan.json; do
+        old="$plan${{file#plan}}"
+        [ ! -f "$old" ] || [ -f "$old.old" ] || mv "$old" "$old.old"
+        cp "$here/model.$rung.$file" "$old"
+    done
     docker run --rm -d --name "$name" --gpus "$gpu" -p "127.0.0.1:$port:8001" -v "$repository:/models:ro" \\
         {triton_image} bash -c 'pip install -q {packages} && exec tritonserver \\
         --model-repository=/models --model-control-mode=explicit --load-model={workload}' > /dev/null
@@ -45,17 +62,16 @@ while read -r rung; do
     tritonpress evaluate "$recipe" --target "127.0.0.1:$port" --wait-s 300 \\
         --repository "$repository" || status=$?
     docker stop "$name" > /dev/null
+    [ "$status" != 0 ] || gated=yes
     [ "$status" = 1 ] || exit "$status"
 done < "$here/rungs.txt"
 echo "no precision passes the gate; the plan stays pending" >&2
-rm -f "$here"/model*.plan
 exit 1
 """
-_ONE = 'cp "$here/model.$rung.plan" "$here/model.plan" && cp "$here/model.$rung.plan.json" "$here/model.plan.json"'
+_ONE = 'plan="$here/model.plan"'
 _SEVERAL = (
     "capability=$(python3 -c \"import json; print(json.load(open('$here/rungs.json'))['compute_capability'])\")\n"
-    '    cp "$here/model.$rung.plan" "$here/model_$capability.plan" && '
-    'cp "$here/model.$rung.plan.json" "$here/model_$capability.plan.json"'
+    '    plan="$here/model_$capability.plan"'
 )
 
 
@@ -91,7 +107,7 @@ def write(
         tensorrt_image=releases.tensorrt_image(release),
         triton_image=releases.triton_image(release),
         settings=SETTINGS,
-        install=_SEVERAL if settings.get("compute_capabilities") else _ONE,
+        plan=_SEVERAL if settings.get("compute_capabilities") else _ONE,
         packages=" ".join(f"{name}=={version(name)}" for name in ("numpy", "tokenizers")),
         workload=workload,
     )
