@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import onnx
-from tritonpress_generator import export
+from tritonpress_generator import forms
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.answering import alone
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.graph import qdq
+from tritonpress_generator.infer import Array
 from tritonpress_generator.mixed_precision import typed
-from tritonpress_generator.pretrained import load_model
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.table import render
 from tritonpress_generator.workload import Workload
@@ -25,9 +25,8 @@ from tritonpress_generator.workload import Workload
 CALIBRATIONS = ("min_max", "entropy", "percentile")
 
 
-def graphs(workload: Workload, fp32: onnx.ModelProto) -> Iterator[tuple[str, onnx.ModelProto]]:
+def graphs(samples: list[dict[str, Array]], fp32: onnx.ModelProto) -> Iterator[tuple[str, onnx.ModelProto]]:
     """Yields the model in each precision."""
-    samples = [feed for _, feed in alone(workload.source().calibration)]
     yield "FP32", fp32
     yield "FP16", typed(fp32, "fp16")
     for calibration in CALIBRATIONS:
@@ -35,6 +34,7 @@ def graphs(workload: Workload, fp32: onnx.ModelProto) -> Iterator[tuple[str, onn
             config = qdq.Config.model_validate({"calibration": calibration, "smooth": smooth})
             name = f"INT8, {calibration}" + (", smoothed" if smooth else "")
             yield name, qdq.apply(fp32, config, samples)
+    yield "INT8, entropy, smoothed, the rest FP16", typed(qdq.apply(fp32, qdq.Config(), samples), "fp16")
     for calibration in CALIBRATIONS:
         config = qdq.Config.model_validate({"calibration": calibration, "precision": "fp8"})
         yield f"FP8, {calibration}", qdq.apply(fp32, config, samples)
@@ -47,15 +47,16 @@ def main() -> None:
     parser.add_argument("--dataset", type=Path, help="labelled data (default: the gate's)")
     options = parser.parse_args()
     recipe = recipes.load(options.recipe)
+    exact = recipes.lengths_of("exact", recipe.engine, path=options.recipe)
+    recipe = replace(recipe, graph=(), lengths=exact)
     workload = Workload.load(recipe, Progress())
-    task, checkpoint = recipe.task, workload.checkpoint
-    model = load_model(checkpoint, task.module.AUTO_CLASS, attention=export.ATTENTION)
-    head, signature = task.module.head(model, checkpoint, task.config)
-    variants = graphs(workload, export.export(head, signature))
+    source = workload.source()
+    fp32 = forms.compile_forms(recipe, source)["exact"].fp32
+    variants = graphs([feed for _, feed in alone(source.calibration)], fp32)
     asked = workload
     if options.dataset:  # the model is calibrated as the recipe says, and only then asked another set
         gate = recipe.gate.model_copy(update={"dataset": str(options.dataset.resolve())})
-        asked = replace(workload, data=task.module.load_data(replace(recipe, gate=gate)))
+        asked = replace(workload, data=recipe.task.module.load_data(replace(recipe, gate=gate)))
     rows = []
     for name, graph in variants:
         metrics = asked.metrics(asked.answers(session_infer(graph.SerializeToString())))

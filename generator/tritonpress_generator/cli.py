@@ -93,7 +93,9 @@ def _build(recipe: Path, out: Path) -> None:
     print(f"wrote {os.fspath(built.folder)} and its steps, {size}")
     for name, reason in built.manifest["refused"].items():
         print(f"refused {name}: {reason}")
-    for script in pending.missing(out, built.manifest):
+    if scripts := pending.missing(out, built.manifest):
+        print("the times of its precisions are ONNX Runtime's on this CPU")
+    for script in scripts:
         print(f"plan pending: on a machine with the GPU and Docker, run {os.fspath(script)} {os.fspath(recipe)}")
 
 

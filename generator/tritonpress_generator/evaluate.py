@@ -25,8 +25,8 @@ from tritonpress_generator.workload import Workload
 IN_PROCESS = ("torch", "onnx", "engine")
 _TIMEOUT_S = 60.0
 _POLL_S = 0.2
-_TOLERANCE = 0.02
-"""Of scores that were recorded from a server: a GPU's kernels, and with them their rounding, change with the batch."""
+_TOLERANCE_OF_PLANS = 0.02
+"""Of a GPU's scores: its kernels, and so their rounding, change with the batch. A guess until it is measured."""
 
 
 def evaluate(
@@ -63,6 +63,8 @@ def evaluate(
         recipe = replace(recipe, gate=recipe.gate.model_copy(update={"dataset": str(dataset.resolve())}))
     say = Progress()
     if target not in IN_PROCESS:
+        if repository is not None:
+            repositories.read_manifest(repository, recipe.name)  # refused before the server is asked
         data = recipe.task.module.load_data(recipe)
         say.stage(f"{recipe.name} at {target}")
         with Connection(target, timeout_s=_TIMEOUT_S) as connection:
@@ -109,10 +111,11 @@ def _gate(repository: Path, recipe: Recipe, metrics: dict[str, float], requests:
     plans = {
         path: stamp for folder in pending.folders(repository, manifest) for path, stamp in pending.plans(folder).items()
     }
+    tolerance = _TOLERANCE_OF_PLANS if plans else manifest["golden"]["score_tolerance"]
     known = {
         "gate": asdict(verdict),
         "plans": {str(path.relative_to(repository)): stamp for path, stamp in plans.items()},
-        "golden": {"score_tolerance": _TOLERANCE, "requests": requests},
+        "golden": {"score_tolerance": tolerance, "requests": requests},
     }
     stamps = [path.with_name(f"{path.name}.json") for path in plans]
     repositories.record(repository, recipe.name, known, [*plans, *stamps])

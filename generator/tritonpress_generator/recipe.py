@@ -194,9 +194,8 @@ def load(path: Path) -> Recipe:
     if not isinstance(data, dict):
         raise InputError(f"recipe {path}: must be a mapping with the keys {', '.join(_RecipeText.model_fields)}")
     raw = _checked(_RecipeText, data, where=str(path))
-    task, engine = (
-        _stage(f"{key}s", word, path=path, key=key) for key, word in (("task", raw.task), ("engine", raw.engine))
-    )
+    task = _stage("tasks", raw.task, path=path, key="task")
+    engine = _stage("engines", raw.engine, path=path, key="engine")
     recipe = Recipe(
         path=path,
         name=raw.name,

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from recorded_tensorrt import NAMES, VERSIONS, Recorded
-from tritonpress_generator.plans import builder
+from tritonpress_generator.plans import builder, runner
 
 OLD, NEW, NEWEST = VERSIONS
 INPUTS = ["input_ids", "attention_mask"]
@@ -88,11 +88,11 @@ def test_types_are_flags_only_where_the_graph_cannot_say_them(tmp_path: Path) ->
 
 
 def test_options_reach_the_builder(tmp_path: Path) -> None:
-    options = {"version_compatible": True, "refit": True, "strip": True, "sparsity": True, "workspace_bytes": 1 << 20,
+    options = {"version_compatible": True, "refit": True, "sparsity": True, "workspace_bytes": 1 << 20,
                "builder_optimization_level": 5, "hardware_compatibility": "ampere_plus"}  # fmt: skip
     for version in (NEW, NEWEST):
         trt, stamp = built(version, tmp_path, **options)
-        assert flags(trt) == {"VERSION_COMPATIBLE", "REFIT", "STRIP_PLAN", "SPARSE_WEIGHTS"}
+        assert flags(trt) == {"VERSION_COMPATIBLE", "REFIT", "SPARSE_WEIGHTS"}
         assert trt.made("IBuilderConfig.set_memory_pool_limit")[0][1] == 1 << 20
         assert trt.made("IBuilderConfig.builder_optimization_level") == [(5,)]
         level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
@@ -116,7 +116,7 @@ def test_options_reach_the_builder(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_release_cannot_do_is_said(tmp_path: Path, version: str, settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(builder.PlanError) as raised:
+    with pytest.raises(runner.PlanError) as raised:
         built(version, tmp_path, **settings)
     assert re.search(message, str(raised.value))
     assert "\n" not in str(raised.value)
@@ -132,7 +132,7 @@ def test_operators_that_the_parser_lacks_are_named(tmp_path: Path, version: str)
         "ParserError.node_name": lambda: "layer.0/Loop",
         "ParserError.node_operator": lambda: "Loop",
     }
-    with pytest.raises(builder.PlanError) as raised:
+    with pytest.raises(runner.PlanError) as raised:
         built(version, tmp_path, answers=told)
     place = "node 7" if version == OLD else "Loop layer.0/Loop"
     assert f"cannot take 1 of its nodes ({place}: No importer registered)" in str(raised.value)
@@ -142,8 +142,8 @@ def test_operators_that_the_parser_lacks_are_named(tmp_path: Path, version: str)
 def test_plan_that_cannot_be_loaded_is_refused(version: str) -> None:
     trt = Recorded(version, {"Runtime.deserialize_cuda_engine": lambda *_: None})
     stamp = {"tensorrt": "9.1", "gpu": "a GPU", "version_compatible": True}
-    with pytest.raises(builder.PlanError, match=r"built with TensorRT 9\.1 on a GPU cannot be loaded by .*; build it"):
-        builder.load(trt, b"plan", stamp)
+    with pytest.raises(runner.PlanError, match=r"built with TensorRT 9\.1 on a GPU cannot be loaded by .*; build it"):
+        runner.load(trt, b"plan", stamp)
     assert trt.made("Runtime.engine_host_code_allowed") == ([] if version == OLD else [(True,)])
 
 
@@ -152,7 +152,7 @@ def test_layers_are_counted_by_type(version: str) -> None:
     layer = {"Outputs": [{"Name": "x", "Format/Datatype": "Row major linear FP16"}]}
     told = {"EngineInspector.get_engine_information": lambda _: json.dumps({"Layers": [layer, layer, "unnamed"]})}
     trt = Recorded(version, told)
-    engine, _ = builder.load(trt, b"plan")
+    engine, _ = runner.load(trt, b"plan")
     assert builder.layers(trt, engine)["by_type"] == {"FP16": 2, "?": 1}
 
 
@@ -165,7 +165,8 @@ def asked_for(tree: ast.AST) -> set[str]:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_bindings_have_every_name_that_is_used(version: str) -> None:
-    tree = ast.parse(Path(str(builder.__file__)).read_text(encoding="utf-8"))
+    files = [Path(str(module.__file__)).read_text(encoding="utf-8") for module in (builder, runner)]
+    tree = ast.Module([node for text in files for node in ast.parse(text).body], [])
     # `__version__` and `nptype` are of the package's Python part.
     exempt = asked_for(tree) | {"__version__", "__init__", "nptype"}
     used = 0
@@ -196,15 +197,15 @@ def test_refusal_has_both_figures() -> None:
 
 
 def test_runs_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builder, "TIMED_S", 0.1)
+    monkeypatch.setattr(runner, "TIMED_S", 0.1)
     runners = {"slow": lambda feed: time.sleep(0.004), "fast": lambda feed: time.sleep(0.001)}
-    times = builder.timed(runners, INPUTS, [(1, 8), (2, 8)])
+    times = runner.timed(runners, INPUTS, [(1, 8), (2, 8)])
     assert times["slow"] > 1.5 * times["fast"] > 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [([], "usage: build_plan.py SETTINGS.json"), (["none.json"], "none.json: cannot be read")],
+    [([], "usage: build_plan SETTINGS.json"), (["none.json"], "none.json: cannot be read")],
 )
 def test_command_says_what_is_wrong(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert builder.main(arguments) == 2

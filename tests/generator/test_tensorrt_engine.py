@@ -6,24 +6,18 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
-from tiny_encoders import asked, make, signature
 from tiny_sources import write_task
 from tritonclient.grpc import model_config_pb2 as pb
-from tritonpress_generator import cli, export, repository
+from tritonpress_generator import cli, repository
 from tritonpress_generator import recipe as recipes
-from tritonpress_generator.engines import tensorrt as engine
-from tritonpress_generator.engines.onnxruntime import session_infer
-from tritonpress_generator.errors import InputError
-from tritonpress_generator.plans import builder, pending
-from tritonpress_generator.plans.profiles import Profile
+from tritonpress_generator.plans import pending
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.workload import Workload
 from tritonpress_server import ModelRepositoryError, TritonServer
@@ -92,7 +86,11 @@ def test_all_that_builds_the_plan_lies_beside_it(built: tuple[Path, Path]) -> No
         assert {tensor.type.tensor_type.elem_type for tensor in graph.graph.input} == {TensorProto.INT32}
     assert [profile["length"] for profile in settings["profiles"]] == [[16] * 3, [48] * 3]
     assert [profile["batch"] for profile in settings["profiles"]] == [[1, 8, 8]] * 2
-    assert (folder / "build_plan.py").read_bytes() == Path(str(builder.__file__)).read_bytes()
+    # Without this project's packages: as far as TensorRT, which is not here.
+    alone = "import sys, runpy; sys.path.insert(0, '.'); sys.argv[1:] = ['plan.json']; runpy.run_module('build_plan')"
+    ran = subprocess.run([sys.executable, "-I", "-c", alone], cwd=folder, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("build_plan: TensorRT is needed to build a plan")
     script = folder / "build_plan.sh"
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
     text = script.read_text()
@@ -101,56 +99,6 @@ def test_all_that_builds_the_plan_lies_beside_it(built: tuple[Path, Path]) -> No
     used = subprocess.run([str(script)], capture_output=True, text=True, check=False)
     assert used.returncode != 0
     assert "usage: build_plan.sh RECIPE" in used.stderr
-
-
-def commands(folder: Path, *, gate: dict[str, int]) -> Path:
-    """Returns a folder with a `docker` that builds nothing but files, and a `tritonpress` of the gate's verdicts."""
-    folder.mkdir()
-    verdicts = " ".join(f"{name}) exit {status};;" for name, status in gate.items())
-    scripts = {
-        "docker": """case "$*" in
-            *build_plan.py*) for rung in fp16 int8; do
-                echo "plan $rung" > "$PLAN/model.$rung.plan"; echo "{}" > "$PLAN/model.$rung.plan.json"; done
-                printf "int8\\nfp16\\n" > "$PLAN/rungs.txt"; echo '{"compute_capability": "9.0"}' > "$PLAN/rungs.json";;
-        esac""",
-        "tritonpress": f"""case "$(cat "$PLAN"/model.plan "$PLAN"/model_9.0.plan 2>/dev/null | tail -1)" in
-            {verdicts.replace("int8)", '"plan int8")').replace("fp16)", '"plan fp16")')}
-        esac""",
-    }
-    for name, text in scripts.items():
-        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
-        (folder / name).chmod(0o755)
-    return folder
-
-
-@pytest.mark.parametrize("several", [False, True])
-@pytest.mark.parametrize(
-    ("gate", "status", "served"),
-    [
-        ({"int8": 0, "fp16": 0}, 0, "plan int8\n"),
-        ({"int8": 1, "fp16": 0}, 0, "plan fp16\n"),
-        ({"int8": 1, "fp16": 1}, 1, "old"),
-        ({"int8": 2, "fp16": 0}, 2, "old"),
-    ],
-)
-def test_script_serves_the_fastest_that_passes_the_gate_or_leaves_what_was_there(
-    tmp_path: Path, several: bool, gate: dict[str, int], status: int, served: str
-) -> None:
-    capabilities = ["8.0", "9.0"] if several else []
-    folder = tmp_path / "step" / "1"
-    pending.write(folder, {}, {"compute_capabilities": capabilities}, release="24.10", workload="x", low=None)
-    plan = folder / ("model_9.0.plan" if several else "model.plan")
-    other = folder / "model_8.0.plan"
-    for path in (plan, plan.with_name(f"{plan.name}.json"), other):
-        path.write_text("old")
-    path = f"{commands(tmp_path / 'bin', gate=gate)}:/usr/bin:/bin"
-    environment = {"PATH": path, "PLAN": str(folder)}
-    done = subprocess.run([folder / "build_plan.sh", "recipe.yaml"], env=environment, capture_output=True, check=False)
-    assert done.returncode == status, done.stderr
-    assert plan.read_text() == served
-    assert plan.with_name(f"{plan.name}.json").read_text() == ("old" if served == "old" else "{}\n")
-    assert other.read_text() == "old"
-    assert not list(folder.glob("*.old"))
 
 
 def test_config_is_what_the_native_backend_takes(built: tuple[Path, Path]) -> None:
@@ -265,7 +213,7 @@ def test_server_is_gated_and_its_answers_recorded(
         command = ["evaluate", str(recipe), "--target", server.grpc_url, "--repository", str(out), "--wait-s", "5"]
         assert cli.main(command) == 0
         after = repository.read_manifest(out, "classification")
-        assert after["golden"]["score_tolerance"] == 0.02
+        assert after["golden"]["score_tolerance"] == before["golden"]["score_tolerance"]
         assert [r["inputs"] for r in after["golden"]["requests"]] == [r["inputs"] for r in before["golden"]["requests"]]
         assert after["plans"] == {}
         path = out / "classification" / f"manifest.{before['build']}.json"
@@ -276,6 +224,9 @@ def test_server_is_gated_and_its_answers_recorded(
         assert "gate: accuracy must stay at or above" in capsys.readouterr().err
         assert json.loads(path.read_text()) == changed
     assert cli.main([*command[:3], "torch", *command[4:]]) == 2
+    capsys.readouterr()
+    assert cli.main([*command[:5], str(tmp_path / "none"), "--wait-s", "60"]) == 2
+    assert "cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -319,64 +270,3 @@ def test_what_the_engine_does_not_take_is_refused(
     recipe.write_text(yaml.safe_dump(text))
     assert cli.main(["build", str(recipe), "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
-
-
-GIVES = signature(make("bert", export.ATTENTION, "mean"))
-ASKED = asked(GIVES, "buckets", borders=(16, 48))
-
-
-@pytest.mark.parametrize(
-    ("profiles", "message"),
-    [
-        ([], "must have at least 1 profile"),
-        ([{"batch": [1, 4, 4], "length": [16, 16, 48]}], "none holds a batch of 5 at 16 tokens"),
-        ([{"batch": [1, 8, 8], "length": [1, 16, 32]}], "none holds a batch of 1 at 48 tokens"),
-        ([{"batch": [4, 2, 8], "length": [1, 16, 48]}], r"\[0\].batch: must be \[min, opt, max\], ascending"),
-    ],
-)
-def test_profiles_that_exclude_what_is_asked_are_refused(profiles: list[dict[str, list[int]]], message: str) -> None:
-    config = engine.Config(optimization_profiles=[Profile(**profile) for profile in profiles])
-    with pytest.raises(InputError, match=message):
-        engine.plan_settings(config, ASKED)
-
-
-def test_settings_say_what_the_recipe_says() -> None:
-    config = engine.Config(workspace_mib=2, strip=True, compute_capabilities=["8.0", "9.0"], instances=2)
-    settings = engine.plan_settings(config, ASKED)
-    assert settings["workspace_bytes"] == 2 << 20
-    assert settings["refit"] is True
-    # The median of what is asked, padded to its border; one text, and a full batch.
-    assert settings["shapes"] == [[1, 16], [8, 16]]
-    model = engine.model_config(config, ASKED)
-    assert dict(model.cc_model_filenames) == {"8.0": "model_8.0.plan", "9.0": "model_9.0.plan"}
-    assert model.instance_group[0].count == 2
-
-
-def test_older_releases_get_a_graph_of_fp32_and_flags() -> None:
-    model = make("bert", export.ATTENTION, "mean")
-    graph = export.export(model, GIVES)
-    rungs = engine.rungs(graph, graph, engine.Config(release="24.02"))
-    assert list(rungs) == ["fp32", "fp16"]
-    assert pending.types(rungs["fp16"]) == []
-    assert rungs["fp16"].opset_import[0].version == 17
-
-
-def test_int32_inputs_change_no_answer() -> None:
-    model = make("bert", export.ATTENTION, "mean")
-    graph = export.export(model, GIVES)
-    ids = np.arange(5, 17)[None]
-    feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    expected = session_infer(graph.SerializeToString())(feed)
-    narrow = engine.rungs(graph, graph, engine.Config(precision="fp32"))["fp32"]
-    got = session_infer(narrow.SerializeToString())({name: value.astype(np.int32) for name, value in feed.items()})
-    assert np.abs(got["embedding"] - expected["embedding"]).max() <= 1e-6
-
-
-def test_mistake_is_said_before_anything_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[Callable[..., object]] = []
-    monkeypatch.setattr(builder, "build", calls.append)
-    config = engine.Config(release="never")
-    with pytest.raises(InputError, match="must be a release"):
-        engine.build({}, tmp_path / "1", config, ASKED)
-    assert calls == []
-    assert not (tmp_path / "1").exists()

@@ -1,8 +1,7 @@
 """OpenVINO on the CPU: Triton's `openvino` backend.
 
-It takes the plain graph, FP32 or with the pairs of `graph/qdq.py`, and computes in BF16 where the processor can, unless
-a processor is told otherwise, which Triton's backend has no word for: the gate runs on what this machine's OpenVINO
-chooses.
+It takes the plain graph, FP32 or with the pairs of `graph/qdq.py`, and computes in BF16 where the processor can.
+Triton's backend has no word against that, so the gate runs in what OpenVINO chooses for this machine's processor.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.onnx_graph import DOMAIN, every_node
-from tritonpress_generator.plans import builder, pending, releases
+from tritonpress_generator.plans import builder, pending, releases, runner
 from tritonpress_generator.plans.profiles import Profile, profiles
 from tritonpress_generator.recipe import Settings
 
@@ -58,8 +58,6 @@ class Config(Settings):
     """Which other GPUs may run the plan, at some speed."""
     refit: bool = False
     """Whether weights may be exchanged in a plan."""
-    strip: bool = False
-    """Whether the plan goes without weights, which are put in from the ONNX file when it is loaded; implies `refit`."""
     sparsity: bool = False
     """Whether 2:4 sparse weights use the sparse units."""
     compute_capabilities: list[str] = Field(default_factory=list)
@@ -71,9 +69,9 @@ class Config(Settings):
 def runs_here() -> bool:
     """Says whether TensorRT and a GPU are here."""
     try:
-        trt = builder.tensorrt()
-        count = builder.Cuda()("cudaGetDeviceCount")
-    except builder.PlanError:
+        trt = runner.tensorrt()
+        count = runner.Cuda()("cudaGetDeviceCount")
+    except runner.PlanError:
         return False
     return bool(trt and count)
 
@@ -110,11 +108,11 @@ def build(graphs: Mapping[str, onnx.ModelProto], version_dir: Path, config: Conf
     if not runs_here():
         return
     try:
-        trt = builder.tensorrt()
+        trt = runner.tensorrt()
         rung = json.loads((version_dir / pending.SETTINGS).read_text(encoding="utf-8"))["rungs"][-1]
         plan, stamp = builder.build(trt, rung, settings, version_dir)
-        stamp |= builder.device(builder.Cuda())
-    except builder.PlanError as exc:
+        stamp |= runner.device(runner.Cuda())
+    except runner.PlanError as exc:
         raise InputError(f"engine.tensorrt: {exc}") from exc
     name = f"model_{stamp['compute_capability']}.plan" if config.compute_capabilities else "model.plan"
     (version_dir / name).write_bytes(plan)
@@ -130,8 +128,8 @@ def load(version_dir: Path, config: Config, *, threads: int | None = None) -> In
     if runs_here() and (found := pending.plans(version_dir)):
         path, stamp = next(iter(found.items()))
         try:
-            run: Infer = builder.Runner(builder.tensorrt(), path.read_bytes(), stamp)  # type: ignore[assignment]
-        except builder.PlanError as exc:
+            run: Infer = runner.Runner(runner.tensorrt(), path.read_bytes(), stamp)  # type: ignore[assignment]
+        except runner.PlanError as exc:
             raise InputError(f"{path}: {exc}") from exc
         return run
     settings = json.loads((version_dir / pending.SETTINGS).read_text(encoding="utf-8"))
@@ -161,8 +159,7 @@ def plan_settings(config: Config, asked: Asked) -> dict[str, Any]:
         "builder_optimization_level": config.builder_optimization_level,
         "version_compatible": config.version_compatible,
         "hardware_compatibility": config.hardware_compatibility,
-        "refit": config.refit or config.strip,
-        "strip": config.strip,
+        "refit": config.refit,
         "sparsity": config.sparsity,
     }
 
@@ -210,7 +207,7 @@ def _steps(most: int) -> list[tuple[int, int]]:
 def versions() -> dict[str, str]:
     """Returns what the engine was built and gated with, for the manifest."""
     found = {"onnxruntime": onnxruntime.__version__}
-    return found | {"tensorrt": str(builder.tensorrt().__version__)} if runs_here() else found
+    return found | {"tensorrt": str(runner.tensorrt().__version__)} if runs_here() else found
 
 
 def with_int32_inputs(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -2,7 +2,7 @@
 
 1/plan.json             what to build: rungs, profiles, options (`builder.py`)
 1/model.RUNG.onnx       the graphs of the ladder
-1/build_plan.py         the builder
+1/build_plan/           the builder, a package of its own
 1/build_plan.sh         runs it in NVIDIA's container, and holds what it built to the gate
 """
 
@@ -20,6 +20,7 @@ import onnx
 from tritonpress_generator.plans import builder, releases
 
 SETTINGS = "plan.json"
+BUILDER = ("__init__.py", "__main__.py", "builder.py", "runner.py")
 _SCRIPT = """#!/usr/bin/env bash
 # Builds the TensorRT plan on this machine's GPU, times its precisions, and takes the fastest that passes the gate.
 #
@@ -33,8 +34,8 @@ repository=$(cd "$here/../.." && pwd)
 recipe=${{1:?usage: build_plan.sh RECIPE}}
 gpu="device=${{GPU:-0}}"
 port=${{PORT:-8001}}
-docker run --rm --gpus "$gpu" --user "$(id -u):$(id -g)" -v "$here:/plan" {tensorrt_image} \\
-    python3 /plan/build_plan.py /plan/{settings}
+docker run --rm --gpus "$gpu" --user "$(id -u):$(id -g)" -v "$here:/plan" -w /plan {tensorrt_image} \\
+    python3 -m build_plan {settings}
 name=tritonpress-plan-$$
 plan=
 gated=
@@ -102,7 +103,9 @@ def write(
         rungs.append({"name": name, "model": f"model.{name}.onnx", "types": sorted({*types(graph), *of})})
     text = json.dumps({"rungs": rungs, **settings}, indent=2) + "\n"
     (version_dir / SETTINGS).write_text(text, encoding="utf-8")
-    shutil.copyfile(str(builder.__file__), version_dir / "build_plan.py")
+    (version_dir / "build_plan").mkdir(exist_ok=True)
+    for name in BUILDER:
+        shutil.copyfile(Path(__file__).parent / name, version_dir / "build_plan" / name)
     script = _SCRIPT.format(
         tensorrt_image=releases.tensorrt_image(release),
         triton_image=releases.triton_image(release),

@@ -1,0 +1,209 @@
+"""Runs TensorRT plans, and times them; copied beside the builder (`builder.py`), and as self-contained as that."""
+
+# ruff: noqa: UP006, UP035, UP045, B905 (Python 3.8 in older containers)
+from __future__ import annotations
+
+import time
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+TIMED_S = 2.0
+
+
+class PlanError(Exception):
+    """The input or the machine is at fault; one line says what, and the remedy."""
+
+
+def tensorrt() -> Any:
+    """Returns the module `tensorrt`.
+
+    Raises:
+        PlanError: It is not installed, or its libraries cannot be loaded.
+    """
+    try:
+        import tensorrt as trt
+    except (ImportError, OSError) as exc:
+        raise PlanError(
+            f"TensorRT is needed to build a plan ({exc}); run build_plan.sh, which takes a container"
+        ) from exc
+    return trt
+
+
+class Messages:
+    """Keeps what TensorRT says, since its calls return None where they fail."""
+
+    def __init__(self, trt: Any) -> None:
+        class Logger(trt.ILogger):  # type: ignore[misc]
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: Any, message: str) -> None:
+                if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                    errors.append(" ".join(message.split()))
+                elif severity == trt.ILogger.WARNING:
+                    warnings.append(" ".join(message.split()))
+
+        errors: List[str] = []
+        warnings: List[str] = []
+        self.errors, self.warnings, self.logger = errors, warnings, Logger()
+
+    def last(self) -> str:
+        """Returns the last error, or that there was none."""
+        return self.errors[-1] if self.errors else "TensorRT gave no reason"
+
+
+def load(trt: Any, plan: bytes, stamp: Optional[Dict[str, Any]] = None) -> Tuple[Any, Any]:
+    """Returns the engine of a serialised plan, and the runtime that must outlive it.
+
+    Raises:
+        PlanError: The plan is corrupt, or of another TensorRT or GPU.
+    """
+    messages = Messages(trt)
+    runtime = trt.Runtime(messages.logger)
+    if stamp and stamp.get("version_compatible") and hasattr(runtime, "engine_host_code_allowed"):
+        runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        of = f", built with TensorRT {stamp['tensorrt']} on {stamp.get('gpu', '?')}" if stamp else ""
+        raise PlanError(
+            f"the plan{of} cannot be loaded by TensorRT {trt.__version__} here ({messages.last()[:300]}); "
+            "build it again"
+        )
+    return engine, runtime
+
+
+class Cuda:
+    """The few calls of the CUDA runtime that a plan needs, from either form of cuda-python."""
+
+    def __init__(self) -> None:
+        try:
+            try:
+                from cuda.bindings import runtime as cudart
+            except ImportError:
+                from cuda import cudart
+        except ImportError as exc:
+            raise PlanError(f"cuda-python is needed to run a plan ({exc}); pip install cuda-python") from exc
+        self._runtime = cudart
+
+    def __call__(self, name: str, *arguments: Any) -> Any:
+        """Returns the result of a call.
+
+        Raises:
+            PlanError: CUDA reports an error.
+        """
+        error, *results = getattr(self._runtime, name)(*arguments)
+        if int(error) != 0:
+            raise PlanError(f"{name}: CUDA reports {error}; a GPU and its driver are needed")
+        return results[0] if len(results) == 1 else results
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runtime, name)
+
+
+class Runner:
+    """Runs a plan on arrays; one context, the first profile that holds the shapes."""
+
+    def __init__(self, trt: Any, plan: bytes, stamp: Optional[Dict[str, Any]] = None) -> None:
+        self._trt, self._cuda = trt, Cuda()
+        self.engine, self._runtime = load(trt, plan, stamp)
+        self.context = self.engine.create_execution_context()
+        self._stream = self._cuda("cudaStreamCreate")
+        names = [self.engine.get_tensor_name(number) for number in range(self.engine.num_io_tensors)]
+        inputs = trt.TensorIOMode.INPUT
+        self.inputs = [name for name in names if self.engine.get_tensor_mode(name) == inputs]
+        self.outputs = [name for name in names if self.engine.get_tensor_mode(name) != inputs]
+        self._profile = -1
+        self._buffers: Dict[str, Tuple[int, int]] = {}
+
+    def choose_profile(self, shape: Sequence[int]) -> None:
+        """Makes the profile that holds inputs of `shape` the context's.
+
+        Raises:
+            PlanError: None does.
+        """
+        for number in range(self.engine.num_optimization_profiles):
+            least, _, most = self.engine.get_tensor_profile_shape(self.inputs[0], number)
+            if all(low <= size <= high for low, size, high in zip(least, shape, most)):
+                if number != self._profile:
+                    self.context.set_optimization_profile_async(number, self._stream)
+                    self._profile = number
+                return
+        raise PlanError(f"shape {list(shape)}: no profile of the plan holds it; widen optimization_profiles")
+
+    def __call__(self, feed: Dict[str, Any]) -> Dict[str, Any]:
+        """Returns the outputs for one feed of arrays, by name."""
+        import numpy as np
+
+        cuda = self._cuda
+        self.choose_profile(feed[self.inputs[0]].shape)
+        arrays = {}
+        for name in self.inputs:
+            arrays[name] = np.ascontiguousarray(feed[name], self._trt.nptype(self.engine.get_tensor_dtype(name)))
+            self.context.set_input_shape(name, arrays[name].shape)
+            kind = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+            cuda(
+                "cudaMemcpyAsync",
+                self._device(name, arrays[name].nbytes),
+                arrays[name].ctypes.data,
+                arrays[name].nbytes,
+                kind,
+                self._stream,
+            )
+        answers = {}
+        for name in self.outputs:
+            shape = tuple(self.context.get_tensor_shape(name))
+            answers[name] = np.empty(shape, self._trt.nptype(self.engine.get_tensor_dtype(name)))
+            self._device(name, answers[name].nbytes)
+        for name in (*self.inputs, *self.outputs):
+            self.context.set_tensor_address(name, self._buffers[name][0])
+        if not self.context.execute_async_v3(self._stream):
+            raise PlanError("the plan could not be run; see what TensorRT says above")
+        for name, answer in answers.items():
+            kind = cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+            cuda("cudaMemcpyAsync", answer.ctypes.data, self._buffers[name][0], answer.nbytes, kind, self._stream)
+        cuda("cudaStreamSynchronize", self._stream)
+        return answers
+
+    def _device(self, name: str, size: int) -> int:
+        """Returns the address of at least `size` bytes on the GPU for the tensor `name`."""
+        address, room = self._buffers.get(name, (0, 0))
+        if room < size:
+            if room:
+                self._cuda("cudaFree", address)
+            address = int(self._cuda("cudaMalloc", size))
+            self._buffers[name] = (address, size)
+        return address
+
+
+def device(cuda: Any) -> Dict[str, Any]:
+    """Returns what a plan's stamp says of the GPU and CUDA."""
+    number = cuda("cudaGetDevice")
+    properties = cuda("cudaGetDeviceProperties", number)
+    name = properties.name
+    return {
+        "gpu": name.decode() if isinstance(name, bytes) else str(name),
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "cuda": cuda("cudaRuntimeGetVersion"),
+        "driver": cuda("cudaDriverGetVersion"),
+    }
+
+
+def timed(runners: Dict[str, Any], inputs: Sequence[str], shapes: Sequence[Sequence[int]]) -> Dict[str, float]:
+    """Returns the ms that each runner takes for one execution of each of `shapes`; medians, measured in turn."""
+    import numpy as np
+
+    totals = dict.fromkeys(runners, 0.0)
+    for shape in shapes:
+        feed = {name: np.ones(tuple(shape), np.int32) for name in inputs}
+        times: Dict[str, List[float]] = {name: [] for name in runners}
+        for run in runners.values():
+            for _ in range(5):
+                run(feed)
+        end = time.perf_counter() + TIMED_S
+        while time.perf_counter() < end:
+            for name, run in runners.items():
+                start = time.perf_counter()
+                run(feed)
+                times[name].append(time.perf_counter() - start)
+        for name, of in times.items():
+            totals[name] += float(np.median(of)) * 1e3
+    return totals
