@@ -81,7 +81,7 @@ def write_recipe(folder: Path, **changes: object) -> Path:
         "task": {"recommendation": {"catalogue": "catalogue.jsonl", "top_k": 10}},
         "checkpoint": {"source": "./checkpoint"},
         "graph": ["fuse", {"quantize": {"samples": 64}}],
-        "gate": {"dataset": "queries.jsonl", "metric": "ndcg@10", "keep": 0.8},
+        "gate": {"dataset": "queries.jsonl", "metric": "ndcg@10", "keep": 0.8, "confidence": "point"},
         "engine": "onnxruntime",
         "serve": {"max_batch_size": 8, "max_length": 48, "lengths": "exact", "steps": "ensemble"},
     }
@@ -151,6 +151,6 @@ def write_task(folder: Path, task: str, *, positions: int = 64) -> Path:
         folder,
         name=task,
         task=settings,
-        gate={"dataset": dataset, "metric": metric, "keep": 0.01},
+        gate={"dataset": dataset, "metric": metric, "keep": 0.01, "confidence": "point"},
         serve={"max_batch_size": 8, "lengths": "exact", "steps": "single", **serve},
     )

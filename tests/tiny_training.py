@@ -109,7 +109,7 @@ def write_training(folder: Path, task: str, *, multi_label: bool = False, **sett
         folder,
         name=task,
         task={"classification": {"multi_label": True}} if multi_label else TASKS[task],
-        gate={"dataset": f"test.{suffix}", "metric": METRICS[task], "keep": 0.01},
+        gate={"dataset": f"test.{suffix}", "metric": METRICS[task], "keep": 0.01, "confidence": "point"},
         graph=["fuse"],
         serve={"max_batch_size": 8, "max_length": 48, "lengths": "exact", "steps": "single"},
         finetune={**files, **SETTINGS, **settings},

@@ -118,6 +118,22 @@ def plain(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value.item()
 
 
+def listed(answers: Answers) -> dict[str, list[list[Any]]]:
+    """Returns answers as JSON has them."""
+    return {name: [[plain(value) for value in row] for row in answer] for name, answer in answers.items()}
+
+
+def unlisted(answers: Mapping[str, Sequence[Sequence[Any]]]) -> Answers:
+    """Returns what `listed` was given."""
+    arrays: Answers = {}
+    for name, rows in answers.items():
+        text = any(isinstance(value, str) for row in rows for value in row)
+        arrays[name] = (
+            np.array([[value.encode() for value in row] for row in rows], np.object_) if text else (np.array(rows))
+        )
+    return arrays
+
+
 def golden(texts: Texts, answers: Answers) -> list[dict[str, Any]]:
     """Returns requests, spread over what was asked, with the answers that they must get."""
     total = len(next(iter(texts.values())))

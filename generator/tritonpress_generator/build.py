@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tritonpress_generator import forms, ladder, repository
+from tritonpress_generator import evaluate, forms, ladder, repository
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.answering import Answers, golden
 from tritonpress_generator.gate import Verdict
@@ -69,22 +69,24 @@ def build_recipe(recipe: recipes.Recipe, out: Path, *, progress: Progress | None
     signature = workload.signature
 
     say.stage("baseline in FP32")
-    baseline = workload.metrics(workload.answers(workload.baseline))
+    answers = workload.answers(workload.baseline)
     size = workload.checkpoint.size_bytes
-    rows = [Row("torch FP32", size, _latency(workload.baseline, signature), baseline)]
+    metrics = workload.scores(answers, answers).metrics
+    rows = [Row("torch FP32", size, _latency(workload.baseline, signature), metrics)]
 
     say.stage("export to ONNX" + "".join(f", {stage.word}" for stage in recipe.graph))
     kept = Kept(out / recipe.name / "kept")
+    kept.put(evaluate.BASELINE, evaluate.kept_baseline(workload.data.inputs, answers))
     source = workload.source(kept)
     candidates = forms.compile_forms(recipe, source)
     say.stage(f"lengths: {', '.join(candidates)}")
     form, lengths_entry = forms.choose(recipe, candidates, source)
 
     say.stage(f"gate: {recipe.gate.metric}")
-    fp32 = workload.metrics(workload.answers(form.fp32_infer))
-    rows.append(Row("ONNX FP32", form.fp32.ByteSize(), _latency(form.fp32_infer, signature), fp32))
+    metrics = workload.scores(workload.answers(form.fp32_infer), answers).metrics
+    rows.append(Row("ONNX FP32", form.fp32.ByteSize(), _latency(form.fp32_infer, signature), metrics))
     with tempfile.TemporaryDirectory(prefix="tritonpress-") as work:
-        chosen = _climb(workload, form, baseline, Path(work))
+        chosen = _climb(workload, form, answers, Path(work))
         rows += chosen.rows
 
         say.stage(f"repository {out}")
@@ -121,8 +123,14 @@ class _Chosen:
     """To the labelled data."""
 
 
-def _climb(workload: Workload, form: forms.Form, baseline: dict[str, float], work: Path) -> _Chosen:
+def _climb(workload: Workload, form: forms.Form, baseline: Answers, work: Path) -> _Chosen:
     """Returns the lowest rung of the engine's ladder that keeps the metric, and is faster than the one above it.
+
+    Args:
+        workload: What is built.
+        form: Its model.
+        baseline: The FP32 checkpoint's answers to the labelled data.
+        work: A folder for the engines.
 
     Raises:
         GateError: None keeps the metric.
@@ -132,19 +140,18 @@ def _climb(workload: Workload, form: forms.Form, baseline: dict[str, float], wor
     # One rung is what the recipe's passes have made.
     stages = " + ".join(stage.word for stage in workload.recipe.graph) if len(graphs) == 1 else ""
     rows: dict[str, Row] = {}
+    rungs: list[ladder.Rung] = []
     answers: dict[str, Answers] = {}
+    here = engine.module.runs_here()
     for name, graph in graphs.items():
         engine.module.build({name: graph}, work / name / "1", engine.config, form.asked)
         infer = form.loaded(engine, work / name / "1")
         answers[name] = workload.answers(infer)
-        latency = _latency(infer, workload.signature)
-        rows[name] = Row(stages or name, graph.ByteSize(), latency, workload.metrics(answers[name]))
-    here = engine.module.runs_here()
-    climbed = ladder.climb(
-        workload.recipe.gate,
-        baseline,
-        [ladder.Rung(name, row.metrics, row.latency_ms if here else None) for name, row in rows.items()],
-    )
+        scores = workload.scores(answers[name], baseline)
+        row = Row(stages or name, graph.ByteSize(), _latency(infer, workload.signature), scores.metrics)
+        rows[name] = row
+        rungs.append(ladder.Rung(name, scores, row.latency_ms if here else None))
+    climbed = ladder.climb(workload.recipe.gate, workload.scores(baseline, baseline), rungs)
     served = [*climbed.accepted][-1]
     folder = work / served / "1"
     if not here:

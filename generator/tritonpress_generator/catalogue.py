@@ -61,18 +61,20 @@ def load_items(path: Path) -> list[Item]:
     return items
 
 
-def load_queries(path: Path, known: set[str]) -> list[LabelledQuery]:
+def load_queries(path: Path, known: set[str], *, labelled: bool = True) -> list[LabelledQuery]:
     """Returns the labelled queries of a JSONL file: `{"query": …, "relevant": {id: grade}}` a line.
+
+    Where they need not be `labelled`, a query may have no `relevant`.
 
     Raises:
         InputError: Unreadable, an empty query, no relevant item, an item that is not in the catalogue, a grade below 0.
     """
     queries: list[LabelledQuery] = []
     for number, record in records(path):
-        query, relevant = record.get("query"), record.get("relevant")
+        query, relevant = record.get("query"), record.get("relevant", None if labelled else {})
         if not isinstance(query, str) or not query.strip():
             raise InputError(f"{path}:{number}: 'query' must be a text, got {query!r}")
-        if not isinstance(relevant, dict) or not relevant:
+        if not isinstance(relevant, dict) or (labelled and not relevant):
             raise InputError(
                 f"{path}:{number}: 'relevant' must map at least one item id to its grade, got {relevant!r}"
             )

@@ -3,6 +3,7 @@
     GeneratorError           every error of this package; `exit_status` is the command's
     ├── InputError           the input is at fault (recipe, checkpoint, data, repository): status 2
     ├── GateError            the build ran and its accuracy is below the agreed limit: status 1
+    │   └── UndecidedError   or the examples are too few to say
     └── VerificationError    the repository is served and answers otherwise than it should: status 1
 
 A message is one line: the thing, the rule, the value found, the remedy.
@@ -27,6 +28,15 @@ class GateError(GeneratorError):
     """The artefact is less accurate than agreed."""
 
     exit_status = 1
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        """Keeps `reason` apart: where something else is served instead, that is all there is to say."""
+        super().__init__(f"{reason}; nothing was written; {remedy}")
+        self.reason = reason
+
+
+class UndecidedError(GateError):
+    """The examples are too few to say whether the artefact is as accurate as agreed."""
 
 
 class VerificationError(GeneratorError):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,14 +17,17 @@ from tritonpress_client import Connection, TritonpressError
 from tritonpress_generator import forms, gate
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator import repository as repositories
-from tritonpress_generator.answering import Answers, Texts, columns, golden
+from tritonpress_generator.answering import Answers, Texts, columns, golden, listed, unlisted
 from tritonpress_generator.errors import InputError
+from tritonpress_generator.kept import Kept
 from tritonpress_generator.plans import pending
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.recipe import Recipe
-from tritonpress_generator.workload import Workload
+from tritonpress_generator.workload import Workload, scores_of
 
 IN_PROCESS = ("torch", "onnx", "engine")
+BASELINE = "baseline"
+"""Under this key a build keeps what a server of it is gated against."""
 _TIMEOUT_S = 60.0
 _POLL_S = 0.2
 _TOLERANCE_OF_PLANS = 0.02
@@ -70,11 +75,10 @@ def evaluate(
         with Connection(target, timeout_s=_TIMEOUT_S) as connection:
             _wait(connection, recipe.name, wait_s)
             answers = ask(connection, recipe.name, data.inputs, batch=recipe.serve.max_batch_size)
-        metrics: dict[str, float] = recipe.task.module.metrics(data, answers)
         if repository is not None:
-            _gate(repository, recipe, metrics, golden(data.inputs, answers))
+            _gate(repository, recipe, data, answers)
         say.done()
-        return metrics
+        return scores_of(recipe, data, answers, None).metrics
     workload = Workload.load(recipe, say)
     infer = workload.baseline
     if target != "torch":
@@ -99,15 +103,43 @@ def _wait(connection: Connection, model: str, seconds: float) -> None:
         time.sleep(_POLL_S)
 
 
-def _gate(repository: Path, recipe: Recipe, metrics: dict[str, float], requests: list[dict[str, Any]]) -> None:
+def kept_baseline(texts: Texts, answers: Answers) -> dict[str, Any]:
+    """Returns what a server of the build is gated against: the FP32 checkpoint's answers, and to what."""
+    return {"texts": _digest(texts), "answers": listed(answers)}
+
+
+def _baseline(repository: Path, recipe: Recipe, texts: Texts) -> Answers:
+    """Returns the FP32 checkpoint's answers to `texts`, as the build has kept them.
+
+    Raises:
+        InputError: It has not, or other texts were asked.
+    """
+    folder = repository / recipe.name / "kept"
+    kept = Kept(folder).get(BASELINE)
+    if kept is None or kept["texts"] != _digest(texts):
+        raise InputError(
+            f"--repository: {folder} must have FP32's answers to the gate's data, has "
+            f"{'none' if kept is None else 'those to other data'}; build the workload again"
+        )
+    return unlisted(kept["answers"])
+
+
+def _digest(texts: Texts) -> str:
+    return hashlib.sha256(json.dumps({name: list(column) for name, column in texts.items()}).encode()).hexdigest()
+
+
+def _gate(repository: Path, recipe: Recipe, data: Any, answers: Answers) -> None:
     """Holds what a server has answered to the gate of the build that it serves, and records it in the manifest.
 
     Raises:
-        InputError: The repository has no such workload.
+        InputError: The repository has no such workload, or the data of the gate are others than they were.
         GateError: The metric is below the limit.
     """
     manifest = repositories.read_manifest(repository, recipe.name)
-    verdict = gate.check(recipe.gate, {recipe.gate.metric: manifest["gate"]["baseline"]}, metrics)
+    baseline = _baseline(repository, recipe, data.inputs)
+    before, after = (scores_of(recipe, data, given, baseline) for given in (baseline, answers))
+    verdict = gate.check(recipe.gate, before, after)
+    requests = golden(data.inputs, answers)
     plans = {
         path: stamp for folder in pending.folders(repository, manifest) for path, stamp in pending.plans(folder).items()
     }

@@ -19,10 +19,11 @@ class LabelledText:
     labels: tuple[str, ...]
 
 
-def load(path: Path, *, multi_label: bool = False) -> list[LabelledText]:
+def load(path: Path, *, multi_label: bool = False, labelled: bool = True) -> list[LabelledText]:
     """Returns the rows of a JSONL, CSV or TSV file with the fields `text` and `label`.
 
-    The label of a multi-label task may be a list (JSONL), or labels with `|` between them.
+    The label of a multi-label task may be a list (JSONL), or labels with `|` between them; where texts need not be
+    `labelled`, it may be missing.
 
     Raises:
         InputError: Unreadable, not UTF-8, or a row without text or without a label; names it.
@@ -32,7 +33,8 @@ def load(path: Path, *, multi_label: bool = False) -> list[LabelledText]:
         text, label = record.get("text"), record.get("label")
         if not isinstance(text, str) or not text.strip():
             raise InputError(f"{path}:{number}: 'text' must be text, got {text!r}; write one, or leave the row out")
-        rows.append(LabelledText(text, _labels(label, multi_label, where=f"{path}:{number}")))
+        missing = label is None and not labelled
+        rows.append(LabelledText(text, () if missing else _labels(label, multi_label, where=f"{path}:{number}")))
     if not rows:
         raise InputError(f"{path}: must have at least one text, got none")
     return rows

@@ -6,13 +6,14 @@ FP32's place may be lost again in FP16's: each rung is held to the gate, and to 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tritonpress_generator import gate
 from tritonpress_generator.errors import GateError
 from tritonpress_generator.gate import Verdict
 from tritonpress_generator.recipe import GateConfig
+from tritonpress_generator.scores import Scores
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Rung:
     """One precision, measured."""
 
     name: str
-    metrics: Mapping[str, float]
+    scores: Scores
     latency_ms: float | None
     """Of one execution that stands for what will be asked; None where the engine itself was not run."""
 
@@ -35,7 +36,7 @@ class Climbed:
     """Why, by name."""
 
 
-def climb(config: GateConfig, baseline: Mapping[str, float], rungs: Sequence[Rung]) -> Climbed:
+def climb(config: GateConfig, baseline: Scores, rungs: Sequence[Rung]) -> Climbed:
     """Returns which of `rungs`, the most accurate first, keep the metric and are faster than the one accepted before.
 
     Raises:
@@ -46,11 +47,11 @@ def climb(config: GateConfig, baseline: Mapping[str, float], rungs: Sequence[Run
     last: Rung | None = None
     for rung in rungs:
         try:
-            verdict = gate.check(config, baseline, rung.metrics)
+            verdict = gate.check(config, baseline, rung.scores)
         except GateError as exc:
             if len(rungs) - len(refused) == 1:
                 raise
-            refused[rung.name] = str(exc).partition("; nothing was written")[0]
+            refused[rung.name] = exc.reason
             continue
         before, after = last.latency_ms if last else None, rung.latency_ms
         if last is not None and before is not None and after is not None and not after < before:

@@ -8,12 +8,13 @@ from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from tritonpress_generator import plugins
+from tritonpress_generator.checked import UniqueKeyLoader, checked
 from tritonpress_generator.errors import InputError
+from tritonpress_generator.scores import AGREEMENT
 
-_UNION_BRANCHES = {"str", "list[int]", "dict[str,any]"}
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,62}$"
 
 
@@ -81,11 +82,21 @@ class FinetuneConfig(Settings):
 
 class GateConfig(Settings):
     dataset: str
-    """JSONL of the task's labelled examples, relative to the recipe."""
+    """The task's labelled examples, relative to the recipe; without labels if the metric is `agreement`."""
     metric: str
-    """One of the task's metrics."""
+    """One of the task's metrics, or `agreement`: how far answers are those of the FP32 baseline."""
     keep: float = Field(default=0.99, gt=0, le=1)
     """The share of the FP32 baseline's metric that what is served must keep."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] | Literal["point"] = 0.95
+    """How certain that must be, of all examples like those in the data set; `point`: not at all, the measured share
+    decides, as small data sets need it."""
+    agreement: float | None = Field(default=None, gt=0, le=1)
+    """The least `agreement` of what is served, beside the metric."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the examples must have labels."""
+        return self.metric != AGREEMENT
 
 
 class ServeConfig(Settings):
@@ -112,20 +123,6 @@ class ServeConfig(Settings):
     first of these that the engine and the task take."""
     tokenizer_instances: int = Field(default=1, ge=1, le=64)
     """Processes of the tokenizer's step, where it is one."""
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML without a key written twice: the plain loader lets the last one win without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Returns the mapping of `node`, or refuses it."""
-        keys = [(key.tag, key.value) for key, _ in node.value]
-        for (tag, key), (node_of_key, _) in zip(keys, node.value, strict=True):
-            if keys.count((tag, key)) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is written twice", node_of_key.start_mark
-                )
-        return super().construct_mapping(node, deep=deep)
 
 
 class _RecipeText(Settings):
@@ -188,12 +185,12 @@ def load(path: Path) -> Recipe:
     except (OSError, UnicodeDecodeError) as exc:
         raise InputError(f"recipe {path}: cannot be read ({exc}); give the path of a YAML recipe") from exc
     try:
-        data = yaml.load(text, Loader=_UniqueKeyLoader)
+        data = yaml.load(text, Loader=UniqueKeyLoader)
     except yaml.YAMLError as exc:
         raise InputError(f"recipe {path}: is not YAML ({' '.join(str(exc).split())})") from exc
     if not isinstance(data, dict):
         raise InputError(f"recipe {path}: must be a mapping with the keys {', '.join(_RecipeText.model_fields)}")
-    raw = _checked(_RecipeText, data, where=str(path))
+    raw = checked(_RecipeText, data, where=str(path))
     task = _stage("tasks", raw.task, path=path, key="task")
     engine = _stage("engines", raw.engine, path=path, key="engine")
     recipe = Recipe(
@@ -211,8 +208,9 @@ def load(path: Path) -> Recipe:
         finetune=None if raw.finetune is None else _finetune(raw.finetune, raw.task, path=path),
         text=text,
     )
-    if recipe.gate.metric not in recipe.task.module.METRICS:
-        known = ", ".join(recipe.task.module.METRICS)
+    metrics = (*recipe.task.module.METRICS, AGREEMENT)
+    if recipe.gate.metric not in metrics:
+        known = ", ".join(metrics)
         raise InputError(f"{path}: gate.metric: unknown metric {recipe.gate.metric!r}; {recipe.task.word} has: {known}")
     return recipe
 
@@ -263,38 +261,11 @@ def _stage(kind: str, raw: str | dict[str, Any], *, path: Path, key: str) -> Sta
         raise InputError(f"{path}: {key}: give one word, or one word with its settings, got {sorted(map(str, raw))}")
     word, settings = (raw, {}) if isinstance(raw, str) else next(iter(raw.items()))
     module = plugins.find(kind, str(word), path=f"{path}: {key}")
-    return Stage(str(word), module, _checked(module.Config, settings or {}, where=f"{path}: {key}.{word}"))
+    return Stage(str(word), module, checked(module.Config, settings or {}, where=f"{path}: {key}.{word}"))
 
 
 def _finetune(raw: dict[str, Any], task: str | dict[str, Any], *, path: Path) -> Stage:
     """Returns how the task is trained: the file of the task's name has its settings."""
     word = task if isinstance(task, str) else str(next(iter(task)))
     module = plugins.find("training", word, path=f"{path}: finetune")
-    return Stage(word, module, _checked(module.Config, raw, where=str(path), key="finetune."))
-
-
-def _checked(model: type[Any], data: Any, *, where: str, key: str = "") -> Any:
-    """Returns `data`, which stands at `key`, as `model`, or says in one line what is wrong, where, what is allowed."""
-    try:
-        return model.model_validate(data)
-    except ValidationError as exc:
-        error = exc.errors()[0]
-        # pydantic puts the union's branch (`str`, `dict[str,any]`) into the location: the user wrote no such key.
-        location = key + ".".join(str(part) for part in error["loc"] if str(part) not in _UNION_BRANCHES)
-        if error["type"] == "extra_forbidden":
-            owner = _model_at(model, error["loc"][:-1])
-            rule = f"unknown key; allowed: {', '.join(owner.model_fields)}"
-        elif error["type"] == "missing":
-            rule = "is missing; add it"
-        else:
-            rule = f"{error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
-        raise InputError(f"{where}: {location}: {rule}") from exc
-
-
-def _model_at(model: type[Any], location: tuple[int | str, ...]) -> type[Any]:
-    """Returns the settings class at `location` inside `model`."""
-    for part in location:
-        field = model.model_fields.get(str(part))
-        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            model = field.annotation
-    return model
+    return Stage(word, module, checked(module.Config, raw, where=str(path), key="finetune."))

@@ -15,6 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.records import read_text
 
@@ -44,8 +47,8 @@ class Question:
     """Of the article that the context is of."""
 
 
-def load(path: Path) -> list[Question]:
-    """Returns the questions in the JSON file `path`, gzipped or not.
+def load(path: Path, *, labelled: bool = True) -> list[Question]:
+    """Returns the questions in the JSON file `path`, gzipped or not; `labelled`: each must have its answers.
 
     Raises:
         InputError: Unreadable, mis-encoded, not of SQuAD's form, or an answer that is not where it should be; says
@@ -63,7 +66,7 @@ def load(path: Path) -> list[Question]:
             raise InputError(f"{name}: 'question' must be text, got {text!r}; write one")
         if not isinstance(context, str) or not context.strip():
             raise InputError(f"{name}: 'context' must be text, got {str(context)[:40]!r}; write one")
-        impossible = entry.get("is_impossible", False)
+        impossible = entry.get("is_impossible", not labelled and "answers" not in entry)
         answers = () if impossible else tuple(_answers(name, context, entry.get("answers")))
         if not answers and not impossible:
             raise InputError(f"{name}: must have an answer, or 'is_impossible': true; add one of them")
@@ -135,10 +138,8 @@ def scores(question: Question, answer: str) -> tuple[float, float]:
     return max(exact_match(answer, gold) for gold in golds), max(f1(answer, gold) for gold in golds)
 
 
-def evaluate(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, float]:
-    """Returns `f1` and `exact_match`, means over the questions, in percent as SQuAD gives them."""
+def evaluate(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """Returns `f1` and `exact_match` of each question, in percent as SQuAD gives them, `(questions,)`."""
     pairs = [scores(question, answer) for question, answer in zip(questions, answers, strict=True)]
-    return {
-        "f1": 100 * sum(pair[1] for pair in pairs) / len(pairs),
-        "exact_match": 100 * sum(pair[0] for pair in pairs) / len(pairs),
-    }
+    matches, overlaps = 100 * np.array(pairs).T
+    return {"f1": overlaps, "exact_match": matches}

@@ -17,6 +17,7 @@ from tritonpress_generator.kept import NOTHING, Kept
 from tritonpress_generator.pretrained import encoder_of, load_model, load_tokenizer
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.recipe import Recipe
+from tritonpress_generator.scores import AGREEMENT, Scorer, Scores, means
 from tritonpress_generator.signature import Signature
 from tritonpress_generator.steps.tokenizer.texts import InvalidTextError
 
@@ -63,8 +64,11 @@ class Workload:
 
     def metrics(self, answers: Answers) -> dict[str, float]:
         """Returns the task's metrics of public answers to the labelled data."""
-        metrics: dict[str, float] = self.recipe.task.module.metrics(self.data, answers)
-        return metrics
+        return self.scores(answers).metrics
+
+    def scores(self, answers: Answers, baseline: Answers | None = None) -> Scores:
+        """Returns what public answers to the labelled data score; their agreement with those of the `baseline` too."""
+        return scores_of(self.recipe, self.data, answers, baseline)
 
     def samples(self) -> Texts:
         """Returns texts that stand for what will be asked.
@@ -83,6 +87,17 @@ class Workload:
         samples = encoded(self.encoder, self.samples())
         calibration = encoded(self.encoder, thinned(self.data.calibration))
         return Source(self.checkpoint, self.tokenizer, self.baseline, calibration, samples, kept)
+
+
+def scores_of(recipe: Recipe, data: Any, answers: Answers, baseline: Answers | None) -> Scores:
+    """Returns what public answers to the task's `data` score, and their agreement with those of the `baseline`."""
+    task = recipe.task.module
+    scorer: Scorer = task.scorer(data, answers) if recipe.gate.labelled else means({})
+    count = len(next(iter(answers.values())))
+    if baseline is None:
+        return Scores(scorer, count)
+    agreement = means({AGREEMENT: task.agreement(data, answers, baseline)})
+    return Scores(lambda rows: scorer(rows) | agreement(rows), count)
 
 
 def _samples(recipe: Recipe, encoder: Encoder, data: Any) -> Texts:

@@ -126,7 +126,8 @@ def test_failed_gate_ends_with_1_and_writes_nothing(
     sources: Path, model_repo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = snapshot(model_repo)
-    recipe = write_recipe(sources, gate={"dataset": "queries.jsonl", "metric": "ndcg@10", "keep": 0.99})
+    gate = {"dataset": "queries.jsonl", "metric": "ndcg@10", "keep": 0.99, "confidence": "point"}
+    recipe = write_recipe(sources, gate=gate)
     from tritonpress_generator.graph import quantize
 
     real = quantize.apply

@@ -8,13 +8,20 @@ from hypothesis import strategies as st
 from tritonpress_generator.errors import GateError
 from tritonpress_generator.ladder import Rung, climb
 from tritonpress_generator.recipe import GateConfig
+from tritonpress_generator.scores import Scores
 
-CONFIG = GateConfig(dataset="", metric="f1", keep=0.99)
-BASELINE = {"f1": 0.8}
+CONFIG = GateConfig(dataset="", metric="f1", keep=0.99, confidence="point")
+
+
+def scores(f1: float) -> Scores:
+    return Scores(lambda rows: {"f1": f1}, 100)
+
+
+BASELINE = scores(0.8)
 
 
 def rungs(*figures: tuple[float, float | None]) -> list[Rung]:
-    return [Rung(name, {"f1": f1}, ms) for name, (f1, ms) in zip(("fp32", "fp16", "int8"), figures, strict=False)]
+    return [Rung(name, scores(f1), ms) for name, (f1, ms) in zip(("fp32", "fp16", "int8"), figures, strict=False)]
 
 
 def test_fastest_that_keeps_the_metric_is_the_last() -> None:
@@ -58,6 +65,6 @@ def test_accepted_keep_the_metric_and_grow_faster(figures: list[tuple[float, flo
     climbed = climb(CONFIG, BASELINE, ladder)
     taken = [rung for rung in ladder if rung.name in climbed.accepted]
     assert {*climbed.accepted} | {*climbed.refused} == {rung.name for rung in ladder}
-    assert all(rung.metrics["f1"] >= 0.792 for rung in taken)
+    assert all(rung.scores.metrics["f1"] >= 0.792 for rung in taken)
     times = [rung.latency_ms for rung in taken]
     assert times == sorted(set(times), key=lambda ms: -(ms or 0))

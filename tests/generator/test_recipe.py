@@ -110,7 +110,7 @@ def test_layout_of_one_execution_is_refused_for_windows(tmp_path: Path) -> None:
     ("kind", "names"),
     [
         ("tasks", ["Config", "METRICS", "AUTO_CLASS", "ENCODER", "WINDOWS", "INPUTS", "head", "load_data",
-                   "encoder_settings", "postprocessor", "metrics", "ensemble_inputs", "ensemble_outputs"]),
+                   "encoder_settings", "postprocessor", "scorer", "agreement", "ensemble_inputs", "ensemble_outputs"]),
         ("training", ["Config", "METRIC", "load", "augmented", "check", "deciding", "model_settings", "features",
                       "losses", "answers", "judge", "chosen"]),
         ("graph", ["Config", "apply"]),

@@ -131,7 +131,8 @@ def test_question_answering_divides_its_windows_in_a_step_before_the_engine(tmp_
 
 def test_rung_below_the_gate_is_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ruined = {"qdq": {"calibration": "percentile", "percentile": 50.1, "smooth": False}}
-    recipe = recipe_for(tmp_path, graph=[ruined], gate={"dataset": "texts.tsv", "metric": "accuracy", "keep": 1.0})
+    gate = {"dataset": "texts.tsv", "metric": "accuracy", "keep": 1.0, "confidence": "point"}
+    recipe = recipe_for(tmp_path, graph=[ruined], gate=gate)
     # What FP32 answers is right, so that every other answer counts.
     workload = Workload.load(recipes.load(recipe), Progress())
     labels = workload.answers(workload.baseline)["LABEL"][:, 0]
@@ -216,13 +217,19 @@ def test_server_is_gated_and_its_answers_recorded(
         assert after["golden"]["score_tolerance"] == before["golden"]["score_tolerance"]
         assert [r["inputs"] for r in after["golden"]["requests"]] == [r["inputs"] for r in before["golden"]["requests"]]
         assert after["plans"] == {}
-        path = out / "classification" / f"manifest.{before['build']}.json"
-        changed = json.loads(path.read_text())
-        changed["gate"]["baseline"] = 1000.0
-        path.write_text(json.dumps(changed))
-        assert cli.main(command) == 1
-        assert "gate: accuracy must stay at or above" in capsys.readouterr().err
-        assert json.loads(path.read_text()) == changed
+        path = next(p for p in (out / "classification" / "kept").iterdir() if '"key": "baseline"' in p.read_text())
+        kept = json.loads(path.read_text())
+        for row in kept["value"]["answers"]["LABEL"]:
+            row.reverse()
+        path.write_text(json.dumps(kept))
+        strict = tiny_repository.parent / "strict.yaml"
+        strict.write_text(recipe.read_text().replace("confidence: point", "confidence: point\n  agreement: 0.9"))
+        assert cli.main(["evaluate", str(strict), *command[2:]]) == 1
+        assert "gate: agreement with FP32's answers must stay at or above 0.9" in capsys.readouterr().err
+        assert repository.read_manifest(out, "classification") == after
+        path.unlink()
+        assert cli.main(command) == 2
+        assert "must have FP32's answers to the gate's data, has none" in capsys.readouterr().err
     assert cli.main([*command[:3], "torch", *command[4:]]) == 2
     capsys.readouterr()
     assert cli.main([*command[:5], str(tmp_path / "none"), "--wait-s", "60"]) == 2

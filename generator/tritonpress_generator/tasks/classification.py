@@ -21,6 +21,7 @@ from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.labelled_texts import LabelledText
 from tritonpress_generator.recipe import Recipe, Settings
+from tritonpress_generator.scores import Scorer
 from tritonpress_generator.signature import Output, Signature
 from tritonpress_generator.steps.classification.postprocessor import Postprocessor
 from tritonpress_generator.steps.single.pipeline import Pipeline
@@ -81,11 +82,11 @@ def load_data(recipe: Recipe) -> Data:
         InputError: A file is missing or wrong.
     """
     config: Config = recipe.task.config
-    names = (recipe.gate.dataset, config.calibration_dataset)
-    rows, held_out = (
-        labelled_texts.load(recipe.file(name), multi_label=config.multi_label) if name else [] for name in names
+    multi_label, held_out = config.multi_label, config.calibration_dataset
+    rows = labelled_texts.load(recipe.file(recipe.gate.dataset), multi_label=multi_label, labelled=recipe.gate.labelled)
+    return Data(
+        rows, labelled_texts.load(recipe.file(held_out), multi_label=multi_label) if held_out else [], multi_label
     )
-    return Data(rows, held_out, config.multi_label)
 
 
 def encoder_settings(recipe: Recipe, signature: Signature) -> dict[str, Any]:
@@ -187,27 +188,46 @@ def indicators(rows: Sequence[LabelledText], labels: Sequence[str]) -> NDArray[n
     return np.array([[label in row.labels for label in labels] for row in rows])
 
 
-def metrics(data: Data, answers: Answers) -> dict[str, float]:
+def scorer(data: Data, answers: Answers) -> Scorer:
     """Returns the metrics of the labels, and the calibration error of their probabilities (`ece`, lower is better)."""
+    names, probability = _by_name(answers)
+    truth = indicators(data.rows, names)
+    return lambda rows: scores(truth[rows], probability[rows], multi_label=data.multi_label)
+
+
+def agreement(data: Data, answers: Answers, others: Answers) -> NDArray[np.float64]:
+    """Returns 1 for each text whose label (of a multi-label task: all of whose labels) `others` has too, `(texts,)`."""
+    first, second = (_decided(_by_name(given)[1], multi_label=data.multi_label) for given in (answers, others))
+    same: NDArray[np.float64] = (first == second).all(1).astype(np.float64)
+    return same
+
+
+def _by_name(answers: Answers) -> tuple[list[str], NDArray[np.float32]]:
+    """Returns the labels' names, sorted, and their probabilities, FP32 `(texts, labels)`."""
     names = sorted({label.decode() for label in answers["LABEL"][0]})
-    probability = np.zeros((len(data.rows), len(names)), np.float32)
+    probability = np.zeros((len(answers["LABEL"]), len(names)), np.float32)
     column = {name.encode(): index for index, name in enumerate(names)}
     places = np.array([[column[label] for label in row] for row in answers["LABEL"]])
     np.put_along_axis(probability, places, answers["SCORE"], 1)
-    return scores(indicators(data.rows, names), probability, multi_label=data.multi_label)
+    return names, probability
+
+
+def _decided(probability: NDArray[np.float32], *, multi_label: bool) -> NDArray[np.bool_]:
+    """Returns which labels are answered, `(texts, labels)`."""
+    if multi_label:
+        return probability >= DECISION
+    decided: NDArray[np.bool_] = np.arange(probability.shape[1]) == probability.argmax(1)[:, None]
+    return decided
 
 
 def scores(truth: NDArray[np.bool_], probability: NDArray[np.float32], *, multi_label: bool) -> dict[str, float]:
     """Returns the metrics for probabilities FP32 `(texts, labels)`."""
+    answered = _decided(probability, multi_label=multi_label)
     if multi_label:
-        answered = probability >= DECISION
         sure = np.where(answered, probability, 1 - probability).ravel()
         error = measures.expected_calibration_error(sure, (answered == truth).ravel())
     else:
-        best = probability.argmax(1)
-        answered = np.arange(probability.shape[1]) == best[:, None]
-        right = truth[np.arange(len(best)), best]
-        error = measures.expected_calibration_error(probability.max(1), right)
+        error = measures.expected_calibration_error(probability.max(1), (truth & answered).any(1))
     return {
         "accuracy": measures.accuracy(truth, answered),
         "macro_f1": measures.macro_f1(truth, answered),

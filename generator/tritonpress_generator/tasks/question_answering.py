@@ -18,6 +18,7 @@ from tritonpress_generator.checkpoint import Checkpoint
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array, Infer
 from tritonpress_generator.recipe import Recipe, Settings
+from tritonpress_generator.scores import Scorer, means
 from tritonpress_generator.signature import Output, Signature
 from tritonpress_generator.squad import Question
 from tritonpress_generator.steps.question_answering.postprocessor import Postprocessor
@@ -88,7 +89,7 @@ def load_data(recipe: Recipe) -> Data:
     config: Config = recipe.task.config
     check_room(config, recipe.serve.max_length, where=f"{recipe.path}: serve.max_length")
     held_out = squad.load(recipe.file(config.null_dataset)) if config.null_dataset else []
-    return Data(squad.load(recipe.file(recipe.gate.dataset)), held_out)
+    return Data(squad.load(recipe.file(recipe.gate.dataset), labelled=recipe.gate.labelled), held_out)
 
 
 def check_room(config: Config, max_length: int, *, where: str) -> None:
@@ -157,9 +158,15 @@ def chosen_threshold(
     return None if all(question.answers for question in questions) else best_threshold(questions, answers, margins)
 
 
-def metrics(data: Data, answers: Answers) -> dict[str, float]:
+def scorer(data: Data, answers: Answers) -> Scorer:
     """Returns SQuAD's metrics of the best answers."""
-    return squad.evaluate(data.questions, [answer.decode() for answer in answers["ANSWER"][:, 0]])
+    return means(squad.evaluate(data.questions, [answer.decode() for answer in answers["ANSWER"][:, 0]]))
+
+
+def agreement(data: Data, answers: Answers, others: Answers) -> NDArray[np.float64]:
+    """Returns the F1 of each best answer with that of `others` as the gold one, `(questions,)`."""
+    pairs = zip(answers["ANSWER"][:, 0], others["ANSWER"][:, 0], strict=True)
+    return np.array([squad.f1(answer.decode(), other.decode()) for answer, other in pairs])
 
 
 def best_threshold(questions: Sequence[Question], answers: Sequence[str], margins: NDArray[np.float32]) -> float:

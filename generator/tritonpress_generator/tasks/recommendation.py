@@ -22,6 +22,7 @@ from tritonpress_generator.infer import Infer
 from tritonpress_generator.metrics import ndcg_at_k, recall_at_k
 from tritonpress_generator.packed_layout import Layout
 from tritonpress_generator.recipe import Recipe, Settings
+from tritonpress_generator.scores import Scorer, means
 from tritonpress_generator.signature import Output, Signature
 from tritonpress_generator.steps.recommendation.postprocessor import Catalogue, Postprocessor
 from tritonpress_generator.steps.tokenizer.sequences import Batching
@@ -88,7 +89,8 @@ def load_data(recipe: Recipe) -> Data:
             f"{recipe.path}: task.recommendation.top_k must be at most the catalogue's {len(items)} items, "
             f"got {config.top_k}; lower it"
         )
-    return Data(items, load_queries(recipe.file(recipe.gate.dataset), {item.item_id for item in items}))
+    known = {item.item_id for item in items}
+    return Data(items, load_queries(recipe.file(recipe.gate.dataset), known, labelled=recipe.gate.labelled))
 
 
 class Head(torch.nn.Module):
@@ -146,11 +148,17 @@ def postprocessor(
     return Postprocessor(Catalogue(ids, titles, vectors, recipe.task.config.top_k))
 
 
-def metrics(data: Data, answers: Answers) -> dict[str, float]:
+def scorer(data: Data, answers: Answers) -> Scorer:
     """Returns the metrics of the ranked items."""
     ids = [[item_id.decode() for item_id in row] for row in answers["ITEM_ID"]]
     relevant = [query.relevant for query in data.queries]
-    return {"ndcg@10": ndcg_at_k(ids, relevant, 10), "recall@10": recall_at_k(ids, relevant, 10)}
+    return means({"ndcg@10": ndcg_at_k(ids, relevant, 10), "recall@10": recall_at_k(ids, relevant, 10)})
+
+
+def agreement(data: Data, answers: Answers, others: Answers) -> NDArray[np.float64]:
+    """Returns the share of each query's first 10 items that are among the first 10 of `others`, `(queries,)`."""
+    pairs = zip(answers["ITEM_ID"][:, :10], others["ITEM_ID"][:, :10], strict=True)
+    return np.array([len(set(row) & set(other)) / len(row) for row, other in pairs])
 
 
 def embed(infer: Infer, encoder: TextEncoder, texts: Sequence[str]) -> NDArray[np.float32]:

@@ -1,0 +1,175 @@
+"""The gate passes, fails, or says how many examples are missing; each of them is shown."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from tiny_sources import items, write_checkpoint, write_jsonl, write_recipe, write_task
+from tiny_training import change
+from tritonpress_generator import cli, gate, repository
+from tritonpress_generator import recipe as recipes
+from tritonpress_generator.errors import GateError, UndecidedError
+from tritonpress_generator.recipe import GateConfig
+from tritonpress_generator.scores import RESAMPLES, Scores, means
+from tritonpress_generator.tasks import classification, question_answering, recommendation
+
+POINT = GateConfig(dataset="d", metric="accuracy", keep=0.99, confidence="point")
+SURE = POINT.model_copy(update={"confidence": 0.95})
+
+
+def scores(right: NDArray[np.bool_], other: NDArray[np.bool_] | None = None) -> Scores:
+    values = {"accuracy": right.astype(float)}
+    if other is not None:
+        values["agreement"] = (right == other).astype(float)
+    return Scores(means(values), len(right))
+
+
+def answered(count: int, wrong: int) -> NDArray[np.bool_]:
+    return np.arange(count) >= wrong
+
+
+def test_point_estimate_passes_at_the_limit_and_fails_below() -> None:
+    verdict = gate.check(POINT, scores(answered(200, 100)), scores(answered(200, 101)))
+    assert (verdict.limit, verdict.served) == (pytest.approx(0.495), 0.495)
+    assert (verdict.confidence, verdict.kept) == (None, None)
+    with pytest.raises(GateError, match=r"accuracy must stay at or above 0\.4950 .* got 0\.4900, 2\.00 % less"):
+        gate.check(POINT, scores(answered(200, 100)), scores(answered(200, 102)))
+
+
+@pytest.mark.parametrize("config", [POINT, SURE])
+def test_what_is_no_number_fails(config: GateConfig) -> None:
+    nothing = Scores(lambda rows: {"accuracy": math.nan}, 10)
+    with pytest.raises(GateError, match="got nan"):
+        gate.check(config, scores(answered(10, 1)), nothing)
+
+
+def test_the_same_answers_pass_at_any_confidence() -> None:
+    same = scores(answered(30, 4))
+    strict = SURE.model_copy(update={"keep": 1.0, "confidence": 0.999})
+    assert gate.check(strict, same, same).kept == (1.0, 1.0)
+
+
+def test_few_examples_pass_by_the_point_estimate_and_are_undecided_with_an_interval() -> None:
+    before, after = scores(answered(250, 25)), scores(answered(250, 27))  # 99.1 % kept
+    gate.check(POINT, before, after)
+    with pytest.raises(UndecidedError) as caught:
+        gate.check(SURE, before, after)
+    assert caught.value.exit_status == 1
+    text = str(caught.value)
+    assert "undecided at 95% with 250 examples, about" in text
+    assert "add examples" in text
+    # With as many more as it says, of the same kind, it is decided, and with a tenth of them it is not.
+    more = int(re.search(r"about ([\d,]+) more", text).group(1).replace(",", ""))  # type: ignore[union-attr]
+    for factor, decided in ((1.2, True), (0.1, False)):
+        times = 1 + factor * more / 250
+        counts = (round(250 * times), round(25 * times), round(27 * times))
+        pair = scores(answered(counts[0], counts[1])), scores(answered(counts[0], counts[2]))
+        if decided:
+            low, high = gate.check(SURE, *pair).kept or (0, 0)
+            assert 0.99 <= low < high < 1
+        else:
+            with pytest.raises(UndecidedError):
+                gate.check(SURE, *pair)
+
+
+def test_certain_loss_is_no_matter_of_more_examples() -> None:
+    with pytest.raises(GateError, match="certain at 95% with 1000 examples") as caught:
+        gate.check(SURE, scores(answered(1000, 50)), scores(answered(1000, 100)))
+    assert not isinstance(caught.value, UndecidedError)
+
+
+def test_draws_are_paired() -> None:
+    before, after = answered(400, 40), answered(400, 41)
+    paired = gate.check(SURE.model_copy(update={"keep": 0.98}), scores(before), scores(after)).kept
+    with pytest.raises(UndecidedError):
+        # The same accuracies, but other examples are wrong.
+        gate.check(SURE.model_copy(update={"keep": 0.98}), scores(before), scores(after[::-1]))
+    assert paired is not None
+    assert paired[0] > 0.99
+
+
+@pytest.mark.parametrize("config", [POINT, SURE])
+def test_agreement_has_a_floor_of_its_own(config: GateConfig) -> None:
+    before = answered(1000, 500)
+    other = ~before
+    config = config.model_copy(update={"agreement": 0.9, "keep": 0.5})
+    assert gate.check(config, scores(before, before), scores(before, before)).agreement == 1.0
+    with pytest.raises(GateError, match=r"agreement with FP32's answers must stay at or above 0\.9, got 0\.0000"):
+        gate.check(config, scores(before, before), scores(other, before))
+
+
+@given(st.integers(1, 10_000), st.floats(-1, 1), st.floats(0, 1), st.floats(0, 1))
+def test_missing_examples_narrow_the_interval_to_the_margin(
+    examples: int, margin: float, below: float, above: float
+) -> None:
+    more = gate.missing(margin, (margin - below, margin + above), examples)
+    reach = below if margin > 0 else above
+    if more is None:
+        assert abs(margin) <= reach / 30
+    else:
+        assert more >= 1
+        assert reach * math.sqrt(examples / (examples + more)) <= abs(margin) * (1 + 1e-9)
+
+
+@given(st.lists(st.booleans(), min_size=2, max_size=60), st.integers(0, 2**32 - 1))
+def test_draws_are_of_the_metric_and_the_same_for_all(right: list[bool], seed: int) -> None:
+    given_scores = scores(np.array(right))
+    draws = given_scores.draws["accuracy"]
+    assert draws.shape == (RESAMPLES,)
+    assert np.array_equal(draws, scores(np.array(right)).draws["accuracy"])
+    spread = math.sqrt(given_scores.metrics["accuracy"] * (1 - given_scores.metrics["accuracy"]) / len(right))
+    assert abs(draws.mean() - given_scores.metrics["accuracy"]) <= 6 * spread / math.sqrt(RESAMPLES) + 1e-12
+
+
+def as_bytes(rows: list[list[str]]) -> NDArray[np.object_]:
+    return np.array([[value.encode() for value in row] for row in rows], np.object_)
+
+
+def test_agreement_of_each_task() -> None:
+    items = [{"ITEM_ID": as_bytes(rows)} for rows in ([["a", "b"], ["a", "b"]], [["b", "a"], ["a", "c"]])]
+    assert recommendation.agreement(None, *items).tolist() == [1, 0.5]  # type: ignore[arg-type]
+    spans = [{"ANSWER": as_bytes(rows)} for rows in ([["one two"], [""], ["x"]], [["one"], [""], [""]])]
+    assert question_answering.agreement(None, *spans).tolist() == [pytest.approx(2 / 3), 1, 0]  # type: ignore[arg-type]
+    labels = [
+        {"LABEL": as_bytes([["no", "yes"], ["no", "yes"]]), "SCORE": np.array(score, np.float32)}
+        for score in ([[0.9, 0.6], [0.9, 0.1]], [[0.9, 0.1], [0.3, 0.7]])
+    ]
+    for multi_label, expected in ((False, [1, 0]), (True, [0, 0])):
+        data = classification.Data([], [], multi_label)
+        assert classification.agreement(data, *labels).tolist() == expected
+
+
+UNLABELLED = {
+    "recommendation": ("queries.jsonl", '{"query": "a red lamp"}\n{"query": "a blue bowl"}\n'),
+    "classification": ("texts.jsonl", '{"text": "a red lamp"}\n{"text": "a blue bowl"}\n'),
+    "question_answering": (
+        "questions.json",
+        '{"data": [{"paragraphs": [{"context": "The lamp is red.", "qas": [{"id": "1", "question": "Which?"}]}]}]}',
+    ),
+}
+
+
+@pytest.mark.parametrize("task", UNLABELLED)
+def test_without_labels_agreement_is_the_metric(tmp_path: Path, task: str) -> None:
+    name, text = UNLABELLED[task]
+    gate_of = {"dataset": name, "metric": "agreement", "keep": 0.5, "confidence": "point"}
+    if task == "recommendation":
+        write_checkpoint(tmp_path / "checkpoint")
+        write_jsonl(tmp_path / "catalogue.jsonl", items())
+        recipe = write_recipe(tmp_path, gate=gate_of)
+    else:
+        recipe = change(write_task(tmp_path, task), gate=gate_of)
+    (tmp_path / name).write_text(text)
+    out = tmp_path / "out"
+    assert cli.main(["build", str(recipe), "--out", str(out)]) == 0
+    manifest = repository.read_manifest(out, recipes.load(recipe).name)
+    assert manifest["gate"]["baseline"] == 1.0
+    assert 0.5 <= manifest["gate"]["served"] <= 1.0
+    assert all(set(stage["metrics"]) == {"agreement"} for stage in manifest["stages"])
