@@ -112,15 +112,17 @@ def write_training(folder: Path, task: str, *, multi_label: bool = False, **sett
         gate={"dataset": f"test.{suffix}", "metric": METRICS[task], "keep": 0.01, "confidence": "point"},
         graph=["fuse"],
         serve={"max_batch_size": 8, "max_length": 48, "lengths": "exact", "steps": "single"},
-        finetune={**files, **SETTINGS, **settings},
+        data=files,
+        finetune={**SETTINGS, **settings},
     )
 
 
 def change(recipe: Path, **settings: Any) -> Path:
-    """Returns `recipe` after its settings have been changed; those of `finetune` and `checkpoint` one by one."""
+    """Returns `recipe` with changed settings; those of `data`, `finetune`, `serve`, `checkpoint` one by one."""
     data = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     for name, value in settings.items():
-        data[name] = {**data[name], **value} if name in {"finetune", "checkpoint", "serve"} and value else value
+        merged = name in {"data", "finetune", "checkpoint", "serve"} and value
+        data[name] = {**data[name], **value} if merged else value
     recipe.write_text(yaml.safe_dump(data), encoding="utf-8")
     return recipe
 

@@ -17,6 +17,7 @@ from tritonpress_generator import export, trainable, written
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.checkpoint import Checkpoint, resolve
 from tritonpress_generator.errors import InputError
+from tritonpress_generator.examples import Examples, collate
 from tritonpress_generator.infer import Array, Infer
 from tritonpress_generator.model_card import Score, model_card
 from tritonpress_generator.pretrained import load_model, load_tokenizer
@@ -57,13 +58,11 @@ def finetune(recipe_path: Path, out: Path, data: Path | None, world: World) -> F
     say = Progress(shown=world.writes)
     recipe = recipes.load(recipe_path)
     stage = recipe.finetune
-    if stage is None:
-        raise InputError(f"{recipe_path}: must have 'finetune' to be trained; add it, with train and validation files")
     folder = recipe.path.parent if data is None else data
     written.check_folder(out, stage.config)
 
     say.stage("data")
-    examples = _Examples.load(recipe, stage, folder)
+    examples = Examples.load(recipe, folder)
     say.stage(f"checkpoint {recipe.checkpoint.source}")
     training = _Training.load(recipe, stage, examples, world)
     if out.resolve() == training.checkpoint.folder.resolve():
@@ -87,36 +86,12 @@ def finetune(recipe_path: Path, out: Path, data: Path | None, world: World) -> F
 
 
 @dataclass(frozen=True)
-class _Examples:
-    """The labelled examples."""
-
-    training: Sequence[Any]
-    held_out: Sequence[Any]
-    """On which is chosen; those that are made of them included."""
-    scored: Mapping[str, Sequence[Any]]
-    """By file, as they are there."""
-
-    @classmethod
-    def load(cls, recipe: Recipe, stage: Stage, folder: Path) -> _Examples:
-        module, config = stage.module, stage.config
-        for file in (*config.train, *config.validation, *config.test):
-            if not (folder / file).is_file():
-                raise InputError(f"finetune: {folder} must have the file {file}, has not; give its folder with --data")
-        training, held_out = (
-            module.augmented(module.load([folder / file for file in files], recipe), config)
-            for files in (config.train, config.validation)
-        )
-        scored = {file: module.load([folder / file], recipe) for file in (*config.validation, *config.test)}
-        return cls(training, held_out, scored)
-
-
-@dataclass(frozen=True)
 class _Training:
     """What a recipe names to be trained, loaded and checked."""
 
     recipe: Recipe
     stage: Stage
-    examples: _Examples
+    examples: Examples
     decisive: Sequence[Any]
     """The held-out examples that decide which weights are the best."""
     checkpoint: Checkpoint
@@ -128,21 +103,21 @@ class _Training:
     world: World
 
     @classmethod
-    def load(cls, recipe: Recipe, stage: Stage, examples: _Examples, world: World) -> _Training:
+    def load(cls, recipe: Recipe, stage: Stage, examples: Examples, world: World) -> _Training:
         module = stage.module
         decisive = module.deciding(examples.held_out, recipe)
         checkpoint = resolve(recipe.checkpoint.model_copy(update={"adapter": None}), base=recipe.path.parent)
         tokenizer = load_tokenizer(checkpoint)
         settings = module.model_settings(examples.training, recipe)
         trained = trainable.load(recipe, checkpoint, settings, stage.config)
-        features = module.features(examples.training, recipe, tokenizer, trained.signature)
+        features = module.features(examples.training, recipe, tokenizer, trained.signature, settings)
         # What would else be found when hours are spent.
         for file, part in examples.scored.items():
             try:
                 module.check(part, recipe, trained.signature, tokenizer, settings)
             except InputError as exc:
                 raise InputError(f"{file}: {exc}") from exc
-        loss = module.losses(trained.head, _collate(features[:1]), World(0, 1, torch.device("cpu")))
+        loss = module.losses(trained.head, collate(features[:1]), World(0, 1, torch.device("cpu")))
         trainable.freeze_what_is_not_read(trained.head, loss.sum())
         return cls(recipe, stage, examples, decisive, checkpoint, tokenizer, settings, trained, features, world)
 
@@ -166,7 +141,7 @@ class _Training:
             config.model_dump_json(), self.checkpoint.sha256, self.features, held_out, self._precision
         )
         head = self.trained.head
-        job = loop.Trained(head, self.features, _collate, module.losses, self._evaluate, module.METRIC, fingerprint)
+        job = loop.Trained(head, self.features, collate, module.losses, self._evaluate, module.METRIC, fingerprint)
         return loop.train(job, config, folder, self.world)
 
     def _evaluate(self) -> dict[str, float]:
@@ -213,18 +188,6 @@ class _Training:
     def _judge(self, examples: Sequence[Any], answers: Sequence[Any], chosen: Mapping[str, Any]) -> Metrics:
         metrics: Metrics = self.stage.module.judge(examples, answers, self.recipe, {**self.settings, **chosen})
         return metrics
-
-
-def _collate(features: Sequence[loop.Feature]) -> dict[str, torch.Tensor]:
-    """Returns the features' values by name, lists padded with 0 on the right."""
-    batch = {}
-    for name, first in features[0].items():
-        values = [feature[name] for feature in features]
-        if isinstance(first, list):
-            width = max(map(len, values))
-            values = [value + [0] * (width - len(value)) for value in values]
-        batch[name] = torch.tensor(values)
-    return batch
 
 
 def _fingerprint(*parts: Any) -> str:

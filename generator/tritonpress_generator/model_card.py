@@ -47,13 +47,12 @@ def model_card(
         progress: How the training went.
         chosen: What was chosen on the held-out examples.
     """
-    stage = recipe.finetune
-    if stage is None:
-        raise ValueError("the recipe must have finetune")
-    config = stage.config
+    config, data = recipe.finetune.config, recipe.data
+    if data is None:
+        raise ValueError("the recipe must have data")
     metrics = list(next(iter(scores.values())))
     rows = [
-        f"| {name} | {'validation' if name in config.validation else 'test'} | "
+        f"| {name} | {'validation' if name in data.validation else 'test'} | "
         + " | ".join(str(row[metric]) for metric in metrics)
         + " |"
         for name, row in scores.items()
@@ -61,7 +60,7 @@ def model_card(
     files = "\n".join(
         f"| {name} | {use} | {hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16]}… |"
         for use in ("train", "validation", "test")
-        for name in getattr(config, use)
+        for name in getattr(data, use)
     )
     what = "A LoRA adapter and its head" if config.lora else "A checkpoint"
     settings = yaml.safe_dump(config.model_dump(), sort_keys=False)

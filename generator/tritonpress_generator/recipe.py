@@ -44,15 +44,20 @@ class LoraConfig(Settings):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
+class DataConfig(Settings):
+    """Labelled examples beside those of the gate, relative to `--data` (default: the recipe's folder)."""
+
+    train: list[str] = Field(min_length=1)
+    """Files of examples to train on, and on which passes see what matters to the model."""
+    validation: list[str] = Field(min_length=1)
+    """Files of held-out examples: what is chosen is what is best on them."""
+    test: list[str] = []
+    """Files of examples on which a training's result is scored, and nothing is chosen."""
+
+
 class FinetuneConfig(Settings):
     """What every task's training has in common."""
 
-    train: list[str] = Field(min_length=1)
-    """Files of labelled examples, relative to `--data` (default: the recipe's folder)."""
-    validation: list[str] = Field(min_length=1)
-    """Files of held-out examples: the best checkpoint is the one that is best on them."""
-    test: list[str] = []
-    """Files of examples on which the result is scored, and nothing is chosen."""
     lora: LoraConfig | None = None
     """Trains adapters and the head alone; default: all weights."""
     epochs: float = Field(default=2.0, gt=0)
@@ -136,7 +141,8 @@ class _RecipeText(Settings):
     gate: GateConfig
     engine: str | dict[str, Any]
     serve: ServeConfig = ServeConfig()
-    finetune: dict[str, Any] | None = None
+    data: DataConfig | None = None
+    finetune: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -165,7 +171,9 @@ class Recipe:
     """The forms to choose from."""
     layout: Stage
     """How the work is divided into Triton models."""
-    finetune: Stage | None
+    data: DataConfig | None
+    """Labelled examples for what trains and measures on them."""
+    finetune: Stage
     """How the task is trained."""
     text: str
 
@@ -205,7 +213,8 @@ def load(path: Path) -> Recipe:
         serve=raw.serve,
         lengths=lengths_of(raw.serve.lengths, engine, path=path),
         layout=layout_of(raw.serve.steps, task, engine, path=path),
-        finetune=None if raw.finetune is None else _finetune(raw.finetune, raw.task, path=path),
+        data=raw.data,
+        finetune=_finetune(raw.finetune, raw.task, path=path),
         text=text,
     )
     metrics = (*recipe.task.module.METRICS, AGREEMENT)

@@ -111,9 +111,10 @@ def test_nothing_of_this_machine_is_in_what_is_written(trained: tuple[str, Path,
 def test_model_card_says_what_was_trained_on_what(trained: tuple[str, Path, Finetuned]) -> None:
     _, recipe, done = trained
     card = (recipe.parent / "out" / "README.md").read_text(encoding="utf-8")
-    finetune_settings = yaml.safe_load(recipe.read_text())["finetune"]
+    written = yaml.safe_load(recipe.read_text())
+    finetune_settings = written["finetune"]
     for use in ("train", "validation", "test"):
-        (name,) = finetune_settings[use]
+        (name,) = written["data"][use]
         digest = hashlib.sha256((recipe.parent / name).read_bytes()).hexdigest()
         assert f"| {name} | {use} | {digest[:16]}" in card
     settings = yaml.safe_load(card.partition("```yaml\n")[2].partition("```")[0])

@@ -97,7 +97,7 @@ def unanswerable(folder: Path) -> None:
             first_question(lambda _, qa: qa.update(question="lamp " * 1000)),
             r"QUESTION 'lamp lamp .*' must be at most 4096 bytes, got 5000",
         ),
-        (unanswerable, r"finetune\.validation: must have a question with an answer, has 12 without"),
+        (unanswerable, r"data\.validation: must have a question with an answer, has 12 without"),
         (finetune(max_length=24), r"finetune\.max_length must be at least 26 .*doc_stride 6 \+ 8\), got 24; raise it"),
     ],
 )
@@ -160,11 +160,9 @@ def test_pairs(refused: Callable[..., None], spoil: Spoil, pattern: str) -> None
 @pytest.mark.parametrize(
     ("settings", "pattern"),
     [
-        ({"epoch": 3}, r"recipe\.yaml: finetune\.epoch: unknown key; allowed: train, validation"),
+        ({"epoch": 3}, r"recipe\.yaml: finetune\.epoch: unknown key; allowed: lora, epochs"),
         ({"lora": {"rnk": 3}}, r"recipe\.yaml: finetune\.lora\.rnk: unknown key"),
         ({"lora": {"rank": 0}}, r"finetune\.lora\.rank: input should be greater than or equal to 1, got 0"),
-        ({"train": "train.tsv"}, r"finetune\.train: input should be a valid list, got 'train\.tsv'"),
-        ({"train": []}, r"finetune\.train: list should have at least 1 item"),
         ({"epochs": float("inf")}, r"finetune\.epochs: input should be a finite number, got inf"),
         ({"epochs": 0}, r"finetune\.epochs: input should be greater than 0, got 0"),
         ({"seed": -1}, r"finetune\.seed: input should be greater than or equal to 0, got -1"),
@@ -251,10 +249,10 @@ def test_state_of_another_precision(
     refused("classification", lambda _: None, r"state\.pt is the state of a run", trains=True, precision="auto")
 
 
-def test_recipe_without_finetune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = change(write_training(tmp_path, "classification"), finetune=None)
+def test_recipe_without_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = change(write_training(tmp_path, "classification"), data=None)
     assert cli.main(["finetune", str(recipe)]) == 2
-    assert "recipe.yaml: must have 'finetune' to be trained; add it, with train" in capsys.readouterr().err
+    assert "recipe.yaml: must have 'data'; add it, with train" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ def negatives(share: float) -> tuple[list[squad.Question], list[squad.Question]]
         for article in range(20)
         for i, text in enumerate(texts)
     ]
-    config = question_answering.Config(train=["a"], validation=["b"], negatives=share, seed=1)
+    config = question_answering.Config(negatives=share, seed=1)
     made = question_answering.augmented(questions, config)
     assert made[: len(questions)] == questions
     return questions, made[len(questions) :]

@@ -43,8 +43,9 @@ def test_shipped_recipe_loads(path: Path) -> None:
         ({"serve": {"lengths": "raged"}}, "serve.lengths: unknown word 'raged'; did you mean 'ragged'?"),
         ({"serve": {"lengths": {"buckets": {"count": 0}}}}, "serve.lengths.buckets: count: input should be greater"),
         ({"task": {"question_answering": {"n_best": 0}}}, "task.question_answering: n_best: input should be greater"),
-        ({"finetune": {"train": [], "validation": ["a"]}}, "finetune.train: list should have at least 1 item"),
-        ({"finetune": {"train": ["a"], "validation": ["a"], "lr": 1}}, "finetune.lr: unknown key; allowed: train"),
+        ({"data": {"train": [], "validation": ["a"]}}, "data.train: list should have at least 1 item"),
+        ({"data": {"train": "a", "validation": ["a"]}}, "data.train: input should be a valid list, got 'a'"),
+        ({"finetune": {"lr": 1}}, "finetune.lr: unknown key; allowed: lora"),
         ({"serve": {"max_batch_size": True}}, "serve.max_batch_size: input should be a valid integer, got True"),
     ],
 )

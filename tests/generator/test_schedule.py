@@ -14,7 +14,7 @@ from tritonpress_generator.training.schedule import Schedule
 
 
 def config(**settings: object) -> FinetuneConfig:
-    return FinetuneConfig(train=["a"], validation=["b"], **settings)
+    return FinetuneConfig(**settings)
 
 
 @given(

@@ -76,9 +76,9 @@ def test_adapter_and_its_card_belong_to_the_recipe(task: str) -> None:
     recipe = recipes.load(RECIPES / f"{task}.yaml")
     folder = RECIPES / task / "adapter"
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert recipe.finetune is not None
-    config = recipe.finetune.config
-    for file in (*config.train, *config.validation, *config.test):
+    config, data = recipe.finetune.config, recipe.data
+    assert data is not None
+    for file in (*data.train, *data.validation, *data.test):
         assert file in card
     assert f"seed: {config.seed}\n" in card
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))

@@ -16,7 +16,7 @@ from tritonpress_generator.training import loop
 from tritonpress_generator.training.distributed import World
 
 ALONE = World(0, 1, torch.device("cpu"))
-SETTINGS: dict[str, Any] = {"train": ["a"], "validation": ["b"], "precision": "fp32", "epochs": 2, "batch_size": 4}
+SETTINGS: dict[str, Any] = {"precision": "fp32", "epochs": 2, "batch_size": 4}
 
 
 class Killed(BaseException):

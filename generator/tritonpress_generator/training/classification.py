@@ -93,14 +93,24 @@ def model_settings(examples: Sequence[LabelledText], recipe: Recipe) -> dict[str
 
 
 def features(
-    examples: Sequence[LabelledText], recipe: Recipe, tokenizer: Tokenizer, signature: Signature
+    examples: Sequence[LabelledText],
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    signature: Signature,
+    settings: Mapping[str, Any],
 ) -> list[Feature]:
-    """Returns a feature a text."""
-    config: Config = recipe.finetune.config  # type: ignore[union-attr]
-    labels = _labels_of(examples, recipe)
-    settings = task.encoder_settings(recipe, signature) | {"too_long": "cut"}
-    settings |= {"max_length": config.max_length} if config.max_length else {}
-    encoder = TextEncoder(Tokenizer.from_str(tokenizer.to_str()), **settings)
+    """Returns a feature a text; `settings` are those of the model's config.
+
+    Raises:
+        InputError: A text cannot be read, or has a label that the model has not.
+    """
+    config: Config = recipe.finetune.config
+    labels = task.labels_of(settings, recipe.task.config, source=recipe.checkpoint.source)
+    for row in examples:
+        task.check_labels(row, labels)
+    limits = task.encoder_settings(recipe, signature) | {"too_long": "cut"}
+    limits |= {"max_length": config.max_length} if config.max_length else {}
+    encoder = TextEncoder(Tokenizer.from_str(tokenizer.to_str()), **limits)
     rows = encoded(encoder, task.texts_of(examples)).ids
     multi_label = recipe.task.config.multi_label
     return [

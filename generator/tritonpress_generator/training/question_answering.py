@@ -78,7 +78,7 @@ def deciding(examples: Sequence[Question], recipe: Recipe) -> Sequence[Question]
     answered = [question for question in examples if question.answers]
     if not answered:
         raise InputError(
-            f"{recipe.path}: finetune.validation: must have a question with an answer, has {len(examples)} without; "
+            f"{recipe.path}: data.validation: must have a question with an answer, has {len(examples)} without; "
             "add some"
         )
     return answered
@@ -89,9 +89,15 @@ def model_settings(examples: Sequence[Question], recipe: Recipe) -> dict[str, An
     return {"num_labels": 2}
 
 
-def features(examples: Sequence[Question], recipe: Recipe, tokenizer: Tokenizer, signature: Signature) -> list[Feature]:
+def features(
+    examples: Sequence[Question],
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    signature: Signature,
+    settings: Mapping[str, Any],
+) -> list[Feature]:
     """Returns a feature a window; a window that has not the whole answer has none."""
-    config: Config = recipe.finetune.config  # type: ignore[union-attr]
+    config: Config = recipe.finetune.config
     length = config.max_length or recipe.serve.max_length
     # Shorter windows share less of a context.
     shared = min(recipe.task.config.doc_stride, length // 4)

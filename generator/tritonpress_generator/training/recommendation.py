@@ -82,9 +82,11 @@ def model_settings(examples: Sequence[Pair], recipe: Recipe) -> dict[str, Any]:
     return {}
 
 
-def features(examples: Sequence[Pair], recipe: Recipe, tokenizer: Tokenizer, signature: Signature) -> list[Feature]:
+def features(
+    examples: Sequence[Pair], recipe: Recipe, tokenizer: Tokenizer, signature: Signature, settings: Mapping[str, Any]
+) -> list[Feature]:
     """Returns a feature a pair."""
-    config: Config = recipe.finetune.config  # type: ignore[union-attr]
+    config: Config = recipe.finetune.config
     encoder = _encoder(recipe, signature, tokenizer, config.max_length)
     queries, items = (encoded(encoder, {name: column}).ids for name, column in _columns(examples).items())
     numbers = {item: number for number, item in enumerate(dict.fromkeys(pair.item for pair in examples))}

@@ -1,0 +1,94 @@
+"""What passes work on, and what they may measure and train with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from tritonpress_generator.checkpoint import Checkpoint
+from tritonpress_generator.examples import Examples, collate
+from tritonpress_generator.recipe import Recipe
+from tritonpress_generator.signature import Signature
+from tritonpress_generator.training.distributed import World
+from tritonpress_generator.training.loop import Feature
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A model on its way through the passes."""
+
+    model: Any
+    """Of `transformers`, with the task's head; in FP32 and eval mode."""
+    tokenizer: Tokenizer
+    report: dict[str, Any] = field(default_factory=dict)
+    """What each pass has done, for the manifest."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the model's weights."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
+
+
+@dataclass(frozen=True)
+class Material:
+    """What passes may use: the task's labelled examples, never those of the gate, and the model as it was."""
+
+    recipe: Recipe
+    checkpoint: Checkpoint
+    original: Compressed
+    folder: Path
+    """Of the data."""
+    seed: int = 0
+
+    @cached_property
+    def examples(self) -> Examples:
+        """The labelled examples.
+
+        Raises:
+            InputError: The recipe names none, or they cannot be read.
+        """
+        return Examples.load(self.recipe, self.folder)
+
+    def head(self, model: Any) -> tuple[torch.nn.Module, Signature]:
+        """Returns the task's model on `model`, with which it shares its weights, and what it reads and gives."""
+        head, signature = self.recipe.task.module.head(model, self.checkpoint, self.recipe.task.config)
+        return head, signature
+
+    def features(self, tokenizer: Tokenizer, most: int) -> list[Feature]:
+        """Returns the sequences of at most `most` training examples, drawn by the seed.
+
+        Raises:
+            InputError: There are no examples, or one of them cannot be read.
+        """
+        training = self.examples.training
+        order = np.random.default_rng(self.seed).permutation(len(training))[:most]
+        _, signature = self.head(self.original.model)
+        settings = {"id2label": getattr(self.original.model.config, "id2label", None)}
+        features: list[Feature] = self.recipe.finetune.module.features(
+            [training[i] for i in order.tolist()], self.recipe, tokenizer, signature, settings
+        )
+        return features[:most]
+
+    def batches(self, features: Sequence[Feature], size: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Yields `features` in batches of like length, `(size, longest)`."""
+        order = sorted(range(len(features)), key=lambda i: len(features[i]["input_ids"]))
+        for start in range(0, len(order), size):
+            yield collate([features[i] for i in order[start : start + size]])
+
+    def losses(self, head: Callable[..., Any], batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Returns the task's loss of each example of `batch`, FP32 `(batch,)`."""
+        losses: torch.Tensor = self.recipe.finetune.module.losses(head, batch, World(0, 1, torch.device("cpu")))
+        return losses
+
+
+def copied(compressed: Compressed) -> Compressed:
+    """Returns a copy that a pass may change."""
+    return Compressed(copy.deepcopy(compressed.model).eval(), compressed.tokenizer, dict(compressed.report))

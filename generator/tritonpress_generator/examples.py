@@ -1,0 +1,61 @@
+"""A recipe's labelled examples beside those of the gate: what is trained on, and what is chosen on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tritonpress_generator.errors import InputError
+from tritonpress_generator.recipe import Recipe
+from tritonpress_generator.training.loop import Feature
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The labelled examples of a recipe's `data`."""
+
+    training: Sequence[Any]
+    held_out: Sequence[Any]
+    """On which is chosen; those that are made of them included."""
+    scored: Mapping[str, Sequence[Any]]
+    """By file, as they are there."""
+
+    @classmethod
+    def load(cls, recipe: Recipe, folder: Path) -> Examples:
+        """Returns the examples in the files that `recipe` names.
+
+        Args:
+            recipe: The recipe.
+            folder: In which the files are.
+
+        Raises:
+            InputError: The recipe names none, or a file is missing or wrong.
+        """
+        module, config, data = recipe.finetune.module, recipe.finetune.config, recipe.data
+        if data is None:
+            raise InputError(f"{recipe.path}: must have 'data'; add it, with train and validation files")
+        for file in (*data.train, *data.validation, *data.test):
+            if not (folder / file).is_file():
+                raise InputError(f"data: {folder} must have the file {file}, has not; give its folder with --data")
+        training, held_out = (
+            module.augmented(module.load([folder / file for file in files], recipe), config)
+            for files in (data.train, data.validation)
+        )
+        scored = {file: module.load([folder / file], recipe) for file in (*data.validation, *data.test)}
+        return cls(training, held_out, scored)
+
+
+def collate(features: Sequence[Feature]) -> dict[str, torch.Tensor]:
+    """Returns the features' values by name, lists padded with 0 on the right."""
+    batch = {}
+    for name, first in features[0].items():
+        values = [feature[name] for feature in features]
+        if isinstance(first, list):
+            width = max(map(len, values))
+            values = [value + [0] * (width - len(value)) for value in values]
+        batch[name] = torch.tensor(values)
+    return batch
