@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from tritonpress_generator import evaluate, forms, ladder, repository
+from tritonpress_generator import evaluate, forms, gate, ladder, repository
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.answering import Answers, golden
+from tritonpress_generator.errors import GateError
 from tritonpress_generator.gate import Verdict
 from tritonpress_generator.infer import Infer, latency_ms
 from tritonpress_generator.kept import Kept
@@ -46,17 +47,25 @@ class Built:
     rows: list[Row]
 
 
-def build(recipe_path: Path, out: Path, *, progress: Progress | None = None) -> Built:
+def build(recipe_path: Path, out: Path, *, data: Path | None = None, progress: Progress | None = None) -> Built:
     """Returns what was written into the model repository `out` for the recipe at `recipe_path`.
+
+    Args:
+        recipe_path: The recipe.
+        out: The repository.
+        data: The folder of what the recipe's passes train and measure on; default: the recipe's.
+        progress: Says how far it is.
 
     Raises:
         InputError: The recipe, the checkpoint or the data is at fault.
         GateError: What would be served is less accurate than agreed; `out` is as it was.
     """
-    return build_recipe(recipes.load(recipe_path), out, progress=progress)
+    return build_recipe(recipes.load(recipe_path), out, data=data, progress=progress)
 
 
-def build_recipe(recipe: recipes.Recipe, out: Path, *, progress: Progress | None = None) -> Built:
+def build_recipe(
+    recipe: recipes.Recipe, out: Path, *, data: Path | None = None, progress: Progress | None = None
+) -> Built:
     """Returns what was written into the model repository `out` for `recipe`; the product, stage by stage.
 
     Raises:
@@ -66,13 +75,14 @@ def build_recipe(recipe: recipes.Recipe, out: Path, *, progress: Progress | None
     say = progress or Progress()
     repository.check_writable(out)
     workload = Workload.load(recipe, say)
-    signature = workload.signature
 
     say.stage("baseline in FP32")
     answers = workload.answers(workload.baseline)
     size = workload.checkpoint.size_bytes
     metrics = workload.scores(answers, answers).metrics
-    rows = [Row("torch FP32", size, _latency(workload.baseline, signature), metrics)]
+    rows = [Row("torch FP32", size, _latency(workload.baseline, workload.signature), metrics)]
+    workload, passes = _compressed(workload, answers, data or recipe.path.parent, rows, say)
+    signature = workload.signature
 
     say.stage("export to ONNX" + "".join(f", {stage.word}" for stage in recipe.graph))
     kept = Kept(out / recipe.name / "kept")
@@ -90,7 +100,7 @@ def build_recipe(recipe: recipes.Recipe, out: Path, *, progress: Progress | None
         rows += chosen.rows
 
         say.stage(f"repository {out}")
-        manifest = _manifest(workload, form, rows, chosen) | {"lengths": lengths_entry}
+        manifest = _manifest(workload, form, rows, chosen) | {"lengths": lengths_entry, "passes": passes}
         parts = Parts(
             recipe=recipe,
             lengths=form.lengths,
@@ -107,6 +117,39 @@ def build_recipe(recipe: recipes.Recipe, out: Path, *, progress: Progress | None
     written = repository.read_manifest(out, recipe.name)
     say.done()
     return Built(folder, written, rows)
+
+
+def _compressed(
+    workload: Workload, baseline: Answers, data: Path, rows: list[Row], say: Progress
+) -> tuple[Workload, dict[str, Any]]:
+    """Returns the workload after the recipe's passes, and what they have done; adds a row for each.
+
+    A pass may mend what the one before it has broken, so the gate holds what the last one leaves; where it is missed,
+    the stage that broke it is named.
+
+    Raises:
+        InputError: A pass cannot be applied to this model, or lacks examples.
+        GateError: What is left is less accurate than agreed.
+    """
+    gate_config = workload.recipe.gate
+    before = workload.scores(baseline, baseline)
+    report: dict[str, Any] = {}
+    broken_after, missed = "", None
+    for stage, compressed, changed in workload.passed(data, say):
+        workload, report = changed, compressed.report
+        scores = workload.scores(workload.answers(workload.infer), baseline)
+        latency = _latency(workload.infer, workload.signature)
+        rows.append(Row(stage.word, compressed.size_bytes, latency, scores.metrics))
+        try:
+            gate.check(gate_config, before, scores, stage=stage.word)
+        except GateError as exc:
+            broken_after, missed = broken_after or stage.word, exc
+        else:
+            broken_after, missed = "", None
+    if missed is not None:
+        first = f" (first missed after {broken_after})"
+        raise type(missed)(f"{missed.reason}{first}", missed.remedy)
+    return workload, report
 
 
 @dataclass(frozen=True)
@@ -151,7 +194,7 @@ def _climb(workload: Workload, form: forms.Form, baseline: Answers, work: Path) 
         row = Row(stages or name, graph.ByteSize(), _latency(infer, workload.signature), scores.metrics)
         rows[name] = row
         rungs.append(ladder.Rung(name, scores, row.latency_ms if here else None))
-    climbed = ladder.climb(workload.recipe.gate, workload.scores(baseline, baseline), rungs)
+    climbed = ladder.climb(workload.recipe.gate, workload.scores(baseline, baseline), rungs, stage=stages)
     served = [*climbed.accepted][-1]
     folder = work / served / "1"
     if not here:

@@ -18,6 +18,7 @@ _INTERRUPTED = {
     "finetune": "the same command goes on from the last state that was saved",
     "evaluate": "nothing was written",
 }
+_DATA = "the folder of the data files (default: the recipe's)"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,17 +30,19 @@ def main(arguments: list[str] | None = None) -> int:
     build_parser.add_argument(
         "--out", type=Path, default=Path("model_repo"), help="the repository (default: model_repo)"
     )
+    build_parser.add_argument("--data", type=Path, help=_DATA)
     verify_parser = commands.add_parser("verify", help="load a repository in Triton and replay its golden requests")
     verify_parser.add_argument("repository", type=Path)
     verify_parser.add_argument("--server", metavar="YY.MM", help="check plans for this release of NVIDIA's container")
     finetune_parser = commands.add_parser("finetune", help="train the recipe's task; alone or under torchrun")
     finetune_parser.add_argument("recipe", type=Path)
     finetune_parser.add_argument("--out", type=Path, help="the checkpoint or adapter (default: finetuned/NAME)")
-    finetune_parser.add_argument("--data", type=Path, help="the folder of the data files (default: the recipe's)")
+    finetune_parser.add_argument("--data", type=Path, help=_DATA)
     evaluate_parser = commands.add_parser("evaluate", help="score the model, or a live endpoint, on labelled data")
     evaluate_parser.add_argument("recipe", type=Path)
     evaluate_parser.add_argument("--target", default="torch", help="torch, onnx, engine or HOST:PORT (default: torch)")
     evaluate_parser.add_argument("--dataset", type=Path, help="labelled data of the task (default: the gate's)")
+    evaluate_parser.add_argument("--data", type=Path, help=_DATA)
     evaluate_parser.add_argument(
         "--repository", type=Path, help="what the server serves: gate it, and record its answers in the manifest"
     )
@@ -49,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     # The server's errors are known only where it is needed.
     try:
         if options.command == "build":
-            _build(options.recipe, options.out)
+            _build(options.recipe, options.out, options.data)
         elif options.command == "finetune":
             _finetune(options.recipe, options.out, options.data)
         elif options.command == "evaluate":
@@ -65,12 +68,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _build(recipe: Path, out: Path) -> None:
+def _build(recipe: Path, out: Path, data: Path | None) -> None:
     from tritonpress_generator.build import LATENCY_TOKENS, build
     from tritonpress_generator.plans import pending
     from tritonpress_generator.repository import size_bytes
 
-    built = build(recipe, out)
+    built = build(recipe, out, data=data)
     metrics = list(built.rows[0].metrics)
     first = built.rows[0]
     header = ["stage", "size MB", f"ms at {LATENCY_TOKENS} tokens", "speed-up", *metrics]
@@ -84,9 +87,8 @@ def _build(recipe: Path, out: Path) -> None:
         ]
         for row in built.rows
     ]
-    gate = built.manifest["gate"]
     print(render(header, rows))
-    print(f"gate: {gate['metric']} {gate['served']:.4f}, limit {gate['limit']:.4f}: passed")
+    print(gate_line(built.manifest["gate"]))
     print(lengths_line(built.manifest["lengths"]))
     share = size_bytes(built.manifest) / first.size_bytes
     size = f"{size_bytes(built.manifest) / 1e6:.1f} MB, {share:.0%} of the checkpoint"
@@ -123,6 +125,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             options.recipe,
             options.target,
             dataset=options.dataset,
+            data=options.data,
             repository=options.repository,
             wait_s=options.wait_s,
         )
@@ -134,6 +137,18 @@ def _evaluate(options: argparse.Namespace) -> int:
     else:
         print(render(["target", *metrics], [[options.target, *(f"{value:.4f}" for value in metrics.values())]]))
     return 0
+
+
+def gate_line(gate: dict[str, Any]) -> str:
+    """Returns what the gate has found, and how certain that is."""
+    line = f"gate: {gate['metric']} {gate['served']:.4f}, limit {gate['limit']:.4f}"
+    if gate["agreement"] is not None:
+        line += f", agreement {gate['agreement']:.4f}"
+    if gate["kept"] is None:
+        return f"{line}: passed by the point estimate of {gate['examples']} examples"
+    low, high = (f"{share:.1%}" for share in gate["kept"])
+    sure = f"{gate['confidence']:.0%}"
+    return f"{line}: passed; keeps {low} to {high} of FP32's, certain at {sure} with {gate['examples']} examples"
 
 
 def lengths_line(lengths: dict[str, Any]) -> str:

@@ -32,7 +32,7 @@ class GateError(GeneratorError):
     def __init__(self, reason: str, remedy: str) -> None:
         """Keeps `reason` apart: where something else is served instead, that is all there is to say."""
         super().__init__(f"{reason}; nothing was written; {remedy}")
-        self.reason = reason
+        self.reason, self.remedy = reason, remedy
 
 
 class UndecidedError(GateError):

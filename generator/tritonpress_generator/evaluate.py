@@ -39,6 +39,7 @@ def evaluate(
     target: str,
     *,
     dataset: Path | None = None,
+    data: Path | None = None,
     repository: Path | None = None,
     wait_s: float = 0.0,
 ) -> dict[str, float]:
@@ -46,9 +47,10 @@ def evaluate(
 
     Args:
         recipe_path: The recipe.
-        target: `torch` (the checkpoint in FP32), `onnx` (its export), `engine` (after the graph passes, in the recipe's
-            engine), or HOST:PORT of a Triton that serves the recipe's workload.
+        target: `torch` (the checkpoint in FP32), `onnx` (its export after the passes), `engine` (after the graph
+            passes, in the recipe's engine), or HOST:PORT of a Triton that serves the recipe's workload.
         dataset: Labelled data of the task; default: the gate's.
+        data: The folder of what the recipe's passes train and measure on; default: the recipe's.
         repository: What the endpoint serves; holds it to its gate, and its manifest to what it answered.
         wait_s: How long an endpoint may take until it is ready.
 
@@ -70,18 +72,20 @@ def evaluate(
     if target not in IN_PROCESS:
         if repository is not None:
             repositories.read_manifest(repository, recipe.name)  # refused before the server is asked
-        data = recipe.task.module.load_data(recipe)
+        asked = recipe.task.module.load_data(recipe)
         say.stage(f"{recipe.name} at {target}")
         with Connection(target, timeout_s=_TIMEOUT_S) as connection:
             _wait(connection, recipe.name, wait_s)
-            answers = ask(connection, recipe.name, data.inputs, batch=recipe.serve.max_batch_size)
+            answers = ask(connection, recipe.name, asked.inputs, batch=recipe.serve.max_batch_size)
         if repository is not None:
-            _gate(repository, recipe, data, answers)
+            _gate(repository, recipe, asked, answers)
         say.done()
-        return scores_of(recipe, data, answers, None).metrics
+        return scores_of(recipe, asked, answers, None).metrics
     workload = Workload.load(recipe, say)
     infer = workload.baseline
     if target != "torch":
+        for _, _, changed in workload.passed(data or recipe.path.parent, say):
+            workload = changed
         say.stage("export to ONNX" + "".join(f", {stage.word}" for stage in recipe.graph))
         # All forms of the lengths answer alike; this one is there for every encoder.
         exact = replace(recipe, lengths=recipes.lengths_of("exact", recipe.engine, path=recipe_path))

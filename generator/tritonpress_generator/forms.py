@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import threading
 import time
@@ -21,9 +22,10 @@ from tritonpress_generator.checkpoint import Checkpoint
 from tritonpress_generator.engines import Asked
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import InputError
+from tritonpress_generator.exchange import exchange_attention
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.kept import NOTHING, Kept
-from tritonpress_generator.pretrained import encoder_of, load_model
+from tritonpress_generator.pretrained import encoder_of
 from tritonpress_generator.recipe import Recipe, Stage
 from tritonpress_generator.signature import Signature
 from tritonpress_generator.steps.tokenizer.sequences import Batching, Sequences
@@ -40,8 +42,10 @@ class Source:
 
     checkpoint: Checkpoint
     tokenizer: Tokenizer
-    baseline: Infer
-    """The checkpoint in FP32, which every form is held to where no pass changes the model."""
+    model: Any
+    """Of `transformers`, after the passes."""
+    infer: Infer
+    """That in torch, FP32, which every form is held to."""
     calibration: Sequences
     """Of the task's texts."""
     samples: Sequences
@@ -136,9 +140,8 @@ def compile_forms(recipe: Recipe, source: Source) -> dict[str, Form]:
 def _compile(recipe: Recipe, lengths: Stage, source: Source, others: Mapping[str, Form]) -> Form:
     """Returns one form; what it shares with one of `others` is not made again."""
     task = recipe.task
-    model = load_model(source.checkpoint, task.module.AUTO_CLASS, attention=lengths.module.ATTENTION)
-    for stage in recipe.passes:
-        model = stage.module.apply(model, stage.config)
+    model = copy.deepcopy(source.model)
+    exchange_attention(encoder_of(model), lengths.module.ATTENTION)
     head, signature = task.module.head(model, source.checkpoint, task.config)
     of_samples = [len(row) for row in source.samples.ids]
     own = lengths.module.tokenizer_settings(lengths.config, recipe.serve, signature, of_samples, encoder_of(model))
@@ -166,12 +169,10 @@ def _compile(recipe: Recipe, lengths: Stage, source: Source, others: Mapping[str
     for other in others.values():
         if other.lengths.module.export is lengths.module.export:
             return replace(other, lengths=lengths, asked=asked, encoding=encoding)
-    # Before the export, which may change the model.
-    reference = export.torch_infer(head, signature) if recipe.passes else source.baseline
     fp32 = graph = lengths.module.export(head, signature)
     fp32_infer = lengths.module.as_padded(session_infer(fp32.SerializeToString()), signature)
     parity_feeds = _parity_feeds(source.calibration, recipe.serve.max_length)
-    parity = export.check_parity(reference, fp32_infer, parity_feeds, signature)
+    parity = export.check_parity(source.infer, fp32_infer, parity_feeds, signature)
     feeds = [lengths.module.native(feed, signature) for _, feed in alone(source.calibration)]
     for stage in recipe.graph:
         graph = stage.module.apply(graph, stage.config, feeds, source.kept)

@@ -39,13 +39,14 @@ class Verdict:
     """With the baseline's answers, where that was asked for."""
 
 
-def check(config: GateConfig, baseline: Scores, served: Scores) -> Verdict:
+def check(config: GateConfig, baseline: Scores, served: Scores, *, stage: str = "") -> Verdict:
     """Returns the verdict if `served` keeps what was agreed of `baseline`.
 
     Args:
         config: The recipe's `gate`.
         baseline: Of the FP32 model; higher is better.
         served: Of the artefact that will be served, on the same examples.
+        stage: What has made it, for the message.
 
     Raises:
         GateError: The metric, or the agreement with the baseline's answers, has fallen further than agreed, or is not a
@@ -58,7 +59,7 @@ def check(config: GateConfig, baseline: Scores, served: Scores) -> Verdict:
     fallen = (before - after) / before * 100 if before else math.nan
     wanted = (
         f"gate: {name} must stay at or above {limit:.4f} ({config.keep:g} of FP32's {before:.4f}), got {after:.4f}, "
-        f"{fallen:.2f} % less"
+        f"{fallen:.2f} % less{f' after {stage}' if stage else ''}"
     )
     kept = None
     if confidence is not None:

@@ -36,8 +36,14 @@ class Climbed:
     """Why, by name."""
 
 
-def climb(config: GateConfig, baseline: Scores, rungs: Sequence[Rung]) -> Climbed:
+def climb(config: GateConfig, baseline: Scores, rungs: Sequence[Rung], *, stage: str = "") -> Climbed:
     """Returns which of `rungs`, the most accurate first, keep the metric and are faster than the one accepted before.
+
+    Args:
+        config: The recipe's `gate`.
+        baseline: Of the FP32 model.
+        rungs: What may be served.
+        stage: What has made the only one of them, for the message; default: its name.
 
     Raises:
         GateError: None of them keeps the metric.
@@ -47,7 +53,7 @@ def climb(config: GateConfig, baseline: Scores, rungs: Sequence[Rung]) -> Climbe
     last: Rung | None = None
     for rung in rungs:
         try:
-            verdict = gate.check(config, baseline, rung.scores)
+            verdict = gate.check(config, baseline, rung.scores, stage=stage or rung.name)
         except GateError as exc:
             if len(rungs) - len(refused) == 1:
                 raise

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -10,13 +12,14 @@ from tokenizers import Tokenizer
 from tritonpress_generator import export
 from tritonpress_generator.answering import Answers, Encoder, Texts, asked, encoded, make_encoder, thinned
 from tritonpress_generator.checkpoint import Checkpoint, resolve
+from tritonpress_generator.compression import Compressed, Material
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.forms import Source
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.kept import NOTHING, Kept
 from tritonpress_generator.pretrained import encoder_of, load_model, load_tokenizer
 from tritonpress_generator.progress import Progress
-from tritonpress_generator.recipe import Recipe
+from tritonpress_generator.recipe import Recipe, Stage
 from tritonpress_generator.scores import AGREEMENT, Scorer, Scores, means
 from tritonpress_generator.signature import Signature
 from tritonpress_generator.steps.tokenizer.texts import InvalidTextError
@@ -34,6 +37,10 @@ class Workload:
     signature: Signature
     baseline: Infer
     """The checkpoint in torch, FP32."""
+    model: Any
+    """Of `transformers`: the checkpoint's, or what the passes have made of it."""
+    infer: Infer
+    """That in torch, FP32."""
     encoder: Encoder
     postprocessor: Any
     """The task's, as it is served."""
@@ -56,7 +63,36 @@ class Workload:
         baseline = export.torch_infer(head, signature)
         postprocessor = task.module.postprocessor(recipe, baseline, signature, tokenizer, data, checkpoint)
         encoder = make_encoder(recipe, signature, tokenizer)
-        return cls(recipe, data, checkpoint, tokenizer, signature, baseline, encoder, postprocessor)
+        return cls(recipe, data, checkpoint, tokenizer, signature, baseline, model, baseline, encoder, postprocessor)
+
+    def passed(self, folder: Path, say: Progress) -> Iterator[tuple[Stage, Compressed, Workload]]:
+        """Yields what each of the recipe's passes has made of the model.
+
+        Args:
+            folder: Of the labelled examples that passes train and measure on.
+            say: Says which pass it is at.
+
+        Raises:
+            InputError: A pass cannot be applied to this model, or lacks examples.
+        """
+        result = Compressed(self.model, self.tokenizer)
+        material = Material(self.recipe, self.checkpoint, result, folder)
+        for stage in self.recipe.passes:
+            say.stage(f"pass: {stage.word}")
+            result = stage.module.apply(result, stage.config, material)
+            yield stage, result, self._with(result)
+
+    def _with(self, compressed: Compressed) -> Workload:
+        """Returns the workload with another model; what it answers is compared with what the checkpoint does."""
+        head, signature = self.recipe.task.module.head(compressed.model, self.checkpoint, self.recipe.task.config)
+        return replace(
+            self,
+            tokenizer=compressed.tokenizer,
+            signature=signature,
+            model=compressed.model,
+            infer=export.torch_infer(head, signature),
+            encoder=make_encoder(self.recipe, signature, compressed.tokenizer),
+        )
 
     def answers(self, infer: Infer) -> Answers:
         """Returns the public answers of `infer` to the labelled data; each sequence is asked alone."""
@@ -86,7 +122,7 @@ class Workload:
         """
         samples = encoded(self.encoder, self.samples())
         calibration = encoded(self.encoder, thinned(self.data.calibration))
-        return Source(self.checkpoint, self.tokenizer, self.baseline, calibration, samples, kept)
+        return Source(self.checkpoint, self.tokenizer, self.model, self.infer, calibration, samples, kept)
 
 
 def scores_of(recipe: Recipe, data: Any, answers: Answers, baseline: Answers | None) -> Scores:
