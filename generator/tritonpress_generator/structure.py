@@ -7,7 +7,7 @@ whatever number of heads there is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -157,14 +157,12 @@ def groups(model: Any, kinds: Sequence[Kind] = ("heads", "ffn")) -> list[Group]:
     """
     encoder = encoder_of(model)
     family = encoder.config.model_type
-    if family not in _FAMILIES:
-        raise InputError(f"passes: the layers of {family} are not known; known: {', '.join(_FAMILIES)}")
+    names = _names_of(model)
     if family == "mpnet" and "heads" in kinds:
         raise InputError(
             "passes: the heads of mpnet share a bias of positions over all layers, and cannot be pruned one by one; "
             "prune its ffn"
         )
-    names = _FAMILIES[family]
     if family == "albert" and (encoder.config.num_hidden_groups, encoder.config.inner_group_num) != (1, 1):
         raise InputError("passes: an albert must have one group of one layer, has several; leave the passes out")
     found: list[Group] = []
@@ -207,3 +205,44 @@ def _part(layer: torch.nn.Module, name: str) -> torch.nn.Linear | None:
 def _set(linear: torch.nn.Linear, weight: torch.Tensor) -> None:
     linear.weight = torch.nn.Parameter(weight.clone())
     linear.out_features, linear.in_features = weight.shape
+
+
+def depth(model: Any) -> int:
+    """Returns how many layers a forward pass of a `transformers` model has.
+
+    Raises:
+        InputError: The family is not known here.
+    """
+    _names_of(model)
+    return int(encoder_of(model).config.num_hidden_layers)
+
+
+def keep_layers(model: Any, layers: Sequence[int]) -> Callable[[], None]:
+    """Takes all layers but `layers` out of the model, and returns what puts them back.
+
+    Of a family whose layers share their weights, there are then as many passes through them.
+
+    Raises:
+        InputError: The family is not known here.
+    """
+    path, encoder = _names_of(model).layers, encoder_of(model)
+    config, modules = encoder.config, encoder.get_submodule(path)
+    depth_before, types_before = config.num_hidden_layers, getattr(config, "layer_types", None)
+
+    def put(chosen: torch.nn.ModuleList, count: int, types: list[str] | None) -> None:
+        encoder.set_submodule(path, chosen)
+        config.num_hidden_layers = count
+        if types is not None:
+            config.layer_types = types
+
+    shared = len(modules) < depth_before
+    chosen = modules if shared else torch.nn.ModuleList([modules[i] for i in layers])
+    put(chosen, len(layers), None if types_before is None else [types_before[i] for i in layers])
+    return lambda: put(modules, depth_before, types_before)
+
+
+def _names_of(model: Any) -> _Names:
+    family = encoder_of(model).config.model_type
+    if family not in _FAMILIES:
+        raise InputError(f"passes: the layers of {family} are not known; known: {', '.join(_FAMILIES)}")
+    return _FAMILIES[family]
