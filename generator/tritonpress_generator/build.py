@@ -15,6 +15,7 @@ import numpy as np
 from tritonpress_generator import evaluate, forms, gate, ladder, repository
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.answering import Answers, golden
+from tritonpress_generator.compression import Material
 from tritonpress_generator.errors import GateError
 from tritonpress_generator.gate import Verdict
 from tritonpress_generator.infer import Infer, latency_ms
@@ -81,13 +82,14 @@ def build_recipe(
     size = workload.checkpoint.size_bytes
     metrics = workload.scores(answers, answers).metrics
     rows = [Row("torch FP32", size, _latency(workload.baseline, workload.signature), metrics)]
-    workload, passes = _compressed(workload, answers, data or recipe.path.parent, rows, say)
+    material = workload.material(data or recipe.path.parent)
+    workload, passes = _compressed(workload, answers, material, rows, say)
     signature = workload.signature
 
     say.stage("export to ONNX" + "".join(f", {stage.word}" for stage in recipe.graph))
     kept = Kept(out / recipe.name / "kept")
     kept.put(evaluate.BASELINE, evaluate.kept_baseline(workload.data.inputs, answers))
-    source = workload.source(kept)
+    source = workload.source(kept, material)
     candidates = forms.compile_forms(recipe, source)
     say.stage(f"lengths: {', '.join(candidates)}")
     form, lengths_entry = forms.choose(recipe, candidates, source)
@@ -120,7 +122,7 @@ def build_recipe(
 
 
 def _compressed(
-    workload: Workload, baseline: Answers, data: Path, rows: list[Row], say: Progress
+    workload: Workload, baseline: Answers, material: Material, rows: list[Row], say: Progress
 ) -> tuple[Workload, dict[str, Any]]:
     """Returns the workload after the recipe's passes, and what they have done; adds a row for each.
 
@@ -135,7 +137,7 @@ def _compressed(
     before = workload.scores(baseline, baseline)
     report: dict[str, Any] = {}
     broken_after, missed = "", None
-    for stage, compressed, changed in workload.passed(data, say):
+    for stage, compressed, changed in workload.passed(material, say):
         workload, report = changed, compressed.report
         scores = workload.scores(workload.answers(workload.infer), baseline)
         latency = _latency(workload.infer, workload.signature)

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from tritonpress_generator.checkpoint import Checkpoint
 from tritonpress_generator.examples import Examples, collate
+from tritonpress_generator.infer import Infer
 from tritonpress_generator.recipe import Recipe
 from tritonpress_generator.signature import Signature
 from tritonpress_generator.training.distributed import World
@@ -71,9 +72,8 @@ class Material:
         training = self.examples.training
         order = np.random.default_rng(self.seed).permutation(len(training))[:most]
         _, signature = self.head(self.original.model)
-        settings = {"id2label": getattr(self.original.model.config, "id2label", None)}
         features: list[Feature] = self.recipe.finetune.module.features(
-            [training[i] for i in order.tolist()], self.recipe, tokenizer, signature, settings
+            [training[i] for i in order.tolist()], self.recipe, tokenizer, signature, self.settings
         )
         return features[:most]
 
@@ -87,6 +87,31 @@ class Material:
         """Returns the task's loss of each example of `batch`, FP32 `(batch,)`."""
         losses: torch.Tensor = self.recipe.finetune.module.losses(head, batch, World(0, 1, torch.device("cpu")))
         return losses
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What the model's config and the checkpoint say of its answers: the labels, a threshold, a temperature."""
+        labels = {"id2label": getattr(self.original.model.config, "id2label", None)}
+        return labels | self.checkpoint.settings("tritonpress.json")
+
+    def score(self, infer: Infer, tokenizer: Tokenizer, most: int = 1000) -> float:
+        """Returns the metric that decides in training, of `infer` on held-out examples; higher is better.
+
+        Args:
+            infer: Takes a padded batch.
+            tokenizer: Of what it answers.
+            most: How many examples are asked, spread over all.
+
+        Raises:
+            InputError: There are no examples, or one of them cannot be read.
+        """
+        module, recipe = self.recipe.finetune.module, self.recipe
+        examples = module.deciding(self.examples.held_out, recipe)
+        examples = examples[:: max(1, len(examples) // most)]
+        _, signature = self.head(self.original.model)
+        answers = module.answers(infer, signature, examples, recipe, tokenizer)
+        judged = module.judge(examples, answers, recipe, self.settings)(np.arange(len(examples)))
+        return float(judged[module.METRIC])
 
 
 def copied(compressed: Compressed) -> Compressed:

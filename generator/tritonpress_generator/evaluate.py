@@ -84,12 +84,13 @@ def evaluate(
     workload = Workload.load(recipe, say)
     infer = workload.baseline
     if target != "torch":
-        for _, _, changed in workload.passed(data or recipe.path.parent, say):
+        material = workload.material(data or recipe.path.parent)
+        for _, _, changed in workload.passed(material, say):
             workload = changed
         say.stage("export to ONNX" + "".join(f", {stage.word}" for stage in recipe.graph))
         # All forms of the lengths answer alike; this one is there for every encoder.
         exact = replace(recipe, lengths=recipes.lengths_of("exact", recipe.engine, path=recipe_path))
-        form = forms.compile_forms(exact, workload.source())["exact"]
+        form = forms.compile_forms(exact, workload.source(material=material))["exact"]
         infer = form.fp32_infer if target == "onnx" else form.infer(recipe.engine)
     say.stage(f"answers of {target}")
     metrics = workload.metrics(workload.answers(infer))

@@ -23,6 +23,7 @@ from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array, Infer
 from tritonpress_generator.onnx_graph import DOMAIN, IR_VERSION, OPSET
 from tritonpress_generator.signature import Signature
+from tritonpress_generator.steps.tokenizer.sequences import Batching, Sequences
 
 ATTENTION = attention.ATTENTION
 ABSOLUTE_TOLERANCE = 2e-5
@@ -30,6 +31,7 @@ ABSOLUTE_TOLERANCE = 2e-5
 beyond 1, such as scores that no softmax has seen, relative to the largest."""
 RELATIVE_TOLERANCE = 1e-4
 """The largest norm of the difference to torch, relative to the norm of torch's answer."""
+_PARITY_TEXTS = 12
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,33 @@ def check_parity(reference: Infer, exported: Infer, feeds: Sequence[dict[str, Ar
             f"relative, got {absolute:.3g} and {relative:.3g} at {lengths} tokens; this encoder is not supported"
         )
     return Parity(absolute, relative, lengths)
+
+
+def parity_feeds(sequences: Sequences, max_length: int) -> list[dict[str, Any]]:
+    """Returns real token ids at several lengths: single texts, cut ones, the longest possible one, and a batch."""
+    some = sequences.chosen(range(0, len(sequences), max(1, len(sequences) // _PARITY_TEXTS))[:_PARITY_TEXTS])
+    cut = [_cut(some.chosen([i]), 2 + i) for i in range(4, min(6, len(some)))]
+    # One text behind another, until there are enough tokens; of pairs, the second goes on.
+    long = Sequences(
+        [_repeated(sequences.ids, max_length)],
+        [1],
+        [_repeated(sequences.segments, max_length)] if sequences.segments else [],
+    )
+    batching = Batching(pad_id=0)
+    return [batching.pad(batch) for batch in (*(some.chosen([i]) for i in range(min(4, len(some)))), *cut, long, some)]
+
+
+def _cut(sequences: Sequences, length: int) -> Sequences:
+    """Returns the first tokens of each sequence."""
+    return Sequences(
+        [row[:length] for row in sequences.ids], sequences.counts, [row[:length] for row in sequences.segments]
+    )
+
+
+def _repeated(rows: Sequence[Sequence[int]], length: int) -> list[int]:
+    """Returns the values of all rows behind one another, from the front again if they are too few."""
+    values = [value for row in rows for value in row]
+    return (values * (1 + length // len(values)))[:length]
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import copy
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from tritonpress_generator.engines import Asked
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.exchange import exchange_attention
+from tritonpress_generator.graph import GraphMaterial
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.kept import NOTHING, Kept
 from tritonpress_generator.pretrained import encoder_of
@@ -31,7 +32,6 @@ from tritonpress_generator.signature import Signature
 from tritonpress_generator.steps.tokenizer.sequences import Batching, Sequences
 from tritonpress_generator.steps.tokenizer.served import pad_id
 
-_PARITY_TEXTS = 12
 _ROUNDS = 7
 _SLICE_S = 0.5
 
@@ -50,6 +50,8 @@ class Source:
     """Of the task's texts."""
     samples: Sequences
     """Of what will be asked."""
+    score: Callable[[Infer], float]
+    """The task's metric on held-out examples that are not the gate's."""
     kept: Kept = NOTHING
     """What earlier builds have computed."""
 
@@ -171,14 +173,23 @@ def _compile(recipe: Recipe, lengths: Stage, source: Source, others: Mapping[str
             return replace(other, lengths=lengths, asked=asked, encoding=encoding)
     fp32 = graph = lengths.module.export(head, signature)
     fp32_infer = lengths.module.as_padded(session_infer(fp32.SerializeToString()), signature)
-    parity_feeds = _parity_feeds(source.calibration, recipe.serve.max_length)
+    parity_feeds = export.parity_feeds(source.calibration, recipe.serve.max_length)
     parity = export.check_parity(source.infer, fp32_infer, parity_feeds, signature)
     feeds = [lengths.module.native(feed, signature) for _, feed in alone(source.calibration)]
+    form = Form(lengths, asked, encoding, parity, fp32_infer, fp32, fp32)
+
+    def score(candidate: onnx.ModelProto) -> float:
+        return source.score(replace(form, model=_plain(candidate)).infer(recipe.engine))
+
     for stage in recipe.graph:
-        graph = stage.module.apply(graph, stage.config, feeds, source.kept)
+        graph = stage.module.apply(graph, stage.config, feeds, GraphMaterial(source.kept, score))
+    return replace(form, fp32=_plain(fp32), model=_plain(graph))
+
+
+def _plain(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns the model with its functions as plain operators."""
     # What no pass has taken becomes plain operators: not every runtime knows functions of the model's own (OpenVINO).
-    plain = (onnx.inliner.inline_local_functions(model) for model in (fp32, graph))
-    return Form(lengths, asked, encoding, parity, fp32_infer, *plain)
+    return onnx.inliner.inline_local_functions(model)
 
 
 def choose(recipe: Recipe, forms: Mapping[str, Form], source: Source) -> tuple[Form, dict[str, Any]]:
@@ -266,30 +277,3 @@ def _rate(candidate: Candidate, batches: Sequence[Sequences], seconds: float) ->
     for thread in threads:
         thread.join()
     return sum(counts) / (time.perf_counter() - start)
-
-
-def _parity_feeds(sequences: Sequences, max_length: int) -> list[dict[str, Any]]:
-    """Returns real token ids at several lengths: single texts, cut ones, the longest possible one, and a batch."""
-    some = sequences.chosen(range(0, len(sequences), max(1, len(sequences) // _PARITY_TEXTS))[:_PARITY_TEXTS])
-    cut = [_cut(some.chosen([i]), 2 + i) for i in range(4, min(6, len(some)))]
-    # One text behind another, until there are enough tokens; of pairs, the second goes on.
-    long = Sequences(
-        [_repeated(sequences.ids, max_length)],
-        [1],
-        [_repeated(sequences.segments, max_length)] if sequences.segments else [],
-    )
-    batching = Batching(pad_id=0)
-    return [batching.pad(batch) for batch in (*(some.chosen([i]) for i in range(min(4, len(some)))), *cut, long, some)]
-
-
-def _cut(sequences: Sequences, length: int) -> Sequences:
-    """Returns the first tokens of each sequence."""
-    return Sequences(
-        [row[:length] for row in sequences.ids], sequences.counts, [row[:length] for row in sequences.segments]
-    )
-
-
-def _repeated(rows: Sequence[Sequence[int]], length: int) -> list[int]:
-    """Returns the values of all rows behind one another, from the front again if they are too few."""
-    values = [value for row in rows for value in row]
-    return (values * (1 + length // len(values)))[:length]

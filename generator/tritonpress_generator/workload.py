@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,24 +66,27 @@ class Workload:
         encoder = make_encoder(recipe, signature, tokenizer)
         return cls(recipe, data, checkpoint, tokenizer, signature, baseline, model, baseline, encoder, postprocessor)
 
-    def passed(self, folder: Path, say: Progress) -> Iterator[tuple[Stage, Compressed, Workload]]:
+    def material(self, folder: Path) -> Material:
+        """Returns what passes may measure and train with; `folder` has the recipe's labelled examples."""
+        return Material(self.recipe, self.checkpoint, Compressed(self.model, self.tokenizer), folder)
+
+    def passed(self, material: Material, say: Progress) -> Iterator[tuple[Stage, Compressed, Workload]]:
         """Yields what each of the recipe's passes has made of the model.
 
         Args:
-            folder: Of the labelled examples that passes train and measure on.
+            material: Of the workload as it is.
             say: Says which pass it is at.
 
         Raises:
             InputError: A pass cannot be applied to this model, or lacks examples.
         """
-        result = Compressed(self.model, self.tokenizer)
-        material = Material(self.recipe, self.checkpoint, result, folder)
+        result = material.original
         for stage in self.recipe.passes:
             say.stage(f"pass: {stage.word}")
             result = stage.module.apply(result, stage.config, material)
-            yield stage, result, self._with(result)
+            yield stage, result, self.changed(result)
 
-    def _with(self, compressed: Compressed) -> Workload:
+    def changed(self, compressed: Compressed) -> Workload:
         """Returns the workload with another model; what it answers is compared with what the checkpoint does."""
         head, signature = self.recipe.task.module.head(compressed.model, self.checkpoint, self.recipe.task.config)
         return replace(
@@ -114,15 +118,21 @@ class Workload:
         """
         return _samples(self.recipe, self.encoder, self.data)
 
-    def source(self, kept: Kept = NOTHING) -> Source:
-        """Returns what the forms of the model are made of; `kept` is what earlier builds have computed.
+    def source(self, kept: Kept = NOTHING, material: Material | None = None) -> Source:
+        """Returns what the forms of the model are made of.
+
+        Args:
+            kept: What earlier builds have computed.
+            material: Has labelled examples for graph passes that measure on them; default: the recipe's folder has.
 
         Raises:
             InputError: As `samples`, or a text of the data cannot be served.
         """
         samples = encoded(self.encoder, self.samples())
         calibration = encoded(self.encoder, thinned(self.data.calibration))
-        return Source(self.checkpoint, self.tokenizer, self.model, self.infer, calibration, samples, kept)
+        material = material or self.material(self.recipe.path.parent)
+        score = partial(material.score, tokenizer=self.tokenizer)
+        return Source(self.checkpoint, self.tokenizer, self.model, self.infer, calibration, samples, score, kept)
 
 
 def scores_of(recipe: Recipe, data: Any, answers: Answers, baseline: Answers | None) -> Scores:

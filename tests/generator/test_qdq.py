@@ -14,7 +14,7 @@ from tiny_encoders import make, pairs, signature
 from tritonpress_generator import export
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import InputError
-from tritonpress_generator.graph import fuse, qdq
+from tritonpress_generator.graph import GraphMaterial, fuse, qdq
 from tritonpress_generator.infer import Array
 from tritonpress_generator.kept import Kept
 from tritonpress_generator.mixed_precision import typed
@@ -163,7 +163,7 @@ def test_calibrations_choose_different_ranges() -> None:
 def test_ranges_are_kept_and_reused_where_nothing_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = qdq.Config(calibration="percentile")
     kept = Kept(tmp_path)
-    first = qdq.apply(FP32, config, SAMPLES, kept)
+    first = qdq.apply(FP32, config, SAMPLES, GraphMaterial(kept))
     kept.save()
     (file,) = tmp_path.glob("*.json")
     # Were it calibrated again, this would be found in it.

@@ -1,1 +1,32 @@
-"""One file a graph pass (ONNX to ONNX); the file's name is the word in the recipe's `graph:` list."""
+"""One file a graph pass (ONNX to ONNX); the file's name is the word in the recipe's `graph:` list.
+
+A pass's file has `Config` and `apply(model, config, samples, material) -> model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import onnx
+
+from tritonpress_generator.errors import InputError
+from tritonpress_generator.kept import NOTHING, Kept
+
+
+def _unscored(model: onnx.ModelProto) -> float:
+    raise InputError("graph: a pass that measures the task's metric needs labelled examples; add 'data' to the recipe")
+
+
+@dataclass(frozen=True)
+class GraphMaterial:
+    """What a graph pass may use beside the texts it calibrates on."""
+
+    kept: Kept = NOTHING
+    """What earlier builds have computed."""
+    score: Callable[[onnx.ModelProto], float] = _unscored
+    """Gives the task's metric of a graph, in the recipe's engine, on the held-out examples of the recipe's `data`, not
+    the gate's; higher is better. Raises InputError where there are none."""
+
+
+NO_MATERIAL = GraphMaterial()

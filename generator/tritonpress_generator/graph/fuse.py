@@ -19,8 +19,8 @@ import onnx
 from onnx import helper
 
 from tritonpress_generator import fused_attention
+from tritonpress_generator.graph import NO_MATERIAL, GraphMaterial
 from tritonpress_generator.infer import Array
-from tritonpress_generator.kept import NOTHING, Kept
 from tritonpress_generator.onnx_graph import DOMAIN, GraphEditor
 from tritonpress_generator.recipe import Settings
 
@@ -30,7 +30,7 @@ class Config(Settings):
 
 
 def apply(
-    model: onnx.ModelProto, config: Config, samples: Sequence[dict[str, Array]], kept: Kept = NOTHING
+    model: onnx.ModelProto, config: Config, samples: Sequence[dict[str, Array]], material: GraphMaterial = NO_MATERIAL
 ) -> onnx.ModelProto:
     """Returns `model` with its attention fused; where an encoder's attention looks otherwise, it stays plain."""
     fused = onnx.ModelProto()

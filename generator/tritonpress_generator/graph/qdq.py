@@ -25,9 +25,9 @@ from pydantic import Field
 
 from tritonpress_generator import calibration, smoothing
 from tritonpress_generator.errors import InputError
+from tritonpress_generator.graph import NO_MATERIAL, GraphMaterial
 from tritonpress_generator.graph.quantize import FEWEST_COLUMNS
 from tritonpress_generator.infer import Array
-from tritonpress_generator.kept import NOTHING, Kept
 from tritonpress_generator.mixed_precision import OPSET
 from tritonpress_generator.onnx_graph import DOMAIN, GraphEditor, behind, linear_product, normalized, residuals
 from tritonpress_generator.quantization import INT8_MAX
@@ -55,7 +55,7 @@ class Config(Settings):
 
 
 def apply(
-    model: onnx.ModelProto, config: Config, samples: Sequence[dict[str, Array]], kept: Kept = NOTHING
+    model: onnx.ModelProto, config: Config, samples: Sequence[dict[str, Array]], material: GraphMaterial = NO_MATERIAL
 ) -> onnx.ModelProto:
     """Returns `model` in plain operators with the pairs in it.
 
@@ -63,7 +63,7 @@ def apply(
         model: FP32.
         config: The settings.
         samples: The task's texts as the model's inputs, one sequence each.
-        kept: Has the ranges of an earlier build of the same.
+        material: Keeps the ranges for the next build of the same.
 
     Raises:
         InputError: There is nothing to calibrate with, or nothing to quantise, or a pattern is of no product, or the
@@ -83,10 +83,10 @@ def apply(
     places = _Places(editor, config.exclude)
     samples = samples[: config.samples]
     key = _key(plain, config, samples)
-    ranges = kept.get(key)
+    ranges = material.kept.get(key)
     if ranges is None:
         ranges = _calibrated(plain, editor, places, config, samples)
-        kept.put(key, ranges)
+        material.kept.put(key, ranges)
     _Pairs(editor, config, ranges).insert(places)
     editor.remove_unused()
     return plain

@@ -24,8 +24,8 @@ from pydantic import Field
 
 from tritonpress_generator import calibration, smoothing
 from tritonpress_generator.errors import InputError
+from tritonpress_generator.graph import NO_MATERIAL, GraphMaterial
 from tritonpress_generator.infer import Array
-from tritonpress_generator.kept import NOTHING, Kept
 from tritonpress_generator.onnx_graph import GraphEditor, linear_product
 from tritonpress_generator.quantization import INT7_MAX, INT8_MAX, quantize_int8_symmetric
 from tritonpress_generator.recipe import Settings
@@ -50,7 +50,7 @@ class Config(Settings):
 
 
 def apply(
-    model: onnx.ModelProto, config: Config, samples: Sequence[dict[str, Array]], kept: Kept = NOTHING
+    model: onnx.ModelProto, config: Config, samples: Sequence[dict[str, Array]], material: GraphMaterial = NO_MATERIAL
 ) -> onnx.ModelProto:
     """Returns `model` with quantised products and embedding tables.
 
@@ -58,7 +58,7 @@ def apply(
         model: FP32.
         config: The settings.
         samples: The task's texts as the model's inputs, one sequence each.
-        kept: Not used: the ranges are seen in seconds.
+        material: Not used: the ranges are seen in seconds.
 
     Raises:
         InputError: There is nothing to calibrate with, or nothing to quantise, or a pattern is of no product.
