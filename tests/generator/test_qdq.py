@@ -169,11 +169,11 @@ def test_ranges_are_kept_and_reused_where_nothing_changed(tmp_path: Path, monkey
     # Were it calibrated again, this would be found in it.
     file.write_text(file.read_text().replace('"scales": {', '"marked": 1, "scales": {'))
     again = Kept(tmp_path)
-    assert qdq.apply(FP32, config, SAMPLES, again).SerializeToString() == first.SerializeToString()
+    assert qdq.apply(FP32, config, SAMPLES, GraphMaterial(again)).SerializeToString() == first.SerializeToString()
     again.save()
     assert '"marked"' in file.read_text()
     other = Kept(tmp_path)
-    qdq.apply(FP32, config, [*SAMPLES[:-1], pairs([7], seed=1234)], other)
+    qdq.apply(FP32, config, [*SAMPLES[:-1], pairs([7], seed=1234)], GraphMaterial(other))
     other.save()
     assert [path.name for path in tmp_path.glob("*.json")] != [file.name]
     assert all('"marked"' not in path.read_text() for path in tmp_path.glob("*.json"))
