@@ -48,24 +48,37 @@ class Built:
     rows: list[Row]
 
 
-def build(recipe_path: Path, out: Path, *, data: Path | None = None, progress: Progress | None = None) -> Built:
+def build(
+    recipe_path: Path,
+    out: Path,
+    *,
+    data: Path | None = None,
+    work: Path | None = None,
+    progress: Progress | None = None,
+) -> Built:
     """Returns what was written into the model repository `out` for the recipe at `recipe_path`.
 
     Args:
         recipe_path: The recipe.
         out: The repository.
         data: The folder of what the recipe's passes train and measure on; default: the recipe's.
+        work: Where their trainings keep their states, from which a killed build goes on; default: nowhere.
         progress: Says how far it is.
 
     Raises:
         InputError: The recipe, the checkpoint or the data is at fault.
         GateError: What would be served is less accurate than agreed; `out` is as it was.
     """
-    return build_recipe(recipes.load(recipe_path), out, data=data, progress=progress)
+    return build_recipe(recipes.load(recipe_path), out, data=data, work=work, progress=progress)
 
 
 def build_recipe(
-    recipe: recipes.Recipe, out: Path, *, data: Path | None = None, progress: Progress | None = None
+    recipe: recipes.Recipe,
+    out: Path,
+    *,
+    data: Path | None = None,
+    work: Path | None = None,
+    progress: Progress | None = None,
 ) -> Built:
     """Returns what was written into the model repository `out` for `recipe`; the product, stage by stage.
 
@@ -82,7 +95,7 @@ def build_recipe(
     size = workload.checkpoint.size_bytes
     metrics = workload.scores(answers, answers).metrics
     rows = [Row("torch FP32", size, _latency(workload.baseline, workload.signature), metrics)]
-    material = workload.material(data or recipe.path.parent)
+    material = workload.material(data, work)
     workload, passes = _compressed(workload, answers, material, rows, say)
     signature = workload.signature
 
@@ -97,8 +110,8 @@ def build_recipe(
     say.stage(f"gate: {recipe.gate.metric}")
     metrics = workload.scores(workload.answers(form.fp32_infer), answers).metrics
     rows.append(Row("ONNX FP32", form.fp32.ByteSize(), _latency(form.fp32_infer, signature), metrics))
-    with tempfile.TemporaryDirectory(prefix="tritonpress-") as work:
-        chosen = _climb(workload, form, answers, Path(work))
+    with tempfile.TemporaryDirectory(prefix="tritonpress-") as engines:
+        chosen = _climb(workload, form, answers, Path(engines))
         rows += chosen.rows
 
         say.stage(f"repository {out}")

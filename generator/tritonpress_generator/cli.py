@@ -16,8 +16,10 @@ _INTERRUPTED = {
     "build": "the repository is as it was",
     "verify": "the repository is as it was",
     "finetune": "the same command goes on from the last state that was saved",
+    "distill": "the same command goes on from the last state that was saved",
     "evaluate": "nothing was written",
 }
+_WORK = "where the passes' trainings keep their states (default: distilled/NAME)"
 _DATA = "the folder of the data files (default: the recipe's)"
 
 
@@ -31,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", type=Path, default=Path("model_repo"), help="the repository (default: model_repo)"
     )
     build_parser.add_argument("--data", type=Path, help=_DATA)
+    build_parser.add_argument("--work", type=Path, help=_WORK)
     verify_parser = commands.add_parser("verify", help="load a repository in Triton and replay its golden requests")
     verify_parser.add_argument("repository", type=Path)
     verify_parser.add_argument("--server", metavar="YY.MM", help="check plans for this release of NVIDIA's container")
@@ -38,11 +41,16 @@ def main(arguments: list[str] | None = None) -> int:
     finetune_parser.add_argument("recipe", type=Path)
     finetune_parser.add_argument("--out", type=Path, help="the checkpoint or adapter (default: finetuned/NAME)")
     finetune_parser.add_argument("--data", type=Path, help=_DATA)
+    distill_parser = commands.add_parser("distill", help="train what passes have cut; alone or under torchrun")
+    distill_parser.add_argument("recipe", type=Path)
+    distill_parser.add_argument("--data", type=Path, help=_DATA)
+    distill_parser.add_argument("--work", type=Path, help=_WORK)
     evaluate_parser = commands.add_parser("evaluate", help="score the model, or a live endpoint, on labelled data")
     evaluate_parser.add_argument("recipe", type=Path)
     evaluate_parser.add_argument("--target", default="torch", help="torch, onnx, engine or HOST:PORT (default: torch)")
     evaluate_parser.add_argument("--dataset", type=Path, help="labelled data of the task (default: the gate's)")
     evaluate_parser.add_argument("--data", type=Path, help=_DATA)
+    evaluate_parser.add_argument("--work", type=Path, help=_WORK)
     evaluate_parser.add_argument(
         "--repository", type=Path, help="what the server serves: gate it, and record its answers in the manifest"
     )
@@ -52,9 +60,11 @@ def main(arguments: list[str] | None = None) -> int:
     # The server's errors are known only where it is needed.
     try:
         if options.command == "build":
-            _build(options.recipe, options.out, options.data)
+            _build(options.recipe, options.out, options.data, _work(options))
         elif options.command == "finetune":
             _finetune(options.recipe, options.out, options.data)
+        elif options.command == "distill":
+            _distill(options.recipe, _work(options), options.data)
         elif options.command == "evaluate":
             return _evaluate(options)
         else:
@@ -68,12 +78,18 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _build(recipe: Path, out: Path, data: Path | None) -> None:
+def _work(options: argparse.Namespace) -> Path:
+    """Returns where the trainings of a recipe's passes keep their states."""
+    work: Path = options.work or Path("distilled") / options.recipe.stem
+    return work
+
+
+def _build(recipe: Path, out: Path, data: Path | None, work: Path) -> None:
     from tritonpress_generator.build import LATENCY_TOKENS, build
     from tritonpress_generator.plans import pending
     from tritonpress_generator.repository import size_bytes
 
-    built = build(recipe, out, data=data)
+    built = build(recipe, out, data=data, work=work)
     metrics = list(built.rows[0].metrics)
     first = built.rows[0]
     header = ["stage", "size MB", f"ms at {LATENCY_TOKENS} tokens", "speed-up", *metrics]
@@ -115,6 +131,20 @@ def _finetune(recipe: Path, out: Path | None, data: Path | None) -> None:
     print(f"wrote {os.fspath(done.folder)}")
 
 
+def _distill(recipe: Path, work: Path, data: Path | None) -> None:
+    from tritonpress_generator.distilled import distill
+    from tritonpress_generator.training.distributed import world
+
+    with world() as processes:
+        report = distill(recipe, work, data, processes)
+    if processes.writes:
+        print(
+            f"{report['metric']} on the held-out examples: {report['before']:.4f} before, {report['after']:.4f} after "
+            f"{report['steps']} steps, {report['minutes']:g} min\n"
+            f"its state is in {os.fspath(work)}, where build finds it (--work)"
+        )
+
+
 def _evaluate(options: argparse.Namespace) -> int:
     from tritonpress_client import TritonpressError
 
@@ -126,6 +156,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             options.target,
             dataset=options.dataset,
             data=options.data,
+            work=_work(options),
             repository=options.repository,
             wait_s=options.wait_s,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ import torch
 from tokenizers import Tokenizer
 
 from tritonpress_generator.checkpoint import Checkpoint
-from tritonpress_generator.examples import Examples, collate
+from tritonpress_generator.examples import Examples, answered, collate
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.recipe import Recipe
 from tritonpress_generator.signature import Signature
-from tritonpress_generator.training.distributed import World
+from tritonpress_generator.structure import depth
+from tritonpress_generator.training.distributed import ALONE, World
 from tritonpress_generator.training.loop import Feature
 
 
@@ -31,6 +32,8 @@ class Compressed:
     tokenizer: Tokenizer
     report: dict[str, Any] = field(default_factory=dict)
     """What each pass has done, for the manifest."""
+    original_ids: tuple[int, ...] | None = None
+    """The original's ids of the tokenizer's tokens, in the order of their ids; None: the same."""
 
     @property
     def size_bytes(self) -> int:
@@ -47,6 +50,10 @@ class Material:
     original: Compressed
     folder: Path
     """Of the data."""
+    work: Path | None = None
+    """Where trainings keep their states; None: nowhere, and one that is killed begins anew."""
+    world: World = ALONE
+    """The processes that train together."""
     seed: int = 0
 
     @cached_property
@@ -85,7 +92,8 @@ class Material:
 
     def losses(self, head: Callable[..., Any], batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Returns the task's loss of each example of `batch`, FP32 `(batch,)`."""
-        losses: torch.Tensor = self.recipe.finetune.module.losses(head, batch, World(0, 1, torch.device("cpu")))
+        module = self.recipe.finetune.module
+        losses: torch.Tensor = module.losses(module.outputs(head, batch), batch, ALONE)
         return losses
 
     @cached_property
@@ -109,11 +117,17 @@ class Material:
         examples = module.deciding(self.examples.held_out, recipe)
         examples = examples[:: max(1, len(examples) // most)]
         _, signature = self.head(self.original.model)
-        answers = module.answers(infer, signature, examples, recipe, tokenizer)
+        answers = answered(infer, signature, examples, recipe, tokenizer, self.world)
         judged = module.judge(examples, answers, recipe, self.settings)(np.arange(len(examples)))
         return float(judged[module.METRIC])
 
 
+def original_layers(compressed: Compressed) -> list[int]:
+    """Returns which of the original's layers a model has left."""
+    kept: list[int] | None = compressed.report.get("crop", {}).get("layers")
+    return list(range(depth(compressed.model))) if kept is None else kept
+
+
 def copied(compressed: Compressed) -> Compressed:
     """Returns a copy that a pass may change."""
-    return Compressed(copy.deepcopy(compressed.model).eval(), compressed.tokenizer, dict(compressed.report))
+    return replace(compressed, model=copy.deepcopy(compressed.model).eval(), report=dict(compressed.report))

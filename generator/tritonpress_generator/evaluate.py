@@ -40,6 +40,7 @@ def evaluate(
     *,
     dataset: Path | None = None,
     data: Path | None = None,
+    work: Path | None = None,
     repository: Path | None = None,
     wait_s: float = 0.0,
 ) -> dict[str, float]:
@@ -51,6 +52,7 @@ def evaluate(
             passes, in the recipe's engine), or HOST:PORT of a Triton that serves the recipe's workload.
         dataset: Labelled data of the task; default: the gate's.
         data: The folder of what the recipe's passes train and measure on; default: the recipe's.
+        work: Where their trainings have kept their states.
         repository: What the endpoint serves; holds it to its gate, and its manifest to what it answered.
         wait_s: How long an endpoint may take until it is ready.
 
@@ -84,7 +86,7 @@ def evaluate(
     workload = Workload.load(recipe, say)
     infer = workload.baseline
     if target != "torch":
-        material = workload.material(data or recipe.path.parent)
+        material = workload.material(data, work)
         for _, _, changed in workload.passed(material, say):
             workload = changed
         say.stage("export to ONNX" + "".join(f", {stage.word}" for stage in recipe.graph))

@@ -7,10 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from tritonpress_generator.errors import InputError
+from tritonpress_generator.infer import Array, Infer
 from tritonpress_generator.recipe import Recipe
+from tritonpress_generator.signature import Signature
+from tritonpress_generator.training.distributed import World
 from tritonpress_generator.training.loop import Feature
 
 
@@ -47,6 +52,30 @@ class Examples:
         )
         scored = {file: module.load([folder / file], recipe) for file in (*data.validation, *data.test)}
         return cls(training, held_out, scored)
+
+
+def answered(
+    infer: Infer, signature: Signature, examples: Sequence[Any], recipe: Recipe, tokenizer: Tokenizer, world: World
+) -> list[Any]:
+    """Returns what `infer` answers to each of `examples`, of which each process asks its share."""
+    share = examples[world.rank :: world.size]
+    shares = world.gather(recipe.finetune.module.answers(infer, signature, share, recipe, tokenizer))
+    return [shares[i % world.size][i // world.size] for i in range(len(examples))]
+
+
+def finite(infer: Infer, *, where: str) -> Infer:
+    """Returns `infer`, which then refuses to answer with what is no number.
+
+    What is returned raises InputError.
+    """
+
+    def asked(feed: Mapping[str, Array]) -> dict[str, Array]:
+        answers = infer(feed)
+        if not all(np.isfinite(answer).all() for answer in answers.values()):
+            raise InputError(f"{where}: the model's answers must be finite, are not; lower {where}.learning_rate")
+        return answers
+
+    return asked
 
 
 def collate(features: Sequence[Feature]) -> dict[str, torch.Tensor]:

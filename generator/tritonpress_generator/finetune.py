@@ -17,15 +17,15 @@ from tritonpress_generator import export, trainable, written
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.checkpoint import Checkpoint, resolve
 from tritonpress_generator.errors import InputError
-from tritonpress_generator.examples import Examples, collate
-from tritonpress_generator.infer import Array, Infer
+from tritonpress_generator.examples import Examples, answered, collate, finite
+from tritonpress_generator.infer import Infer
 from tritonpress_generator.model_card import Score, model_card
 from tritonpress_generator.pretrained import load_model, load_tokenizer
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.recipe import Recipe, Stage
 from tritonpress_generator.trainable import Trainable
 from tritonpress_generator.training import loop
-from tritonpress_generator.training.distributed import World
+from tritonpress_generator.training.distributed import ALONE, World
 
 _RESAMPLES = 1000
 Metrics = Callable[[NDArray[np.int64]], dict[str, float]]
@@ -117,7 +117,8 @@ class _Training:
                 module.check(part, recipe, trained.signature, tokenizer, settings)
             except InputError as exc:
                 raise InputError(f"{file}: {exc}") from exc
-        loss = module.losses(trained.head, collate(features[:1]), World(0, 1, torch.device("cpu")))
+        first = collate(features[:1])
+        loss = module.losses(module.outputs(trained.head, first), first, ALONE)
         trainable.freeze_what_is_not_read(trained.head, loss.sum())
         return cls(recipe, stage, examples, decisive, checkpoint, tokenizer, settings, trained, features, world)
 
@@ -141,7 +142,12 @@ class _Training:
             config.model_dump_json(), self.checkpoint.sha256, self.features, held_out, self._precision
         )
         head = self.trained.head
-        job = loop.Trained(head, self.features, collate, module.losses, self._evaluate, module.METRIC, fingerprint)
+
+        def losses(model: Any, batch: dict[str, torch.Tensor], world: World) -> torch.Tensor:
+            of_each: torch.Tensor = module.losses(module.outputs(model, batch), batch, world)
+            return of_each
+
+        job = loop.Trained(head, self.features, collate, losses, self._evaluate, module.METRIC, fingerprint)
         return loop.train(job, config, folder, self.world)
 
     def _evaluate(self) -> dict[str, float]:
@@ -168,22 +174,11 @@ class _Training:
 
     def _infer(self) -> Infer:
         """Returns the model as it is, which refuses to answer with what is no number."""
-        infer = export.torch_infer(self.trained.head.eval(), self.trained.signature)
-
-        def asked(feed: Mapping[str, Array]) -> dict[str, Array]:
-            answers = infer(feed)
-            if not all(np.isfinite(answer).all() for answer in answers.values()):
-                raise InputError("finetune: the model's answers must be finite, are not; lower finetune.learning_rate")
-            return answers
-
-        return asked
+        return finite(export.torch_infer(self.trained.head.eval(), self.trained.signature), where="finetune")
 
     def _answers(self, infer: Infer, examples: Sequence[Any]) -> list[Any]:
         """Returns what the model answers to each of `examples`, of which each process asks its share."""
-        world, signature = self.world, self.trained.signature
-        share = examples[world.rank :: world.size]
-        shares = world.gather(self.stage.module.answers(infer, signature, share, self.recipe, self.tokenizer))
-        return [shares[i % world.size][i // world.size] for i in range(len(examples))]
+        return answered(infer, self.trained.signature, examples, self.recipe, self.tokenizer, self.world)
 
     def _judge(self, examples: Sequence[Any], answers: Sequence[Any], chosen: Mapping[str, Any]) -> Metrics:
         metrics: Metrics = self.stage.module.judge(examples, answers, self.recipe, {**self.settings, **chosen})

@@ -55,8 +55,8 @@ class DataConfig(Settings):
     """Files of examples on which a training's result is scored, and nothing is chosen."""
 
 
-class FinetuneConfig(Settings):
-    """What every task's training has in common."""
+class TrainingConfig(Settings):
+    """What every training has in common."""
 
     lora: LoraConfig | None = None
     """Trains adapters and the head alone; default: all weights."""
@@ -80,9 +80,14 @@ class FinetuneConfig(Settings):
     """How often the model is evaluated on the way, evenly spread; the last time at the end."""
     patience: int | None = Field(default=None, ge=1)
     """After how many evaluations without a better one training stops; default: never."""
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+
+
+class FinetuneConfig(TrainingConfig):
+    """What every task's fine-tuning has in common."""
+
     max_length: int | None = Field(default=None, ge=8)
     """The most tokens of a sequence in training; default: `serve.max_length`."""
-    seed: int = Field(default=0, ge=0, lt=1 << 63)
 
 
 class GateConfig(Settings):

@@ -166,9 +166,9 @@ def groups(model: Any, kinds: Sequence[Kind] = ("heads", "ffn")) -> list[Group]:
     if family == "albert" and (encoder.config.num_hidden_groups, encoder.config.inner_group_num) != (1, 1):
         raise InputError("passes: an albert must have one group of one layer, has several; leave the passes out")
     found: list[Group] = []
-    layers = list(encoder.get_submodule(names.layers).children())
-    calls = encoder.config.num_hidden_layers // len(layers)
-    for number, layer in enumerate(layers):
+    all_layers = layers(model)
+    calls = encoder.config.num_hidden_layers // len(all_layers)
+    for number, layer in enumerate(all_layers):
         attention = layer.get_submodule(names.attention)
         for kind in kinds:
             heads = kind == "heads"
@@ -207,6 +207,25 @@ def _set(linear: torch.nn.Linear, weight: torch.Tensor) -> None:
     linear.out_features, linear.in_features = weight.shape
 
 
+def layers(model: Any) -> list[Any]:
+    """Returns the layers of a `transformers` model; of a family whose layers share their weights, one.
+
+    Raises:
+        InputError: The family is not known here.
+    """
+    return list(encoder_of(model).get_submodule(_names_of(model).layers).children())
+
+
+def projections(model: Any) -> tuple[list[Any], int]:
+    """Returns what makes the queries, keys and values of the last layer, and how many of them lie in one.
+
+    Raises:
+        InputError: The family is not known here.
+    """
+    names = _names_of(model)
+    return [layers(model)[-1].get_submodule(name) for name in names.made_by[:3]], names.stacked[0]
+
+
 def depth(model: Any) -> int:
     """Returns how many layers a forward pass of a `transformers` model has.
 
@@ -217,8 +236,8 @@ def depth(model: Any) -> int:
     return int(encoder_of(model).config.num_hidden_layers)
 
 
-def keep_layers(model: Any, layers: Sequence[int]) -> Callable[[], None]:
-    """Takes all layers but `layers` out of the model, and returns what puts them back.
+def keep_layers(model: Any, kept: Sequence[int]) -> Callable[[], None]:
+    """Takes all layers but `kept` out of the model, and returns what puts them back.
 
     Of a family whose layers share their weights, there are then as many passes through them.
 
@@ -236,8 +255,8 @@ def keep_layers(model: Any, layers: Sequence[int]) -> Callable[[], None]:
             config.layer_types = types
 
     shared = len(modules) < depth_before
-    chosen = modules if shared else torch.nn.ModuleList([modules[i] for i in layers])
-    put(chosen, len(layers), None if types_before is None else [types_before[i] for i in layers])
+    chosen = modules if shared else torch.nn.ModuleList([modules[i] for i in kept])
+    put(chosen, len(kept), None if types_before is None else [types_before[i] for i in kept])
     return lambda: put(modules, depth_before, types_before)
 
 

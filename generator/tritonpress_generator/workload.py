@@ -66,9 +66,15 @@ class Workload:
         encoder = make_encoder(recipe, signature, tokenizer)
         return cls(recipe, data, checkpoint, tokenizer, signature, baseline, model, baseline, encoder, postprocessor)
 
-    def material(self, folder: Path) -> Material:
-        """Returns what passes may measure and train with; `folder` has the recipe's labelled examples."""
-        return Material(self.recipe, self.checkpoint, Compressed(self.model, self.tokenizer), folder)
+    def material(self, folder: Path | None = None, work: Path | None = None) -> Material:
+        """Returns what passes may measure and train with.
+
+        Args:
+            folder: Has the recipe's labelled examples; default: the recipe's.
+            work: Where trainings keep their states.
+        """
+        original = Compressed(self.model, self.tokenizer)
+        return Material(self.recipe, self.checkpoint, original, folder or self.recipe.path.parent, work)
 
     def passed(self, material: Material, say: Progress) -> Iterator[tuple[Stage, Compressed, Workload]]:
         """Yields what each of the recipe's passes has made of the model.
@@ -130,7 +136,7 @@ class Workload:
         """
         samples = encoded(self.encoder, self.samples())
         calibration = encoded(self.encoder, thinned(self.data.calibration))
-        material = material or self.material(self.recipe.path.parent)
+        material = material or self.material()
         score = partial(material.score, tokenizer=self.tokenizer)
         return Source(self.checkpoint, self.tokenizer, self.model, self.infer, calibration, samples, score, kept)
 

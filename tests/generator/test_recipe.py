@@ -113,7 +113,7 @@ def test_layout_of_one_execution_is_refused_for_windows(tmp_path: Path) -> None:
         ("tasks", ["Config", "METRICS", "AUTO_CLASS", "ENCODER", "WINDOWS", "INPUTS", "head", "load_data",
                    "encoder_settings", "postprocessor", "scorer", "agreement", "ensemble_inputs", "ensemble_outputs"]),
         ("training", ["Config", "METRIC", "load", "augmented", "check", "deciding", "model_settings", "features",
-                      "losses", "answers", "judge", "chosen"]),
+                      "outputs", "losses", "distances", "answers", "judge", "chosen"]),
         ("graph", ["Config", "apply"]),
         ("passes", ["Config", "apply"]),
         ("engines", ["Config", "PACKAGES", "LAYOUTS", "FORMS", "INTEGERS", "runs_here", "rungs", "build", "load",

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 
-from tritonpress_generator.compression import Compressed, Material, copied
+from tritonpress_generator.compression import Compressed, Material, copied, original_layers
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.pretrained import encoder_of
 from tritonpress_generator.recipe import Settings
@@ -69,18 +69,20 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
     result = copied(given)
     report: dict[str, Any] = {}
     if config.layers is not None:
-        report["layers"] = _layers(result, config, material)
+        before = original_layers(given)
+        report["layers"] = [before[layer] for layer in _layers(result, config, material)]
     if config.positions is not None:
         report["positions"] = _positions(result.model, config.positions, material.recipe.serve.max_length)
     if config.one_segment:
         report["segments"] = _one_segment(result.model, material)
-    tokenizer = result.tokenizer
+    tokenizer, ids = result.tokenizer, result.original_ids
     if config.vocabulary is not None:
         used = _used(tokenizer, config.vocabulary, material) | _counted_from(result.model)
         tokenizer, old = cropped(tokenizer, used)
         _keep_rows(result.model, old)
+        ids = tuple(old if ids is None else (ids[number] for number in old))
         report["vocabulary"] = len(old)
-    return Compressed(result.model, tokenizer, result.report | {"crop": report})
+    return Compressed(result.model, tokenizer, result.report | {"crop": result.report.get("crop", {}) | report}, ids)
 
 
 def _layers(result: Compressed, config: Config, material: Material) -> list[int]:

@@ -21,6 +21,7 @@ from tritonpress_generator.signature import Signature
 from tritonpress_generator.steps.classification.postprocessor import Postprocessor
 from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder
 from tritonpress_generator.tasks import classification as task
+from tritonpress_generator.training.distances import divergence
 from tritonpress_generator.training.distributed import World
 from tritonpress_generator.training.loop import Feature
 
@@ -123,13 +124,37 @@ def features(
     ]
 
 
-def losses(model: Callable[..., Any], batch: dict[str, torch.Tensor], world: World) -> torch.Tensor:
+def outputs(model: Callable[..., Any], batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Returns the logits, FP32 `(batch, labels)`."""
+    return (model(batch["input_ids"], batch["attention_mask"]).float(),)
+
+
+def losses(outputs: tuple[torch.Tensor, ...], batch: dict[str, torch.Tensor], world: World) -> torch.Tensor:
     """Returns the cross-entropy of each text's labels, FP32 `(batch,)`."""
-    logits = model(batch["input_ids"], batch["attention_mask"]).float()
+    (logits,) = outputs
     labels = batch["labels"]
     if labels.ndim == 1:
         return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     return torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
+
+
+def distances(
+    outputs: tuple[torch.Tensor, ...],
+    others: tuple[torch.Tensor, ...],
+    batch: dict[str, torch.Tensor],
+    temperature: float,
+) -> torch.Tensor:
+    """Returns how far each text's probabilities are from those of the model that is learnt from, FP32 `(batch,)`.
+
+    Source: Hinton et al. 2015, "Distilling the knowledge in a neural network": the Kullback-Leibler divergence at a
+    temperature, times its square. Of several labels a text: the mean of theirs.
+    """
+    (logits,), (wanted,) = outputs, others
+    if batch["labels"].ndim == 1:
+        return divergence(logits / temperature, wanted / temperature) * temperature**2
+    # A label that may be or not is two that exclude each other: their logits are ±half.
+    both, wanted_both = (torch.stack([x, -x], -1) / (2 * temperature) for x in (logits, wanted))
+    return divergence(both, wanted_both).mean(1) * temperature**2
 
 
 def answers(

@@ -52,6 +52,10 @@ class World:
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
+ALONE = World(0, 1, torch.device("cpu"))
+"""One process on the CPU."""
+
+
 class _Gathered(torch.autograd.Function):
     """Every process's tensor, `(processes, …)` in the order of their ranks."""
 

@@ -22,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from tritonpress_generator.errors import InputError
-from tritonpress_generator.recipe import FinetuneConfig
+from tritonpress_generator.recipe import TrainingConfig
 from tritonpress_generator.training.distributed import World
 from tritonpress_generator.training.schedule import Schedule
 
@@ -66,7 +66,7 @@ class Trained:
     """Of all that determines the run."""
 
 
-def train(trained: Trained, config: FinetuneConfig, folder: Path, world: World) -> Progress:
+def train(trained: Trained, config: TrainingConfig, folder: Path, world: World) -> Progress:
     """Returns how the training went; the model then has the weights that were best on the held-out examples.
 
     Args:
@@ -128,7 +128,7 @@ def train(trained: Trained, config: FinetuneConfig, folder: Path, world: World) 
     return progress
 
 
-def _step(trained: Trained, model: Any, members: Sequence[int], config: FinetuneConfig, world: World) -> torch.Tensor:
+def _step(trained: Trained, model: Any, members: Sequence[int], config: TrainingConfig, world: World) -> torch.Tensor:
     """Computes the gradients of one batch, and returns its mean loss."""
     # The parts are those of one process, each of them shared, so that what is computed together is the same.
     count = min(config.accumulation_steps, len(members))
@@ -152,7 +152,7 @@ def _step(trained: Trained, model: Any, members: Sequence[int], config: Finetune
     return world.sum(total) / len(members)
 
 
-def computes_in_bf16(config: FinetuneConfig, device: torch.device) -> bool:
+def computes_in_bf16(config: TrainingConfig, device: torch.device) -> bool:
     """Returns whether products are computed in bf16: as the recipe says, else where the machine has it."""
     if config.precision != "auto":
         return config.precision == "bf16"
@@ -161,7 +161,7 @@ def computes_in_bf16(config: FinetuneConfig, device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def _stops(progress: Progress, config: FinetuneConfig) -> bool:
+def _stops(progress: Progress, config: TrainingConfig) -> bool:
     return config.patience is not None and progress.worse >= config.patience
 
 

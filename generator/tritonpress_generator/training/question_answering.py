@@ -23,6 +23,7 @@ from tritonpress_generator.signature import Signature
 from tritonpress_generator.squad import Answer, Question
 from tritonpress_generator.steps.tokenizer.pair_encoder import PairEncoder
 from tritonpress_generator.tasks import question_answering as task
+from tritonpress_generator.training.distances import divergence
 from tritonpress_generator.training.distributed import World
 from tritonpress_generator.training.loop import Feature
 
@@ -122,16 +123,36 @@ def features(
     return made
 
 
-def losses(model: Callable[..., Any], batch: dict[str, torch.Tensor], world: World) -> torch.Tensor:
-    """Returns the cross-entropy of start and end over the context's tokens and the first, FP32 `(batch,)`."""
+def outputs(model: Callable[..., Any], batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Returns the logits of start and end, FP32 `(batch, seq)`, of the context's tokens and the first alone."""
     inputs = [batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch]
     allowed = batch["allowed"].bool()
     allowed[:, 0] = True
-    total = torch.zeros(len(allowed), device=allowed.device)
-    for logits, name in zip(model(*inputs), ("start", "end"), strict=True):
-        possible = logits.float().masked_fill(~allowed, float("-inf"))
-        total = total + torch.nn.functional.cross_entropy(possible, batch[name], reduction="none") / 2
-    return total
+    return tuple(logits.float().masked_fill(~allowed, float("-inf")) for logits in model(*inputs))
+
+
+def losses(outputs: tuple[torch.Tensor, ...], batch: dict[str, torch.Tensor], world: World) -> torch.Tensor:
+    """Returns the mean cross-entropy of start and end, FP32 `(batch,)`."""
+    of_both = [
+        torch.nn.functional.cross_entropy(logits, batch[name], reduction="none")
+        for logits, name in zip(outputs, ("start", "end"), strict=True)
+    ]
+    return torch.stack(of_both).mean(0)
+
+
+def distances(
+    outputs: tuple[torch.Tensor, ...],
+    others: tuple[torch.Tensor, ...],
+    batch: dict[str, torch.Tensor],
+    temperature: float,
+) -> torch.Tensor:
+    """Returns how far each window's starts and ends are from those of the model that is learnt from, FP32 `(batch,)`.
+
+    Source: Hinton et al. 2015, "Distilling the knowledge in a neural network".
+    """
+    pairs = zip(outputs, others, strict=True)
+    of_both = [divergence(logits / temperature, wanted / temperature) for logits, wanted in pairs]
+    return torch.stack(of_both).mean(0) * temperature**2
 
 
 def answers(

@@ -103,8 +103,8 @@ def features(
     ]
 
 
-def losses(model: Callable[..., Any], batch: dict[str, torch.Tensor], world: World) -> torch.Tensor:
-    """Returns the cross-entropy of each query's item among the items of all processes' queries, FP32 `(batch,)`."""
+def outputs(model: Callable[..., Any], batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Returns the embeddings of the queries and of their items behind them, FP32 `(2 batch, width)`."""
     queries, items = (batch["input_ids"], batch["attention_mask"]), (batch["item_ids"], batch["item_mask"])
     width = max(queries[0].shape[1], items[0].shape[1])
     # Both sides in one call, as torch's engine for several processes wants it.
@@ -112,7 +112,12 @@ def losses(model: Callable[..., Any], batch: dict[str, torch.Tensor], world: Wor
         torch.cat([torch.nn.functional.pad(side, (0, width - side.shape[1])) for side in sides])
         for sides in zip(queries, items, strict=True)
     )
-    vectors = model(ids, mask).float()
+    return (model(ids, mask).float(),)
+
+
+def losses(outputs: tuple[torch.Tensor, ...], batch: dict[str, torch.Tensor], world: World) -> torch.Tensor:
+    """Returns the cross-entropy of each query's item among the items of all processes' queries, FP32 `(batch,)`."""
+    (vectors,) = outputs
     query_vectors, item_vectors = vectors.chunk(2)
     candidates = world.gather_rows(item_vectors)
     numbers = world.gather_rows(batch["item"])
@@ -125,6 +130,21 @@ def losses(model: Callable[..., Any], batch: dict[str, torch.Tensor], world: Wor
     left_out = (numbers[None, :] == batch["item"][:, None]) | (first != torch.arange(len(numbers), device=first.device))
     left_out[torch.arange(len(own)), own] = False
     return torch.nn.functional.cross_entropy(similarity.masked_fill(left_out, float("-inf")), own, reduction="none")
+
+
+def distances(
+    outputs: tuple[torch.Tensor, ...],
+    others: tuple[torch.Tensor, ...],
+    batch: dict[str, torch.Tensor],
+    temperature: float,
+) -> torch.Tensor:
+    """Returns how far each query's and item's embeddings are from those of the model that is learnt from, `(batch,)`.
+
+    The mean of 1 - cosine; a temperature changes nothing. Items that the original has embedded stay comparable.
+    """
+    (vectors,), (wanted,) = outputs, others
+    apart = 1 - torch.nn.functional.cosine_similarity(vectors, wanted)
+    return torch.stack(apart.chunk(2)).mean(0)
 
 
 def answers(

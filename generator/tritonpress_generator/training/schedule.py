@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tritonpress_generator.recipe import FinetuneConfig
+from tritonpress_generator.recipe import TrainingConfig
 
 _POOL = 50
 """Batches whose examples are sorted by length together: batches of like length, and still in a random order."""
@@ -20,7 +20,7 @@ class Schedule:
 
     lengths: Sequence[int]
     """Of the examples, in tokens."""
-    config: FinetuneConfig
+    config: TrainingConfig
 
     @property
     def steps_per_epoch(self) -> int:

@@ -1,0 +1,238 @@
+"""Distillation: the compressed model learns to compute what the original does, on the task's training examples.
+
+It learns from the original's answers (Hinton et al. 2015), from its hidden states, which have the same width (Sun et
+al. 2019, "Patient knowledge distillation"; Jiao et al. 2020, "TinyBERT"), and from the relations among the queries, the
+keys and the values of the last layer (Wang et al. 2021, "MiniLMv2"), which need no same number of heads. Labels are
+optional.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+
+from tritonpress_generator import export
+from tritonpress_generator.compression import Compressed, Material, copied, original_layers
+from tritonpress_generator.examples import collate, finite
+from tritonpress_generator.recipe import TrainingConfig
+from tritonpress_generator.structure import depth, layers, projections
+from tritonpress_generator.trainable import freeze_what_is_not_read, set_dropout, with_adapters
+from tritonpress_generator.training import loop
+from tritonpress_generator.training.distances import divergence
+from tritonpress_generator.training.distributed import ALONE, World
+
+_OF_TOKENS = ("input_ids", "item_ids")
+_RELATION_HEADS = 12
+
+
+class Config(TrainingConfig):
+    outputs: float = Field(default=1.0, ge=0)
+    """The weight of the answers' distance."""
+    temperature: float = Field(default=2.0, gt=0)
+    """What logits are divided by before they are compared."""
+    hidden: float = Field(default=1.0, ge=0)
+    """The weight of the mean distance of the layers' answers, relative to their mean square."""
+    relations: float = Field(default=0.0, ge=0)
+    """The weight of the distance of the last layer's relations."""
+    labels: float = Field(default=0.0, ge=0)
+    """The weight of the task's own loss."""
+    samples: int | None = Field(default=None, ge=1)
+    """On how many training examples; default: on all."""
+
+    @model_validator(mode="after")
+    def _learns_something(self) -> Config:
+        if not self.outputs + self.hidden + self.relations + self.labels:
+            raise ValueError("must learn from outputs, hidden, relations or labels; give one of them a weight")
+        return self
+
+
+def apply(given: Compressed, config: Config, material: Material) -> Compressed:
+    """Returns the model with the weights that were the best on the held-out examples.
+
+    Args:
+        given: Is left as it is.
+        config: The settings.
+        material: Has the examples, the original, and a folder for the training's state.
+
+    Raises:
+        InputError: There are no examples, or the loss is no longer finite.
+    """
+    student = copied(given)
+    student.model.requires_grad_(True)
+    torch.manual_seed(config.seed)
+    if config.dropout is not None:
+        set_dropout(student.model, config.dropout)
+    adapted = None
+    if config.lora is not None:
+        adapted = with_adapters(student.model, config.lora, material.checkpoint.tensors)
+    head, signature = material.head(student.model)
+    teacher, _ = material.head(material.original.model)
+    of_student = material.features(given.tokenizer, config.samples or len(material.examples.training))
+    lesson = _Lesson(config, student, head, teacher.to(material.world.device), material)
+    head.to(material.world.device)
+    first = {name: value.to(material.world.device) for name, value in collate(of_student[:1]).items()}
+    freeze_what_is_not_read(head, lesson.losses(head, first, ALONE).sum())
+
+    def evaluate() -> dict[str, float]:
+        infer = finite(export.torch_infer(head.eval(), signature), where="passes.distill")
+        return {_metric(material): material.score(infer, given.tokenizer)}
+
+    before = evaluate()[_metric(material)]
+    fingerprint = _fingerprint(config, given, material, of_student)
+    job = loop.Trained(head, of_student, collate, lesson.losses, evaluate, _metric(material), fingerprint)
+    with ExitStack() as stack:
+        folder = material.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritonpress-")))
+        progress = loop.train(job, config, folder / f"distill-{fingerprint[:12]}", material.world)
+    lesson.end()
+    for part in (head, teacher):
+        part.cpu()
+    model = student.model if adapted is None else adapted.merge_and_unload()
+    report = {
+        "metric": _metric(material),
+        "before": before,
+        "after": progress.best_metric,
+        "steps": progress.step,
+        "minutes": round(progress.seconds / 60, 1),
+    }
+    return replace(student, model=model.eval(), report=student.report | {"distill": report})
+
+
+class _Lesson:
+    """The losses of a student; watches the layers of both models while they answer."""
+
+    def __init__(
+        self, config: Config, student: Compressed, head: torch.nn.Module, teacher: torch.nn.Module, material: Material
+    ) -> None:
+        self._config, self._teacher, self._module = config, teacher, material.recipe.finetune.module
+        ids = student.original_ids
+        self._ids = None if ids is None else torch.tensor(ids, device=material.world.device)
+        self._seen = {"student": _Watched(student.model), "teacher": _Watched(material.original.model)}
+        self._masks: list[torch.Tensor] = []
+        self._handle = head.register_forward_pre_hook(lambda _, inputs: self._masks.append(inputs[1]))
+        kept = original_layers(student)
+        ends = [layer - 1 for layer in kept[1:]] + [depth(material.original.model) - 1]
+        self._pairs = list(enumerate(ends))
+
+    def losses(self, model: Any, batch: dict[str, torch.Tensor], world: World) -> torch.Tensor:
+        """Returns the loss of each example of `batch`, FP32 `(batch,)`."""
+        config, module = self._config, self._module
+        self._masks.clear()
+        for watched in self._seen.values():
+            watched.clear()
+        outputs = module.outputs(model, batch)
+        with torch.no_grad():
+            wanted = module.outputs(self._teacher, self._as_taught(batch))
+        (mask,) = self._masks
+        student, teacher = self._seen["student"], self._seen["teacher"]
+        total: torch.Tensor = config.outputs * module.distances(outputs, wanted, batch, config.temperature)
+        if config.labels:
+            total = total + config.labels * module.losses(outputs, batch, world)
+        if config.hidden:
+            apart = [_apart(student.states[i], teacher.states[j], mask) for i, j in self._pairs]
+            total = total + config.hidden * _of_examples(torch.stack(apart).mean(0), len(total))
+        if config.relations:
+            pairs = zip(student.projections(), teacher.projections(), strict=True)
+            different = [_different(ours, theirs, mask) for ours, theirs in pairs]
+            total = total + config.relations * _of_examples(torch.stack(different).mean(0), len(total))
+        return total
+
+    def _as_taught(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Returns the batch in the original's token ids."""
+        if self._ids is None:
+            return batch
+        return {name: self._ids[value] if name in _OF_TOKENS else value for name, value in batch.items()}
+
+    def end(self) -> None:
+        """Ceases to watch."""
+        self._handle.remove()
+        for watched in self._seen.values():
+            watched.end()
+
+
+class _Watched:
+    """What the layers of a model answer, and its last layer's queries, keys and values."""
+
+    def __init__(self, model: Any) -> None:
+        self.states: list[torch.Tensor] = []
+        self._made: list[torch.Tensor] = []
+        linears, self._stacked = projections(model)
+        self._handles = [layer.register_forward_hook(self._see) for layer in layers(model)]
+        self._handles += [linear.register_forward_hook(self._see_made) for linear in linears]
+        self._kinds = len(linears)
+
+    def _see(self, _: Any, __: Any, answer: Any) -> None:
+        self.states.append(answer[0] if isinstance(answer, tuple) else answer)
+
+    def _see_made(self, _: Any, __: Any, answer: torch.Tensor) -> None:
+        self._made.append(answer)
+
+    def projections(self) -> list[torch.Tensor]:
+        """Returns queries, keys and values, each `(batch, seq, width)`."""
+        # A layer that is called several times answers last what counts.
+        return [part for made in self._made[-self._kinds :] for part in made.chunk(self._stacked, -1)]
+
+    def clear(self) -> None:
+        """Forgets what was seen."""
+        self.states.clear()
+        self._made.clear()
+
+    def end(self) -> None:
+        """Ceases to watch."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def _apart(states: torch.Tensor, wanted: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Returns the mean square of each row's difference, relative to that of `wanted`, over its tokens, `(rows,)`."""
+    present = mask[..., None].float()
+    difference = ((states.float() - wanted.float()).square() * present).sum((1, 2))
+    return difference / (wanted.float().square() * present).sum((1, 2))
+
+
+def _different(made: torch.Tensor, wanted: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Returns the divergence of the relations among the tokens of each row, `(rows,)`.
+
+    The widths are divided into as many relation heads as divide both, at most `_RELATION_HEADS`.
+    """
+    heads = max(n for n in range(1, _RELATION_HEADS + 1) if made.shape[-1] % n == 0 and wanted.shape[-1] % n == 0)
+    ours, theirs = (_relations(states, heads, mask) for states in (made, wanted))
+    of_tokens = divergence(ours, theirs).mean(1)
+    return (of_tokens * mask).sum(1) / mask.sum(1)
+
+
+def _relations(states: torch.Tensor, heads: int, mask: torch.Tensor) -> torch.Tensor:
+    """Returns the scaled products of all tokens, FP32 `(rows, heads, seq, seq)`, minus infinity for padding."""
+    by_head = states.float().reshape(*states.shape[:2], heads, -1).transpose(1, 2)
+    products: torch.Tensor = by_head @ by_head.transpose(2, 3) / math.sqrt(by_head.shape[-1])
+    return products.masked_fill(~mask.bool()[:, None, None, :], float("-inf"))
+
+
+def _of_examples(rows: torch.Tensor, examples: int) -> torch.Tensor:
+    """Returns the mean over the sequences of each example: of pairs, the second ones lie behind the first ones."""
+    return rows.reshape(-1, examples).mean(0)
+
+
+def _fingerprint(config: Config, given: Compressed, material: Material, features: Sequence[loop.Feature]) -> str:
+    """Returns a hash of all that determines a training."""
+    digest = hashlib.sha256()
+    for model in (given.model, material.original.model):
+        for name, tensor in model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().cpu().numpy().tobytes())
+    precision = loop.computes_in_bf16(config, material.world.device)
+    for part in (config.model_dump_json(), features, material.examples.held_out, precision):
+        digest.update(repr(part).encode())
+    return digest.hexdigest()
+
+
+def _metric(material: Material) -> str:
+    return str(material.recipe.finetune.module.METRIC)

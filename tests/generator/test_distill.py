@@ -1,0 +1,185 @@
+"""Distillation: what is learnt is what the original computes, and what the passes have broken is mended."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_encoders as tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_training import change, write_training
+from tritonpress_generator import cli, repository
+from tritonpress_generator import recipe as recipes
+from tritonpress_generator.compression import Compressed, Material
+from tritonpress_generator.examples import collate
+from tritonpress_generator.passes import crop, distill, prune
+from tritonpress_generator.progress import Progress
+from tritonpress_generator.training import classification, question_answering, recommendation
+from tritonpress_generator.training.distances import divergence
+from tritonpress_generator.training.distributed import ALONE
+from tritonpress_generator.workload import Workload
+
+TASKS = ("classification", "question_answering", "recommendation")
+QUICK: dict[str, Any] = {"epochs": 4, "batch_size": 8, "learning_rate": 2e-3, "precision": "fp32", "evaluations": 2}
+
+
+def loaded(recipe_path: Path, work: Path | None = None) -> tuple[Compressed, Material]:
+    recipe = recipes.load(recipe_path)
+    workload = Workload.load(recipe, Progress(shown=False))
+    return workload.material(recipe_path.parent).original, replace(workload.material(recipe_path.parent), work=work)
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def sources(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp(request.param)
+    recipe = write_training(folder, request.param)
+    assert cli.main(["finetune", str(recipe), "--out", str(folder / "trained")]) == 0
+    return request.param, change(recipe, checkpoint={"source": "./trained"})
+
+
+@settings(deadline=None)
+@given(st.integers(1, 5), st.integers(2, 6), st.integers(0, 2**31 - 1))
+def test_divergence_is_that_of_kullback_and_leibler(rows: int, width: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    ours, theirs = (torch.randn(rows, width, generator=generator) * 3 for _ in range(2))
+    expected = torch.nn.functional.kl_div(
+        ours.log_softmax(-1), theirs.log_softmax(-1), reduction="none", log_target=True
+    ).sum(-1)
+    assert torch.allclose(divergence(ours, theirs), expected, atol=1e-5)
+    assert torch.allclose(divergence(theirs, theirs), torch.zeros(rows), atol=1e-6)
+
+
+def test_what_is_impossible_counts_nothing_and_has_no_gradient() -> None:
+    ours = torch.tensor([[1.0, 2.0, float("-inf")]], requires_grad=True)
+    theirs = torch.tensor([[2.0, 1.0, float("-inf")]])
+    found = divergence(ours, theirs)
+    assert torch.allclose(found, divergence(ours[:, :2], theirs[:, :2]))
+    found.sum().backward()
+    assert ours.grad is not None
+    assert torch.isfinite(ours.grad).all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_distances_are_0_at_the_original_and_positive_elsewhere(temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    one = {"labels": torch.tensor([0, 1])}
+    several = {"labels": torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])}
+    cases: list[tuple[Any, Any, dict[str, torch.Tensor]]] = [
+        (classification, ((drawn(2, 3),), (drawn(2, 3),)), one),
+        (classification, ((drawn(2, 3),), (drawn(2, 3),)), several),
+        (question_answering, ((drawn(2, 7), drawn(2, 7)), (drawn(2, 7), drawn(2, 7))), {}),
+        (recommendation, ((drawn(4, 5),), (drawn(4, 5),)), {}),
+    ]
+    for module, (ours, theirs), batch in cases:
+        apart = module.distances(ours, theirs, batch, temperature)
+        assert apart.shape == (2,)
+        assert (apart > 1e-3).all()
+        same = module.distances(theirs, theirs, batch, temperature)
+        assert torch.allclose(same, torch.zeros(2), atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "albert", "eurobert", "deberta-v2", "mpnet"])
+def test_original_has_nothing_to_learn(family: str, sources: tuple[str, Path]) -> None:
+    if sources[0] != "recommendation":
+        pytest.skip("the heads of the other tasks belong to one checkpoint")
+    _, material = loaded(sources[1])
+    encoder = tiny.make(family, "own").encoder
+    original = replace(material.original, model=encoder)
+    material = replace(material, original=original)
+    config = distill.Config(relations=1.0, **QUICK)
+    for student, nothing in ((copy.deepcopy(encoder), True), (tiny.make(family, "own").encoder, False)):
+        if not nothing:
+            with torch.no_grad():
+                for parameter in student.parameters():
+                    parameter.add_(torch.randn_like(parameter) * 0.05)
+        head, _ = material.head(student)
+        teacher, _ = material.head(encoder)
+        lesson = distill._Lesson(config, replace(original, model=student), head, teacher, material)
+        batch = collate(material.features(material.original.tokenizer, 6))
+        with torch.no_grad():
+            losses = lesson.losses(head, batch, ALONE)
+        lesson.end()
+        assert losses.shape == (6,)
+        assert torch.allclose(losses, torch.zeros(6), atol=1e-5) if nothing else bool((losses > 1e-3).all())
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}])
+def test_what_was_cut_is_nearer_to_the_original_afterwards(sources: tuple[str, Path], lora: Any) -> None:
+    original, material = loaded(sources[1])
+    cut = crop.apply(original, crop.Config(layers=1, vocabulary=crop.VocabularyConfig()), material)
+    cut = prune.apply(cut, prune.Config(ffn=0.5, round_to=8, reconstruct=False), material)
+    before = {name: tensor.clone() for name, tensor in cut.model.state_dict().items()}
+    done = distill.apply(cut, distill.Config.model_validate({"lora": lora, "relations": 0.5, **QUICK}), material)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in cut.model.state_dict().items())
+    assert {name: tensor.shape for name, tensor in done.model.state_dict().items()} == {
+        name: tensor.shape for name, tensor in before.items()
+    }
+    assert done.report["prune"] == cut.report["prune"]
+    features = material.features(cut.tokenizer, 24)
+    apart = []
+    for compressed in (cut, done):
+        head, _ = material.head(compressed.model)
+        teacher, _ = material.head(material.original.model)
+        lesson = distill._Lesson(distill.Config(hidden=0.0, **QUICK), compressed, head, teacher, material)
+        with torch.no_grad():
+            apart.append(float(lesson.losses(head, collate(features), ALONE).mean()))
+        lesson.end()
+    assert apart[1] < apart[0]
+
+
+def test_killed_training_goes_on(sources: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tritonpress_generator.training import loop
+
+    original, material = loaded(sources[1], tmp_path / "work")
+    cut = prune.apply(original, prune.Config(ffn=0.5, round_to=8), material)
+    config = distill.Config(**QUICK)
+    whole = distill.apply(cut, config, replace(material, work=None)).model.state_dict()
+    steps = []
+    step = loop._step
+
+    def killed(*arguments: Any) -> torch.Tensor:
+        steps.append(1)
+        if len(steps) == 15:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(loop, "_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        distill.apply(cut, config, material)
+    done = len(steps)
+    again = distill.apply(cut, config, material).model.state_dict()
+    assert len(steps) < 2 * done + 20
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    # What is finished is not trained again, and other settings are another training.
+    monkeypatch.setattr(loop, "_step", lambda *_: pytest.fail("was trained"))
+    assert all(torch.equal(whole[n], t) for n, t in distill.apply(cut, config, material).model.state_dict().items())
+    assert len(list((tmp_path / "work").iterdir())) == 1
+
+
+def test_nothing_to_learn_from_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = change(write_training(tmp_path, "recommendation"), passes=[{"distill": {"outputs": 0, "hidden": 0}}])
+    assert cli.main(["build", str(recipe), "--out", str(tmp_path / "out")]) == 2
+    assert "must learn from outputs, hidden, relations or labels" in capsys.readouterr().err
+
+
+def test_build_mends_and_serves(sources: tuple[str, Path], tmp_path: Path) -> None:
+    task, path = sources
+    recipe = path.with_name("distilled.yaml")
+    recipe.write_text(path.read_text())
+    change(recipe, passes=[{"prune": {"ffn": 0.5, "heads": 0.25, "round_to": 8}}, {"distill": QUICK}])
+    out, work = tmp_path / "out", tmp_path / "work"
+    assert cli.main(["build", str(recipe), "--out", str(out), "--work", str(work)]) == 0
+    manifest = repository.read_manifest(out, task)
+    assert [stage["stage"] for stage in manifest["stages"]][:4] == ["torch FP32", "prune", "distill", "ONNX FP32"]
+    assert json.loads(json.dumps(manifest["passes"]["distill"]))["steps"] > 10
+    assert cli.main(["verify", str(out)]) == 0
