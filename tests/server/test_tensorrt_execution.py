@@ -9,15 +9,18 @@ from __future__ import annotations
 import ast
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cuda_calls
 import numpy as np
 import pytest
 import recorded_cuda
 import recorded_tensorrt
 from computed_plan import ComputedPlan
+from cuda_calls import Cuda, PlanError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded_cuda import RecordedCuda
@@ -50,7 +53,7 @@ class Served:
         (folder / "1").mkdir(exist_ok=True)
         (folder / "1" / "model.plan").write_bytes(b"plan")
         backend.tensorrt = lambda *, remedy: trt
-        backend.Cuda = lambda: backend_cuda(self.cuda)
+        backend.Cuda = lambda: Cuda(self.cuda)
         self.log: list[tuple[str, str]] = backend.pb_utils.Logger.lines
         self.log.clear()
         self.model = backend.TritonPythonModel()
@@ -72,12 +75,6 @@ class Served:
 
     def names(self) -> list[str]:
         return [name for name, _ in self.calls]
-
-
-def backend_cuda(module: RecordedCuda) -> Any:
-    from cuda_calls import Cuda
-
-    return Cuda(module)
 
 
 @pytest.mark.parametrize("version", recorded_tensorrt.VERSIONS)
@@ -325,6 +322,29 @@ def test_code_in_a_plan_runs_only_where_the_config_says_so(tmp_path: Path, value
     (tmp_path / "1" / "model.plan.json").write_text(json.dumps({"version_compatible": True}))
     served = Served(tmp_path, parameters={"version-compatible": {"string_value": value}})
     assert (("Runtime.engine_host_code_allowed", (True,)) in served.loading) == allowed
+
+
+def test_machine_without_a_driver_is_said_in_a_line() -> None:
+    class Driverless:
+        """As cuda-python 12.6.2.post1 was seen where there is no driver."""
+
+        def cudaGetDeviceCount(self) -> None:  # noqa: N802
+            raise RuntimeError("Failed to dlopen libcuda.so.1")
+
+    with pytest.raises(
+        PlanError, match=r"cudaGetDeviceCount: Failed to dlopen libcuda\.so\.1; a GPU and NVIDIA's driver"
+    ):
+        Cuda(Driverless())("cudaGetDeviceCount")
+
+
+def test_folder_that_is_named_tensorrt_is_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tensorrt").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        with pytest.raises(PlanError, match=r"TensorRT is needed \(.*\); install it"):
+            cuda_calls.tensorrt(remedy="install it")
+    finally:
+        sys.modules.pop("tensorrt", None)
 
 
 def test_priority_and_waiting_reach_cuda(tmp_path: Path) -> None:
