@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import plan_config
+import plan_shapes
 import pytest
 from google.protobuf import json_format
 from tiny_encoders import asked, make, signature
@@ -16,11 +17,6 @@ from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.plans import builder, pending
 from tritonpress_generator.plans.profiles import Profile
-from tritonpress_server.runtime import OUR_BACKENDS
-
-sys.path.append(str(OUR_BACKENDS / "tensorrt"))
-import plan_config
-import plan_shapes
 
 GIVES = signature(make("bert", export.ATTENTION, "mean"))
 ASKED = asked(GIVES, "buckets", borders=(16, 48))

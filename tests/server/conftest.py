@@ -1,6 +1,5 @@
 """A repository of one model, and one real Triton that serves a model for each thing that the backend can do."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +9,6 @@ from onnx import helper
 from ragged_models import DELAYED, write_ragged_models
 from tiny_models import FP32, INT64, STRING, add_one, graph, write_model
 from tritonpress_server import TritonServer
-from tritonpress_server.runtime import OUR_BACKENDS
-
-# The files beside a backend's `model.py` are imported as Triton's stub does it.
-sys.path.append(str(OUR_BACKENDS / "tensorrt"))
 
 
 @pytest.fixture
