@@ -37,13 +37,13 @@ UNWRITTEN = 0xA5
 class RecordedCuda:
     """The module of one release, with one GPU."""
 
-    def __init__(self, version: str, calls: Calls | None = None, fails: dict[str, int] | None = None) -> None:
+    def __init__(self, version: str, calls: Calls | None = None, fails: dict[str, Any] | None = None) -> None:
         """Takes any call that the release has.
 
         Args:
             version: The release.
             calls: Where calls are recorded, by their names; by default a list of its own.
-            fails: The error that a call reports, by its name.
+            fails: The error that a call reports, by its name, or a callable that gives it; 0 is none.
         """
         self.calls: Calls = [] if calls is None else calls
         self.fails = fails or {}
@@ -80,10 +80,11 @@ class RecordedCuda:
 
         def call(*arguments: Any) -> tuple[Any, ...]:
             self.calls.append((name, arguments))
-            if name in self.fails:
+            error = self.fails.get(name, 0)
+            if error := error() if callable(error) else error:
                 if name == "cudaStreamEndCapture":
                     self._capturing = None
-                return (self.fails[name], None)
+                return (error, None)
             if name == "cudaDeviceGetStreamPriorityRange":
                 return (0, *PRIORITIES)
             answer = self._answers.get(name, lambda *_: None)(*arguments)

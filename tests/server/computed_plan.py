@@ -66,7 +66,7 @@ class ComputedPlan:
             return name in tensors
 
         def execute(state: dict[str, Any], stream: int) -> bool:
-            ready = set(begin(state)["shapes"]) == set(self.inputs) and set(tensors) <= {*state["addresses"], *unserved}
+            ready = set(begin(state)["shapes"]) == set(self.inputs) and set(state["addresses"]) == set(tensors)
             if not ready or (cuda.capturing and state["new"]):
                 return False
             state["new"] = False
@@ -78,7 +78,6 @@ class ComputedPlan:
             shape = self.output_shape({key: most for key, (_, _, most) in bounds.items()}, name)
             return math.prod(shape) * np.dtype(NUMPY[tensors[name][0]]).itemsize
 
-        unserved = changes.pop("unserved", set())
         answers |= {
             "ICudaEngine.num_io_tensors": len(names),
             "ICudaEngine.num_optimization_profiles": len(self.profiles),
@@ -109,6 +108,5 @@ class ComputedPlan:
 
         answers = self.compute({name: memory(name, kind, shapes[name]) for name, (kind, _) in self.inputs.items()})
         for name, (kind, _) in self.outputs.items():
-            if name in addresses:
-                memory(name, kind, answers[name].shape)[...] = answers[name]
+            memory(name, kind, answers[name].shape)[...] = answers[name]
         return True

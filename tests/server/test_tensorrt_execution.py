@@ -43,7 +43,7 @@ class Served:
         *,
         version: str = NEWEST,
         cuda_version: str = NEWEST_CUDA,
-        fails: dict[str, int] | None = None,
+        fails: dict[str, Any] | None = None,
         changes: Mapping[str, Any] | None = None,
         **config: Any,
     ) -> None:
@@ -236,6 +236,43 @@ def test_only_what_is_asked_for_is_copied_and_answered(tmp_path: Path) -> None:
     served.calls.clear()
     served.ask(x, outputs=["y"])
     assert served.names().count("cudaMemcpyAsync") == 2
+
+
+def test_output_that_is_not_served_has_a_place_on_the_gpu_alone(tmp_path: Path) -> None:
+    plan = ComputedPlan(
+        outputs={"y": ("FLOAT", (-1, 4)), "z": ("FLOAT", (-1, 4))},
+        compute=lambda inputs: {"y": inputs["x"] + 1, "z": inputs["x"] - 1},
+    )
+    served = Served(tmp_path, plan, optimization=cuda_graphs(spec(2)))
+    assert sorted(served.cuda.live.values()).count("pinned") == 2
+    for rows in (1, 2):
+        x = np.arange(4 * rows).reshape(rows, 4)
+        served.calls.clear()
+        assert np.array_equal(served.ask(x)[0]["y"], x + 1)
+        # A graph holds the copies of what is served.
+        assert served.names().count("cudaMemcpyAsync") == {1: 2, 2: 0}[rows]
+
+
+def test_graph_that_the_gpu_has_no_room_for_leaves_the_others_in_their_places(tmp_path: Path) -> None:
+    count = iter([2, 0])
+    served = Served(
+        tmp_path, fails={"cudaGraphUpload": lambda: next(count)}, optimization=cuda_graphs(spec(2), spec(4))
+    )
+    assert sorted(served.cuda.live.values()).count("executable graph") == 1
+    for rows in (2, 4):
+        x = np.arange(4 * rows).reshape(rows, 4)
+        served.calls.clear()
+        assert np.array_equal(served.ask(x)[0]["y"], x + 1)
+        assert ("cudaGraphLaunch" in served.names()) == (rows == 4)
+    served.model.finalize()
+    assert served.cuda.live == {}
+
+
+def test_gpu_that_is_lost_does_not_keep_an_instance_from_ending(tmp_path: Path) -> None:
+    served = Served(tmp_path)
+    served.cuda.fails["cudaStreamSynchronize"] = 700
+    served.model.finalize()
+    assert any("cudaStreamSynchronize: CUDA reports 700" in line for level, line in served.log if level == "log_warn")
 
 
 def test_model_without_batches_runs_each_request_alone(tmp_path: Path) -> None:

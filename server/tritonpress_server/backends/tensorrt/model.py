@@ -75,7 +75,11 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Frees the memory of the GPU, and the pinned memory."""
-        self.execution.close()
+        try:
+            self.execution.close()
+        except PlanError as error:
+            # A GPU that reports an error to everything gives its memory back when the process ends.
+            pb_utils.Logger.log_warn(str(error))
         # In this order: an engine must not outlive its runtime.
         self.execution = self.engine = self.runtime = None
 
@@ -92,7 +96,8 @@ class TritonPythonModel:
             self.engine,
             cuda=cuda,
             messages=self.messages,
-            tensors=[tensor for tensor in tensors if tensor.is_input or tensor.name in self.outputs],
+            tensors=tensors,
+            served=self.outputs,
             profiles=profiles,
             priority=optimization.get("priority", ""),
             busy_wait=bool(optimization.get("cuda", {}).get("busy_wait_events")),

@@ -32,6 +32,7 @@ class Execution:
         cuda: Cuda,
         messages: Messages,
         tensors: Sequence[Tensor],
+        served: Sequence[str],
         profiles: Sequence[Profile],
         priority: str = "PRIORITY_DEFAULT",
         busy_wait: bool = False,
@@ -42,7 +43,8 @@ class Execution:
             engine: Of TensorRT.
             cuda: With the instance's GPU as its device.
             messages: What TensorRT says.
-            tensors: The plan's inputs, and those of its outputs that are served.
+            tensors: The plan's inputs and outputs.
+            served: The outputs that may be asked for.
             profiles: The instance's.
             priority: Of the stream among the GPU's, as `optimization.priority` has it.
             busy_wait: Whether the CPU waits for the GPU awake, which is sooner by what waking takes.
@@ -53,20 +55,22 @@ class Execution:
         self._cuda, self._messages = cuda, messages
         self._inputs = [tensor.name for tensor in tensors if tensor.is_input]
         self._outputs = [tensor.name for tensor in tensors if not tensor.is_input]
+        self._served = list(served)
         self._dtypes = {tensor.name: np.dtype(tensor.dtype) for tensor in tensors}
         self._pinned: dict[str, int] = {}
         self._device: dict[str, int] = {}
         self._host: dict[str, Array] = {}
+        self._room_bytes: dict[str, int] = {}
         self._shaped: dict[int, tuple[Shapes, dict[str, Shape]]] = {}
         self._graphs: list[tuple[Any, dict[str, Shape]]] = []
         self._stream = cuda("cudaStreamCreateWithPriority", int(cuda.cudaStreamNonBlocking), self._priority(priority))
         flags = int(cuda.cudaEventDisableTiming) | (0 if busy_wait else int(cuda.cudaEventBlockingSync))
         self._done = cuda("cudaEventCreateWithFlags", flags)
         self._contexts = {profile.number: self._context(engine, profile.number) for profile in profiles}
-        sizes = bytes_needed(profiles, {name: self._dtypes[name].itemsize for name in self._inputs})
-        sizes |= {name: self._most_bytes(name, profiles) for name in self._outputs}
-        for name, size in sizes.items():
-            self._allocate(name, max(size, LEAST_BYTES))
+        room = bytes_needed(profiles, {name: self._dtypes[name].itemsize for name in self._inputs})
+        room |= {name: self._most_bytes(name, profiles) for name in self._outputs}
+        self._room_bytes = {name: max(size, LEAST_BYTES) for name, size in room.items()}
+        self._allocate()
         for context in self._contexts.values():
             for name, address in self._device.items():
                 if not context.set_tensor_address(name, address):
@@ -83,7 +87,8 @@ class Execution:
         Raises:
             PlanError: The plan cannot be captured, or the GPU's memory does not suffice.
         """
-        outputs = self._shape(graph.profile, graph.shapes)
+        made = self._shape(graph.profile, graph.shapes)
+        outputs = {name: made[name] for name in self._served}
         # A first execution does what TensorRT puts off after a change of shapes, which a capture must not hold.
         self._issue(graph.profile, graph.shapes, outputs)
         self._wait()
@@ -98,12 +103,18 @@ class Execution:
                 self._cuda("cudaStreamEndCapture", self._stream)
             raise
         captured = self._cuda("cudaStreamEndCapture", self._stream)
-        executable = self._cuda("cudaGraphInstantiateWithFlags", captured, 0)
-        self._cuda("cudaGraphDestroy", captured)
+        try:
+            executable = self._cuda("cudaGraphInstantiateWithFlags", captured, 0)
+        finally:
+            self._cuda("cudaGraphDestroy", captured)
+        try:
+            # Else the first batch would wait for it.
+            self._cuda("cudaGraphUpload", executable, self._stream)
+            self._wait()
+        except PlanError:
+            self._cuda("cudaGraphExecDestroy", executable)
+            raise
         self._graphs.append((executable, outputs))
-        # Else the first batch would wait for it.
-        self._cuda("cudaGraphUpload", executable, self._stream)
-        self._wait()
 
     def run(self, run: Run, feeds: Sequence[Mapping[str, Array]], outputs: Sequence[str]) -> dict[str, Array]:
         """Returns the outputs by name, which lie in pinned memory and are overwritten by the next run.
@@ -171,11 +182,9 @@ class Execution:
     def _check_output(self, name: str, shape: Shape) -> None:
         if min(shape, default=0) < 0:
             raise PlanError(f"output {name!r} must have a shape that follows from the inputs', got {list(shape)}")
-        if name in self._host and self._bytes(name, shape) > self._host[name].nbytes:
-            raise PlanError(
-                f"output {name!r} of shape {list(shape)} takes {self._bytes(name, shape)} bytes, more than the "
-                f"{self._host[name].nbytes} that TensorRT said it would take at most"
-            )
+        size, room = self._bytes(name, shape), self._room_bytes.get(name)
+        if room is not None and size > room:
+            raise PlanError(f"output {name!r} of shape {list(shape)} takes {size} bytes, more than TensorRT's {room}")
 
     def _issue(self, profile: int, shapes: Shapes, outputs: Mapping[str, Shape]) -> None:
         """Puts an execution into the stream, with the copies before and after it."""
@@ -218,12 +227,15 @@ class Execution:
             sizes.append(int(context.get_max_output_size(output)))
         return max(sizes)
 
-    def _allocate(self, name: str, size: int) -> None:
-        self._pinned[name] = int(self._cuda("cudaHostAlloc", size, int(self._cuda.cudaHostAllocDefault)))
-        self._host[name] = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self._pinned[name]))
-        # What a capture's first execution reads.
-        self._host[name][:] = 0
-        self._device[name] = int(self._cuda("cudaMalloc", size))
+    def _allocate(self) -> None:
+        for name, size in self._room_bytes.items():
+            self._device[name] = int(self._cuda("cudaMalloc", size))
+        for name in (*self._inputs, *self._served):
+            size = self._room_bytes[name]
+            self._pinned[name] = int(self._cuda("cudaHostAlloc", size, int(self._cuda.cudaHostAllocDefault)))
+            self._host[name] = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self._pinned[name]))
+            # What a capture's first execution reads.
+            self._host[name][:] = 0
 
     def _priority(self, name: str) -> int:
         least, greatest = self._cuda("cudaDeviceGetStreamPriorityRange")
