@@ -77,6 +77,12 @@ class Recorded:
         return [arguments for name, arguments in self.calls if name == call]
 
 
+class Member(int):
+    """A member of an enumeration, which has a name as pybind11's have."""
+
+    name = ""
+
+
 class Enumeration:
     """Numbers for members that are asked for by name."""
 
@@ -84,10 +90,12 @@ class Enumeration:
         self._name = name
         self._members = members
 
-    def __getattr__(self, name: str) -> int:
+    def __getattr__(self, name: str) -> Member:
         if name not in self._members:
             raise AttributeError(f"{self._name} has no {name}")
-        return self._members.index(name)
+        member = Member(self._members.index(name))
+        member.name = name
+        return member
 
 
 class _Thing:

@@ -19,6 +19,7 @@ Cuda = cuda_calls.Cuda
 Messages = cuda_calls.Messages
 PlanError = cuda_calls.PlanError
 load = cuda_calls.load
+numpy_type = cuda_calls.numpy_type
 
 
 def tensorrt() -> Any:
@@ -39,7 +40,6 @@ class Runner:
         self.context = self.engine.create_execution_context()
         self._stream = self._cuda("cudaStreamCreate")
         names = [self.engine.get_tensor_name(number) for number in range(self.engine.num_io_tensors)]
-        self._types = {name: cuda_calls.element_type(trt, self.engine.get_tensor_dtype(name)) for name in names}
         inputs = trt.TensorIOMode.INPUT
         self.inputs = [name for name in names if self.engine.get_tensor_mode(name) == inputs]
         self.outputs = [name for name in names if self.engine.get_tensor_mode(name) != inputs]
@@ -69,7 +69,7 @@ class Runner:
         self.choose_profile(feed[self.inputs[0]].shape)
         arrays = {}
         for name in self.inputs:
-            arrays[name] = np.ascontiguousarray(feed[name], self._types[name])
+            arrays[name] = np.ascontiguousarray(feed[name], numpy_type(self.engine.get_tensor_dtype(name)))
             self.context.set_input_shape(name, arrays[name].shape)
             kind = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
             cuda(
@@ -83,7 +83,7 @@ class Runner:
         answers = {}
         for name in self.outputs:
             shape = tuple(self.context.get_tensor_shape(name))
-            answers[name] = np.empty(shape, self._types[name])
+            answers[name] = np.empty(shape, numpy_type(self.engine.get_tensor_dtype(name)))
             self._device(name, answers[name].nbytes)
         for name in (*self.inputs, *self.outputs):
             self.context.set_tensor_address(name, self._buffers[name][0])

@@ -37,18 +37,17 @@ def tensorrt(*, remedy: str) -> Any:
     return trt
 
 
-def element_type(trt: Any, data_type: Any) -> str:
-    """Returns numpy's name of a TensorRT type, such as `float32`.
+def numpy_type(kind: Any) -> str:
+    """Returns numpy's name of a member of TensorRT's DataType, such as `float32`.
 
     `tensorrt.nptype` of TensorRT 8.5 asks numpy for names that numpy 1.24 and later have no more.
 
     Raises:
         PlanError: numpy has none, as for BF16 and FP8.
     """
-    for name, numpy_name in TYPES.items():
-        if getattr(trt.DataType, name, None) == data_type:
-            return numpy_name
-    raise PlanError(f"type {data_type} of the plan's inputs and outputs must be one of {', '.join(TYPES)}; build it so")
+    if kind.name not in TYPES:
+        raise PlanError(f"the types of a plan's inputs and outputs must be among {', '.join(TYPES)}, got {kind.name}")
+    return TYPES[kind.name]
 
 
 class Messages:

@@ -16,8 +16,8 @@ from cuda_calls import (  # type: ignore[import-not-found]
     Cuda,
     Messages,
     PlanError,
-    element_type,
     load,
+    numpy_type,
     tensorrt,
 )
 from plan_config import (  # type: ignore[import-not-found]
@@ -162,7 +162,7 @@ def _tensors(trt: Any, engine: Any) -> list[Tensor]:
             Tensor(
                 name=name,
                 is_input=engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT,
-                dtype=element_type(trt, engine.get_tensor_dtype(name)),
+                dtype=numpy_type(engine.get_tensor_dtype(name)),
                 shape=tuple(engine.get_tensor_shape(name)),
             )
         )
