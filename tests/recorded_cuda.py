@@ -66,7 +66,6 @@ class RecordedCuda:
             "cudaStreamCreateWithPriority": lambda flags, priority: self._handle("stream"),
             "cudaEventCreateWithFlags": lambda flags: self._handle("event"),
             "cudaDeviceGetAttribute": self._attribute,
-            "cudaGetErrorString": lambda error: b"what CUDA says of it",
             **{f"cuda{name}": self._free for name in frees},
         }
 

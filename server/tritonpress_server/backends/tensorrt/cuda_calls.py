@@ -1,13 +1,12 @@
 """TensorRT's and CUDA's modules as whoever runs a plan needs them, in any TensorRT from 8.5 on.
 
-Needs Python 3.8, tensorrt and cuda-python alone: the generator copies this file beside the builder of plans, which runs
-in NVIDIA's older containers too. What a release can do is asked of its module, never of its version.
+Needs Python 3.8, numpy, tensorrt and cuda-python alone: the generator copies this file beside the builder of plans,
+which runs in NVIDIA's older containers too. What a release can do is asked of its module, never of its version.
 """
 
 # ruff: noqa: UP006, UP035, UP045 (Python 3.8 in older containers)
 from __future__ import annotations
 
-import contextlib
 from typing import Any, Callable, Dict, Optional, Tuple
 
 TYPES = {
@@ -15,6 +14,14 @@ TYPES = {
     "BOOL": "bool",
 }  # fmt: skip
 """numpy's names of the types of TensorRT that numpy has."""
+
+NO_GPU = "a GPU and its driver are needed"
+AGAIN = "what uses the GPU must be started again"
+REMEDIES = {
+    2: "free memory of the GPU, or lower instance_group.count or the shapes of the plan's profiles",
+    **dict.fromkeys((3, 35, 100, 804), NO_GPU),
+}
+"""By CUDA's error: no memory; not initialised, driver too old, no GPU, driver and GPU that do not fit."""
 
 
 class PlanError(Exception):
@@ -30,24 +37,26 @@ def tensorrt(*, remedy: str) -> Any:
     try:
         import tensorrt as trt
     except (ImportError, OSError) as exc:
-        raise PlanError(f"TensorRT is needed ({exc}); {remedy}") from exc
+        raise PlanError(f"TensorRT is needed ({' '.join(str(exc).split())}); {remedy}") from exc
     if not hasattr(trt, "Runtime"):
         # Any folder of that name on the path is imported as a package without a file.
         raise PlanError(f"TensorRT is needed (the folder {next(iter(trt.__path__))} is none); {remedy}")
     return trt
 
 
-def numpy_type(kind: Any) -> str:
-    """Returns numpy's name of a member of TensorRT's DataType, such as `float32`.
+def numpy_type(kind: Any) -> Any:
+    """Returns numpy's type for a member of TensorRT's DataType.
 
     `tensorrt.nptype` of TensorRT 8.5 asks numpy for names that numpy 1.24 and later have no more.
 
     Raises:
         PlanError: numpy has none, as for BF16 and FP8.
     """
+    import numpy as np
+
     if kind.name not in TYPES:
         raise PlanError(f"the types of a plan's inputs and outputs must be among {', '.join(TYPES)}, got {kind.name}")
-    return TYPES[kind.name]
+    return np.dtype(TYPES[kind.name])
 
 
 class Messages:
@@ -138,19 +147,13 @@ class Cuda:
             error, *results = getattr(self._runtime, name)(*arguments)
         except RuntimeError as exc:
             # What cuda-python raises in place of an error's number where there is no driver.
-            raise PlanError(f"{name}: {exc}; a GPU and NVIDIA's driver are needed") from exc
+            raise PlanError(f"{name}: {' '.join(str(exc).split())}; {NO_GPU}") from exc
         if int(error) != 0:
-            raise PlanError(f"{name}: CUDA reports {self._text(error)}; a GPU and its driver are needed")
+            raise PlanError(f"{name}: CUDA reports {getattr(error, 'name', error)}; {REMEDIES.get(int(error), AGAIN)}")
         return results[0] if len(results) == 1 else results
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runtime, name)
-
-    def _text(self, error: Any) -> str:
-        with contextlib.suppress(RuntimeError):
-            _, text = self._runtime.cudaGetErrorString(error)
-            return f"{int(error)}, {text.decode() if isinstance(text, bytes) else text}"
-        return str(error)
 
 
 def _cuda_runtime() -> Any:

@@ -162,7 +162,7 @@ def _tensors(trt: Any, engine: Any) -> list[Tensor]:
             Tensor(
                 name=name,
                 is_input=engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT,
-                dtype=numpy_type(engine.get_tensor_dtype(name)),
+                dtype=numpy_type(engine.get_tensor_dtype(name)).name,
                 shape=tuple(engine.get_tensor_shape(name)),
             )
         )
