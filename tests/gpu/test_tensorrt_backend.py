@@ -49,7 +49,9 @@ def plan(trt: Any, profiles: Sequence[Bounds]) -> bytes:
     explicit = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
     network = builder.create_network(0 if explicit is None else 1 << int(explicit))
     x = network.add_input("x", trt.DataType.FLOAT, (-1, -1))
-    one = network.add_constant((1, 1), np.ones((1, 1), np.float32)).get_output(0)
+    # TensorRT reads a weight when it builds, and does not keep it alive.
+    weight = np.ones((1, 1), np.float32)
+    one = network.add_constant((1, 1), weight).get_output(0)
     y = network.add_elementwise(x, one, trt.ElementWiseOperation.SUM).get_output(0)
     y.name = "y"
     network.mark_output(y)

@@ -223,8 +223,10 @@ class Execution:
             for name, shape in profile.most.items():
                 if not context.set_input_shape(name, shape):
                     raise PlanError(f"input {name!r} of shape {list(shape)} is refused ({self._messages.last()[:300]})")
-            self._check_output(output, tuple(context.get_tensor_shape(output)))
-            sizes.append(int(context.get_max_output_size(output)))
+            shape = tuple(context.get_tensor_shape(output))
+            self._check_output(output, shape)
+            # An output need not be the largest where the inputs are.
+            sizes.append(max(self._bytes(output, shape), int(context.get_max_output_size(output))))
         return max(sizes)
 
     def _allocate(self) -> None:

@@ -6,12 +6,18 @@ dimensions' distances, as NVIDIA's backend does (github.com/triton-inference-ser
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from types import EllipsisType
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 """By the input's name, the batch's dimension included."""
+Items = tuple[tuple[str, Shape], ...]
+"""The same, as a key."""
+Choice = tuple[int, int | None, Shapes]
+"""The number of a profile, the place of a graph if there is one, and the shapes as executed."""
+REMEMBERED = 4096
 
 
 @dataclass(frozen=True)
@@ -82,14 +88,20 @@ class Run:
     """The rows of inputs and outputs that each of them has."""
 
 
-@dataclass(frozen=True)
 class Planner:
     """What an instance can run, and from it the runs that requests become."""
 
-    profiles: Sequence[Profile]
-    graphs: Sequence[Graph]
-    batches: bool
-    """Whether the first dimension is the batch's (`max_batch_size` above 0)."""
+    def __init__(self, profiles: Sequence[Profile], graphs: Sequence[Graph], batches: bool) -> None:
+        """Plans for what is given.
+
+        Args:
+            profiles: The instance's.
+            graphs: Those that were captured.
+            batches: Whether the first dimension is the batch's (`max_batch_size` above 0).
+        """
+        self.profiles, self.graphs, self.batches = tuple(profiles), tuple(graphs), batches
+        # Most executions have had their shapes before; those that clients think of may be any number.
+        self._choice = lru_cache(maxsize=REMEMBERED)(self._choose)
 
     def plan(self, requests: Sequence[Shapes]) -> tuple[list[Run], dict[int, str]]:
         """The runs that answer `requests`, and why others are refused, by place.
@@ -98,27 +110,35 @@ class Planner:
         whatever it came with.
         """
         refused: dict[int, str] = {}
-        groups: dict[object, list[list[int]]] = {}
+        groups: dict[object, list[_Group]] = {}
         for place, shapes in enumerate(requests):
-            if why := self._why_not(shapes):
-                refused[place] = why
+            choice = self._choice(tuple(shapes.items()))
+            if isinstance(choice, str):
+                refused[place] = choice
                 continue
-            key = tuple((name, shapes[name][1:]) for name in sorted(shapes)) if self.batches else place
-            group = groups.setdefault(key, [[]])
-            if group[-1] and not self._holding(self._joined([requests[other] for other in (*group[-1], place)])):
-                group.append([])
-            group[-1].append(place)
-        return [self._run(places, requests) for group in groups.values() for places in group], refused
+            if not self.batches:
+                groups[place] = [_Group(choice, [place])]
+                continue
+            key = tuple((name, shape[1:]) for name, shape in shapes.items())
+            # All inputs of a request have its batch size.
+            rows = next(iter(shapes.values()))[0]
+            group = groups.setdefault(key, [])
+            joined = self._choice(_items(shapes, group[-1].rows + rows)) if group else choice
+            if not group or isinstance(joined, str):
+                group.append(_Group(choice))
+            else:
+                group[-1].choice = joined
+            group[-1].add(place, rows)
+        return [group.run(batches=self.batches) for same in groups.values() for group in same], refused
 
-    def _run(self, places: Sequence[int], requests: Sequence[Shapes]) -> Run:
-        shapes = self._joined([requests[place] for place in places])
-        profile = min(self._holding(shapes), key=lambda one: (one.distance(shapes), one.number)).number
-        rows: list[slice | EllipsisType] = [...]
-        if self.batches:
-            rows, end = [], 0
-            for place in places:
-                begin, end = end, end + _batch(requests[place])
-                rows.append(slice(begin, end))
+    def _choose(self, items: Items) -> Choice | str:
+        """What an execution takes; or why no profile holds it."""
+        shapes = dict(items)
+        reasons = [profile.why_not(shapes) for profile in self.profiles]
+        holding = [profile for profile, why in zip(self.profiles, reasons, strict=True) if why is None]
+        if not holding:
+            return self._refusal(shapes, [why for why in reasons if why])
+        profile = min(holding, key=lambda one: (one.distance(shapes), one.number)).number
         taking = [
             place
             for place, graph in enumerate(self.graphs)
@@ -126,22 +146,9 @@ class Planner:
         ]
         # They differ in the batch alone.
         graph = min(taking, key=lambda place: tuple(self.graphs[place].shapes.values()), default=None)
-        if graph is not None:
-            shapes = self.graphs[graph].shapes
-        return Run(profile, graph, shapes, tuple(places), tuple(rows))
+        return profile, graph, shapes if graph is None else self.graphs[graph].shapes
 
-    def _joined(self, requests: Sequence[Shapes]) -> Shapes:
-        if len(requests) == 1:
-            return dict(requests[0])
-        return {name: (sum(shapes[name][0] for shapes in requests), *shape[1:]) for name, shape in requests[0].items()}
-
-    def _holding(self, shapes: Shapes) -> list[Profile]:
-        return [profile for profile in self.profiles if profile.why_not(shapes) is None]
-
-    def _why_not(self, shapes: Shapes) -> str | None:
-        reasons = [profile.why_not(shapes) for profile in self.profiles]
-        if None in reasons:
-            return None
+    def _refusal(self, shapes: Shapes, reasons: Sequence[str]) -> str:
         if len(reasons) == 1:
             return reasons[0]
         numbers = ", ".join(str(profile.number) for profile in self.profiles)
@@ -156,6 +163,26 @@ def bytes_needed(profiles: Sequence[Profile], item_bytes: Mapping[str, int]) -> 
     }
 
 
-def _batch(shapes: Shapes) -> int:
-    # All inputs of a request have its batch size.
-    return next(iter(shapes.values()))[0]
+@dataclass
+class _Group:
+    """Requests that one execution will answer."""
+
+    choice: Choice
+    """Of all of them together."""
+    places: list[int] = field(default_factory=list)
+    rows: int = 0
+    _slices: list[slice] = field(default_factory=list)
+
+    def add(self, place: int, rows: int) -> None:
+        """Puts the rows of a request behind those that are there."""
+        self.places.append(place)
+        self._slices.append(slice(self.rows, self.rows + rows))
+        self.rows += rows
+
+    def run(self, *, batches: bool) -> Run:
+        """The execution."""
+        return Run(*self.choice, tuple(self.places), tuple(self._slices) if batches else (...,))
+
+
+def _items(shapes: Shapes, batch: int) -> Items:
+    return tuple((name, (batch, *shape[1:])) for name, shape in shapes.items())
