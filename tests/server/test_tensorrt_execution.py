@@ -375,6 +375,22 @@ def test_machine_without_a_driver_is_said_in_a_line() -> None:
         Cuda(Driverless())("cudaGetDeviceCount")
 
 
+def test_runtime_that_tensorrt_does_not_make_is_said_in_a_line() -> None:
+    """As TensorRT 8.5.3.1 was seen where there is no driver: a warning, and pybind11's error."""
+    trt = recorded_tensorrt.Recorded(recorded_tensorrt.VERSIONS[0], {})
+    messages = cuda_calls.Messages(trt)
+
+    def runtime(logger: Any) -> None:
+        logger.log(2, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    vars(trt)["Runtime"] = runtime
+    with pytest.raises(PlanError) as raised:
+        cuda_calls.load(trt, b"plan", None, messages)
+    said = "TensorRT 8.5.3.1 makes no runtime here (CUDA initialization failure with error: 35); a GPU and its driver"
+    assert str(raised.value).startswith(said)
+
+
 def test_folder_that_is_named_tensorrt_is_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tensorrt").mkdir()
     monkeypatch.syspath_prepend(tmp_path)

@@ -60,7 +60,7 @@ def numpy_type(kind: Any) -> Any:
 
 
 class Messages:
-    """Counts what TensorRT says and keeps the last error, since its calls return None where they fail.
+    """Counts what TensorRT says and keeps the last of it, since its calls return None where they fail.
 
     Attributes:
         logger: What TensorRT is given.
@@ -81,18 +81,19 @@ class Messages:
                     self._messages.error = line
                 elif severity == trt.ILogger.WARNING:
                     self._messages.warnings += 1
+                    self._messages.warning = line
                 else:
                     return
                 if tell is not None:
                     tell("warning" if severity == trt.ILogger.WARNING else "error", line)
 
-        self.error = ""
+        self.error = self.warning = ""
         self.warnings = 0
         self.logger = Logger(self)
 
     def last(self) -> str:
-        """Returns the last error, or that there was none."""
-        return self.error or "TensorRT gave no reason"
+        """Returns the last error, else the last warning, or that there was none."""
+        return self.error or self.warning or "TensorRT gave no reason"
 
 
 def load(
@@ -108,10 +109,16 @@ def load(
         messages: Where TensorRT's go.
 
     Raises:
-        PlanError: The plan is corrupt, or of another TensorRT or GPU.
+        PlanError: The plan is corrupt, or of another TensorRT or GPU; or there is no GPU.
     """
     messages = messages or Messages(trt)
-    runtime = trt.Runtime(messages.logger)
+    try:
+        runtime = trt.Runtime(messages.logger)
+    except TypeError as exc:
+        # What pybind11 makes of a null pointer.
+        raise PlanError(
+            f"TensorRT {trt.__version__} makes no runtime here ({messages.last()[:300]}); {NO_GPU}"
+        ) from exc
     if stamp and stamp.get("version_compatible") and hasattr(runtime, "engine_host_code_allowed"):
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan)
