@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import plan_config
+import plan_graphs
 import plan_shapes
 import pytest
 from google.protobuf import json_format
@@ -66,7 +66,7 @@ def test_embedded_server_captures_a_graph_for_every_batch_at_every_border() -> N
         for number, profile in enumerate(engine.plan_settings(engine.Config(), ASKED)["profiles"])
         for bounds in [(profile["batch"], profile["length"])]
     ]
-    graphs, warnings = plan_config.graphs(config, profiles)
+    graphs, warnings = plan_graphs.graphs(config, profiles)
     assert warnings == []
     planner = plan_shapes.Planner(profiles, graphs, True)
     for length in ASKED.borders:

@@ -12,13 +12,13 @@ from plan_config import (
     Tensor,
     check_features,
     check_tensors,
-    graphs,
     host_code_allowed,
     plan_path,
     profile_numbers,
     stamp,
     without_effect,
 )
+from plan_graphs import graphs
 from plan_shapes import Graph, Profile
 from tensorrt_configs import cuda_graphs, model_config, spec
 

@@ -25,7 +25,6 @@ from plan_config import (  # type: ignore[import-not-found]
     Tensor,
     check_features,
     check_tensors,
-    graphs,
     host_code_allowed,
     plan_path,
     profile_numbers,
@@ -33,6 +32,7 @@ from plan_config import (  # type: ignore[import-not-found]
     without_effect,
 )
 from plan_execution import Execution  # type: ignore[import-not-found]
+from plan_graphs import graphs  # type: ignore[import-not-found]
 from plan_shapes import Planner, Profile, Run  # type: ignore[import-not-found]
 
 INSTALL = "pip install 'tritonpress[tensorrt]' in the server's environment"
