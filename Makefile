@@ -37,7 +37,7 @@ road: .venv/installed
 	@$(RUN) python -m tritonpress_generator.bench generator/recipes/recommendation.yaml --only road
 
 lock:
-	uv pip compile --universal --python-version 3.10 --all-extras --no-header --no-annotate --quiet --upgrade pyproject.toml -o constraints.txt
+	uv pip compile --universal --python-version 3.10 --extra dev --no-header --no-annotate --quiet --upgrade pyproject.toml -o constraints.txt
 
 clean:
 	rm -rf .venv reports model_repo/*/ build dist

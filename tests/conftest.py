@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from tiny_sources import TASKS, items, queries, write_checkpoint, write_jsonl, write_recipe, write_task
+from tritonpress_server.runtime import OUR_BACKENDS
 
+# The files beside a backend's `model.py` are imported as Triton's stub does it.
+sys.path.append(str(OUR_BACKENDS / "tensorrt"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 

@@ -31,6 +31,12 @@ _LOADED = re.compile(r"\"successfully loaded '(?P<model>[^']*)'\"$", re.MULTILIN
 _CRASHED = 139
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _USAGE = "Usage: tritonserver"
+# Triton says what is wrong and not what to do.
+_REMEDIES = {
+    "has kind KIND_GPU but no GPUs are available": (
+        "serve it where an NVIDIA GPU is, or build the recipe with an engine for CPUs such as onnxruntime"
+    ),
+}
 # What Triton says on every machine without a GPU, and its tables.
 _NOISE = re.compile(r"CUDA|CudaDriver|NVML|DCGM|pinned system memory|^[|+]|^\s*$|^I\d{4}")
 
@@ -86,9 +92,10 @@ def tail(log: str) -> str:
 
 
 def one_line(reason: str) -> str:
-    """A reason of Triton's without the Python traceback and the line breaks."""
+    """A reason of Triton's without the Python traceback and the line breaks, and the remedy where that is known."""
     reason = reason.split("\n\nAt:\n", maxsplit=1)[0].replace("TritonModelException: ", "")
-    return " ".join(reason.split()).rstrip("; ")
+    remedies = [f"; {remedy}" for text, remedy in _REMEDIES.items() if text in reason]
+    return " ".join(reason.split()).rstrip("; ") + "".join(remedies)
 
 
 def _unquoted(message: str) -> str:

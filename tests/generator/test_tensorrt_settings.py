@@ -6,7 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import plan_graphs
+import plan_shapes
 import pytest
+from google.protobuf import json_format
 from tiny_encoders import asked, make, signature
 from tritonpress_generator import export
 from tritonpress_generator.engines import tensorrt as engine
@@ -44,6 +47,34 @@ def test_settings_say_what_the_recipe_says() -> None:
     model = engine.model_config(config, ASKED)
     assert dict(model.cc_model_filenames) == {"8.0": "model_8.0.plan", "9.0": "model_9.0.plan"}
     assert model.instance_group[0].count == 2
+    assert "version-compatible" not in model.parameters
+    model = engine.model_config(engine.Config(version_compatible=True), ASKED)
+    assert model.parameters["version-compatible"].string_value == "true"
+
+
+def test_embedded_server_captures_a_graph_for_every_batch_at_every_border() -> None:
+    model = engine.model_config(engine.Config(), ASKED)
+    model.max_batch_size = ASKED.max_batch_size
+    config = json_format.MessageToDict(
+        model, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    profiles = [
+        plan_shapes.Profile(
+            number,
+            *(dict.fromkeys(GIVES.inputs, (batch, length)) for batch, length in zip(*bounds, strict=True)),
+        )
+        for number, profile in enumerate(engine.plan_settings(engine.Config(), ASKED)["profiles"])
+        for bounds in [(profile["batch"], profile["length"])]
+    ]
+    graphs, warnings = plan_graphs.graphs(config, profiles)
+    assert warnings == []
+    planner = plan_shapes.Planner(profiles, graphs, True)
+    for length in ASKED.borders:
+        for batch in range(1, ASKED.max_batch_size + 1):
+            (run,), refused = planner.plan([dict.fromkeys(GIVES.inputs, (batch, length))])
+            assert not refused
+            assert run.graph is not None
+            assert run.shapes["input_ids"][0] < 2 * batch
 
 
 def test_older_releases_get_a_graph_of_fp32_and_flags() -> None:

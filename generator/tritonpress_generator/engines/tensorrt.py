@@ -183,6 +183,9 @@ def model_config(config: Config, asked: Asked) -> pb.ModelConfig:
     )
     for capability in config.compute_capabilities:
         model.cc_model_filenames[capability] = f"model_{capability}.plan"
+    if config.version_compatible:
+        # For the embedded server; NVIDIA's takes --backend-config=tensorrt,version-compatible=true.
+        model.parameters["version-compatible"].string_value = "true"
     if config.cuda_graphs and asked.borders:
         model.optimization.cuda.graphs = True
         model.optimization.cuda.output_copy_stream = True

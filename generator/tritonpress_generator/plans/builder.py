@@ -1,8 +1,8 @@
 """Builds TensorRT plans from ONNX files: `python3 -m build_plan SETTINGS.json`, in any TensorRT from 8.5 on.
 
-With `runner.py` it needs Python 3.8, numpy, tensorrt and cuda-python alone, and both are copied as they are beside the
-ONNX files, so that NVIDIA's container builds what this project asked for. What a release can do is asked of its module,
-never of its version.
+With `runner.py` and what that shares with the server it needs Python 3.8, numpy, tensorrt and cuda-python alone. They
+are copied as they are beside the ONNX files, so that NVIDIA's container builds what this project asked for. What a
+release can do is asked of its module, never of its version.
 
 SETTINGS.json has `rungs` ([{name, model, types}], the most accurate first; `types` are the element types that the graph
 holds), `inputs` (names), `profiles` ([{batch: [min, opt, max], length: [min, opt, max]}]), `shapes` ([[batch, length]],
@@ -65,7 +65,7 @@ def build(trt: Any, rung: Dict[str, Any], settings: Dict[str, Any], folder: Path
         "graph": hashlib.sha256(model.read_bytes()).hexdigest(),
         "rung": rung["name"],
         "built_in_s": round(time.time() - start, 1),
-        "warnings": len(messages.warnings),
+        "warnings": messages.warnings,
     }
     return bytes(plan), stamp
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from tritonpress_server.backends.tensorrt import cuda_calls
 
 from tritonpress_generator.plans import builder, releases
 
@@ -104,8 +105,8 @@ def write(
     text = json.dumps({"rungs": rungs, **settings}, indent=2) + "\n"
     (version_dir / SETTINGS).write_text(text, encoding="utf-8")
     (version_dir / "build_plan").mkdir(exist_ok=True)
-    for name in BUILDER:
-        shutil.copyfile(Path(__file__).parent / name, version_dir / "build_plan" / name)
+    for path in (*(Path(__file__).parent / name for name in BUILDER), Path(str(cuda_calls.__file__))):
+        shutil.copyfile(path, version_dir / "build_plan" / path.name)
     script = _SCRIPT.format(
         tensorrt_image=releases.tensorrt_image(release),
         triton_image=releases.triton_image(release),

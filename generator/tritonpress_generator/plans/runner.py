@@ -1,4 +1,7 @@
-"""Runs TensorRT plans, and times them; copied beside the builder (`builder.py`), and as self-contained as that."""
+"""Runs TensorRT plans, and times them; copied beside the builder (`builder.py`), and as self-contained as that.
+
+What it shares with the embedded server's backend is written there (`backends/tensorrt/cuda_calls.py`), and copied too.
+"""
 
 # ruff: noqa: UP006, UP035, UP045, B905 (Python 3.8 in older containers)
 from __future__ import annotations
@@ -6,11 +9,17 @@ from __future__ import annotations
 import time
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+try:
+    from . import cuda_calls  # type: ignore[attr-defined]  # Copied, it lies beside this file.
+except ImportError:
+    from tritonpress_server.backends.tensorrt import cuda_calls
+
 TIMED_S = 2.0
-
-
-class PlanError(Exception):
-    """The input or the machine is at fault; one line says what, and the remedy."""
+Cuda = cuda_calls.Cuda
+Messages = cuda_calls.Messages
+PlanError = cuda_calls.PlanError
+load = cuda_calls.load
+numpy_type = cuda_calls.numpy_type
 
 
 def tensorrt() -> Any:
@@ -19,84 +28,7 @@ def tensorrt() -> Any:
     Raises:
         PlanError: It is not installed, or its libraries cannot be loaded.
     """
-    try:
-        import tensorrt as trt
-    except (ImportError, OSError) as exc:
-        raise PlanError(
-            f"TensorRT is needed to build a plan ({exc}); run build_plan.sh, which takes a container"
-        ) from exc
-    return trt
-
-
-class Messages:
-    """Keeps what TensorRT says, since its calls return None where they fail."""
-
-    def __init__(self, trt: Any) -> None:
-        class Logger(trt.ILogger):  # type: ignore[misc]
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-
-            def log(self, severity: Any, message: str) -> None:
-                if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                    errors.append(" ".join(message.split()))
-                elif severity == trt.ILogger.WARNING:
-                    warnings.append(" ".join(message.split()))
-
-        errors: List[str] = []
-        warnings: List[str] = []
-        self.errors, self.warnings, self.logger = errors, warnings, Logger()
-
-    def last(self) -> str:
-        """Returns the last error, or that there was none."""
-        return self.errors[-1] if self.errors else "TensorRT gave no reason"
-
-
-def load(trt: Any, plan: bytes, stamp: Optional[Dict[str, Any]] = None) -> Tuple[Any, Any]:
-    """Returns the engine of a serialised plan, and the runtime that must outlive it.
-
-    Raises:
-        PlanError: The plan is corrupt, or of another TensorRT or GPU.
-    """
-    messages = Messages(trt)
-    runtime = trt.Runtime(messages.logger)
-    if stamp and stamp.get("version_compatible") and hasattr(runtime, "engine_host_code_allowed"):
-        runtime.engine_host_code_allowed = True
-    engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        of = f", built with TensorRT {stamp['tensorrt']} on {stamp.get('gpu', '?')}" if stamp else ""
-        raise PlanError(
-            f"the plan{of} cannot be loaded by TensorRT {trt.__version__} here ({messages.last()[:300]}); "
-            "build it again"
-        )
-    return engine, runtime
-
-
-class Cuda:
-    """The few calls of the CUDA runtime that a plan needs, from either form of cuda-python."""
-
-    def __init__(self) -> None:
-        try:
-            try:
-                from cuda.bindings import runtime as cudart
-            except ImportError:
-                from cuda import cudart
-        except ImportError as exc:
-            raise PlanError(f"cuda-python is needed to run a plan ({exc}); pip install cuda-python") from exc
-        self._runtime = cudart
-
-    def __call__(self, name: str, *arguments: Any) -> Any:
-        """Returns the result of a call.
-
-        Raises:
-            PlanError: CUDA reports an error.
-        """
-        error, *results = getattr(self._runtime, name)(*arguments)
-        if int(error) != 0:
-            raise PlanError(f"{name}: CUDA reports {error}; a GPU and its driver are needed")
-        return results[0] if len(results) == 1 else results
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._runtime, name)
+    return cuda_calls.tensorrt(remedy="run build_plan.sh, which takes a container")
 
 
 class Runner:
@@ -137,7 +69,7 @@ class Runner:
         self.choose_profile(feed[self.inputs[0]].shape)
         arrays = {}
         for name in self.inputs:
-            arrays[name] = np.ascontiguousarray(feed[name], self._trt.nptype(self.engine.get_tensor_dtype(name)))
+            arrays[name] = np.ascontiguousarray(feed[name], numpy_type(self.engine.get_tensor_dtype(name)))
             self.context.set_input_shape(name, arrays[name].shape)
             kind = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
             cuda(
@@ -151,7 +83,7 @@ class Runner:
         answers = {}
         for name in self.outputs:
             shape = tuple(self.context.get_tensor_shape(name))
-            answers[name] = np.empty(shape, self._trt.nptype(self.engine.get_tensor_dtype(name)))
+            answers[name] = np.empty(shape, numpy_type(self.engine.get_tensor_dtype(name)))
             self._device(name, answers[name].nbytes)
         for name in (*self.inputs, *self.outputs):
             self.context.set_tensor_address(name, self._buffers[name][0])

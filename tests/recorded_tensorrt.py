@@ -8,6 +8,8 @@ exists; what TensorRT makes of them is seen on a GPU alone.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ NAMES: dict[str, dict[str, list[str]]] = json.loads(
     (Path(__file__).parent / "tensorrt_names.json").read_text(encoding="utf-8")
 )
 VERSIONS = list(NAMES)
+Calls = list[tuple[str, tuple[Any, ...]]]
 MADE = {
     "Builder.create_network": "INetworkDefinition",
     "Builder.create_builder_config": "IBuilderConfig",
@@ -29,14 +32,34 @@ MADE = {
 """What a call gives, where that is no tensor."""
 
 
+@dataclass
+class Method:
+    """An answer that is given the object's state first."""
+
+    of: Callable[..., Any]
+
+
+@dataclass
+class Attribute:
+    """An attribute that follows from the object's state."""
+
+    of: Callable[[dict[str, Any]], Any]
+
+
 class Recorded:
     """The module of one release."""
 
-    def __init__(self, version: str, answers: dict[str, Any]) -> None:
-        """Answers `answers`, by `Class.name`; attributes that are set are recorded as calls are."""
+    def __init__(self, version: str, answers: dict[str, Any], calls: Calls | None = None) -> None:
+        """Answers `answers`, by `Class.name`; attributes that are set are recorded as calls are.
+
+        Args:
+            version: The release.
+            answers: A value, what a call gives, a `Method` or an `Attribute`.
+            calls: Where calls are recorded; by default a list of its own.
+        """
         self.__version__ = version
         self.answers = answers
-        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.calls: Calls = [] if calls is None else calls
         self._names = NAMES[version]
 
     def __getattr__(self, name: str) -> Any:
@@ -46,7 +69,7 @@ class Recorded:
         if name == "ILogger":
             return type("ILogger", (), {"INTERNAL_ERROR": 0, "ERROR": 1, "WARNING": 2})
         if "value" in members and "name" in members:
-            return _Enumeration(name, [member for member in members if member not in {"name", "value"}])
+            return Enumeration(name, [member for member in members if member not in {"name", "value"}])
         return lambda *arguments: _Thing(self, name, arguments)
 
     def made(self, call: str) -> list[tuple[Any, ...]]:
@@ -54,34 +77,45 @@ class Recorded:
         return [arguments for name, arguments in self.calls if name == call]
 
 
-class _Enumeration:
+class Member(int):
+    """A member of an enumeration, which has a name as pybind11's have."""
+
+    name = ""
+
+
+class Enumeration:
+    """Numbers for members that are asked for by name."""
+
     def __init__(self, name: str, members: list[str]) -> None:
         self._name = name
         self._members = members
 
-    def __getattr__(self, name: str) -> int:
+    def __getattr__(self, name: str) -> Member:
         if name not in self._members:
             raise AttributeError(f"{self._name} has no {name}")
-        return self._members.index(name)
+        member = Member(self._members.index(name))
+        member.name = name
+        return member
 
 
 class _Thing:
     """An object of one of the module's classes."""
 
     def __init__(self, module: Recorded, kind: str, arguments: tuple[Any, ...]) -> None:
-        vars(self).update(_module=module, _kind=kind)
+        vars(self).update(_module=module, _kind=kind, _state={})
         module.calls.append((kind, arguments))
 
     def __getattr__(self, name: str) -> Any:
         key = self._known(name)
-        answers = self._module.answers
-        if key in answers and not callable(answers[key]):
-            return answers[key]
-        answer = answers.get(key, lambda *_: _Thing(self._module, MADE.get(key, "ITensor"), ()))
+        answer = self._module.answers.get(key, lambda *_: _Thing(self._module, MADE.get(key, "ITensor"), ()))
+        if isinstance(answer, Attribute):
+            return answer.of(self._state)
+        if not callable(answer) and not isinstance(answer, Method):
+            return answer
 
         def call(*arguments: Any, **options: Any) -> Any:
             self._module.calls.append((key, (*arguments, *options.values())))
-            return answer(*arguments)
+            return answer.of(self._state, *arguments) if isinstance(answer, Method) else answer(*arguments)
 
         return call
 
