@@ -17,6 +17,8 @@ _INTERRUPTED = {
     "verify": "the repository is as it was",
     "finetune": "the same command goes on from the last state that was saved",
     "evaluate": "nothing was written",
+    "pack": "nothing was written",
+    "unpack": "nothing was written",
 }
 
 
@@ -45,6 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     evaluate_parser.add_argument("--wait-s", type=float, default=0.0, help="until the server is ready (default: 0)")
     evaluate_parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    pack_parser = commands.add_parser("pack", help="write a repository into one file, smaller, bit for bit")
+    pack_parser.add_argument("repository", type=Path)
+    pack_parser.add_argument("file", type=Path, help="the bundle")
+    unpack_parser = commands.add_parser("unpack", help="write a bundle's repository, every file checked, into a folder")
+    unpack_parser.add_argument("file", type=Path, help="the bundle")
+    unpack_parser.add_argument("folder", type=Path, help="a new folder")
     options = parser.parse_args(arguments)
     # The server's errors are known only where it is needed.
     try:
@@ -54,6 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
             _finetune(options.recipe, options.out, options.data)
         elif options.command == "evaluate":
             return _evaluate(options)
+        elif options.command == "pack":
+            _pack(options.repository, options.file)
+        elif options.command == "unpack":
+            _unpack(options.file, options.folder)
         else:
             return _verify(options.repository, options.server)
     except GeneratorError as exc:
@@ -134,6 +146,22 @@ def _evaluate(options: argparse.Namespace) -> int:
     else:
         print(render(["target", *metrics], [[options.target, *(f"{value:.4f}" for value in metrics.values())]]))
     return 0
+
+
+def _pack(repository: Path, file: Path) -> None:
+    from tritonpress_generator.packing.pack import pack
+    from tritonpress_generator.packing.sizes import HEADER, rows
+
+    packed = pack(repository, file)
+    print(render(HEADER, rows(packed)))
+    print(f"wrote {os.fspath(file)}: {packed.files} files; the bound is of a code of single bytes, without repetitions")
+
+
+def _unpack(file: Path, folder: Path) -> None:
+    from tritonpress_generator.packing.unpack import unpack
+
+    unpacked = unpack(file, folder)
+    print(f"wrote {os.fspath(folder)}: {unpacked.files} files, {unpacked.bytes / 1e6:.1f} MB, each with its sha256")
 
 
 def lengths_line(lengths: dict[str, Any]) -> str:
