@@ -30,6 +30,9 @@ FREE_BYTES = 1 << 30
 RATIO = 100
 """What is unpacked may be this many times the bundle and `FREE_BYTES`."""
 
+_SHOWN = 200
+"""Characters of what a bundle says that a message repeats."""
+
 _Count = Annotated[int, Field(ge=0, le=2**48)]
 COPY_AGAIN = "copy the bundle again, or pack the repository again"
 
@@ -89,12 +92,16 @@ class Index(_Entry):
         return sum(sum(block.streams) for content in self.contents for block in content.blocks)
 
 
-def write(file: BinaryIO, index: Index) -> int:
+def write(file: BinaryIO, files: list[File], folders: list[str], contents: list[Content]) -> int:
     """Returns the size of the bundle, whose blocks lie in `file` behind the place of the header, once it is whole.
 
     Raises:
         InputError: It is more than `read` would take.
     """
+    try:
+        index = Index(files=files, folders=folders, contents=contents)
+    except ValidationError as exc:
+        raise InputError(f"the repository cannot be a bundle: {_first(exc)}; pack less at once") from exc
     text = json.dumps(index.model_dump(), separators=(",", ":")).encode()
     begin = file.seek(0, 2)
     size = begin + len(text)
@@ -135,12 +142,17 @@ def read(file: BinaryIO, path: Path) -> Index:
     try:
         index = Index.model_validate_json(text)
     except ValidationError as exc:
-        first = exc.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, ("index", *first["loc"])))
-        raise InputError(f"{path}: {place}: {first['msg']}; {COPY_AGAIN}") from exc
+        raise InputError(f"{path}: {_first(exc)}; {COPY_AGAIN}") from exc
     if fault := _fault(index, stored=begin - HEADER_BYTES, size=size):
         raise InputError(f"{path}: {fault}; {COPY_AGAIN}")
     return index
+
+
+def _first(error: ValidationError) -> str:
+    """Returns the first thing that is wrong, in one line."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(map(repr, first["loc"]))[:_SHOWN] or "it"
+    return f"the index is not as it must be: {place}: {first['msg']}"
 
 
 def _fault(index: Index, *, stored: int, size: int) -> str | None:
@@ -159,9 +171,9 @@ def _fault_of_paths(index: Index) -> str | None:
     files = [file.path for file in index.files]
     for path in [*files, *index.folders]:
         if wrong := paths.problem(path):
-            return f"the path {path!r} {wrong}"
+            return f"the path {path[:_SHOWN]!r} {wrong}"
     twice = paths.clash(files, index.folders)
-    return f"the path {twice!r} is there twice, or is a file and a folder" if twice else None
+    return f"the path {twice[:_SHOWN]!r} is there twice, or is a file and a folder" if twice else None
 
 
 def _fault_of_contents(index: Index) -> str | None:

@@ -31,7 +31,7 @@ _WINDOW: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 20}
 _MATCHING_GAIN = 0.98
 """Matches are decoded at half the speed of Huffman's codes: they must save 2 %."""
 TENSOR_LEVEL = 3
-OTHER_LEVEL = 19
+OTHER_LEVEL = 12
 
 
 class CorruptError(ValueError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -28,13 +27,11 @@ def pack(repository: Path, file: Path) -> Packed:
         InputError: The repository cannot be read, has what a bundle does not hold, or changes meanwhile; or `file`
             cannot be written, lies in the repository, or is something else than a bundle.
     """
-    if not repository.is_dir():
-        raise InputError(f"repository {repository}: must be a folder, is none; run tritonpress build")
-    _check_target(repository, file)
-    found = list(paths.walk(repository))
-    if not found:
-        raise InputError(f"repository {repository}: must hold files, is empty; run tritonpress build")
     try:
+        _check_places(repository, file)
+        found = list(paths.walk(repository))
+        if not found:
+            raise InputError(f"repository {repository}: must hold files, is empty; run tritonpress build")
         with tempfile.TemporaryDirectory(prefix=".tritonpress-", dir=file.absolute().parent) as work:
             partial = Path(work) / "bundle"
             with partial.open("xb") as target, _bar(found) as bar:
@@ -43,26 +40,29 @@ def pack(repository: Path, file: Path) -> Packed:
                 os.fsync(target.fileno())
             partial.replace(file)
     except OSError as exc:
-        raise InputError(f"{file}: cannot be written ({exc}); nothing was changed") from exc
+        raise InputError(f"{repository}: cannot be packed into {file} ({exc}); nothing was written") from exc
     return packed
 
 
-def _check_target(repository: Path, file: Path) -> None:
-    """Refuses a place where the bundle would destroy something, or would be packed into itself."""
+def _check_places(repository: Path, file: Path) -> None:
+    """Refuses what is no folder, and a place where the bundle would destroy something or be packed into itself."""
+    if not repository.is_dir():
+        raise InputError(f"repository {repository}: must be a folder, is none; run tritonpress build")
     if file.resolve().is_relative_to(repository.resolve()):
         raise InputError(f"{file}: must not lie in the repository that is packed; give another place")
-    if not file.exists():
-        return
-    try:
-        if file.is_file() and file.open("rb").read(len(bundle.MAGIC)) == bundle.MAGIC:
-            return
-    except OSError as exc:
-        raise InputError(f"{file}: cannot be read ({exc}); give another place") from exc
-    raise InputError(f"{file}: is there, and is no bundle; remove it, or give another place")
+    if file.exists() and not _is_bundle(file):
+        raise InputError(f"{file}: is there, and is no bundle; remove it, or give another place")
 
 
-def _bar(found: list[tuple[str, Path]]) -> tqdm[NoReturn]:
-    total = sum(place.lstat().st_size for _, place in found if not place.is_dir())
+def _is_bundle(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    with file.open("rb") as begin:
+        return begin.read(len(bundle.MAGIC)) == bundle.MAGIC
+
+
+def _bar(found: list[paths.Found]) -> tqdm[NoReturn]:
+    total = sum(entry.size_bytes for entry in found)
     return tqdm(total=total, desc="packing", unit="B", unit_scale=True, leave=False, disable=None)
 
 
@@ -76,30 +76,26 @@ class _Writer:
         self._known: dict[bytes, int] = {}
         self._packed = Packed()
 
-    def write(self, found: list[tuple[str, Path]]) -> Packed:
+    def write(self, found: list[paths.Found]) -> Packed:
         """Returns what was written for these files and empty folders."""
         self._target.write(bytes(bundle.HEADER_BYTES))
-        files = [self._file(path, place) for path, place in found if not place.is_dir()]
-        folders = [path for path, place in found if place.is_dir()]
-        index = bundle.Index(files=files, folders=folders, contents=self._contents)
-        self._packed.packed_bytes = bundle.write(self._target, index)
-        self._packed.files, self._packed.bytes = len(files), index.size_bytes
+        files = [self._file(entry) for entry in found if not entry.is_folder]
+        folders = [entry.path for entry in found if entry.is_folder]
+        self._packed.packed_bytes = bundle.write(self._target, files, folders, self._contents)
+        self._packed.files, self._packed.bytes = len(files), sum(file.bytes for file in files)
         return self._packed
 
-    def _file(self, path: str, place: Path) -> bundle.File:
+    def _file(self, entry: paths.Found) -> bundle.File:
         sha256 = hashlib.sha256()
-        try:
-            with place.open("rb") as source:
-                found = list(extents.cut(source, place))
-                numbers = [self._content(source, extent, sha256) for extent in found]
-                status = os.fstat(source.fileno())
-        except OSError as exc:
-            raise InputError(f"{place}: cannot be read ({exc}); let nothing change it while it is packed") from exc
-        size = sum(extent.bytes for extent in found)
-        if status.st_size != size:
-            raise InputError(f"{place}: changes while it is packed; stop what writes it")
-        executable = bool(status.st_mode & stat.S_IXUSR)
-        return bundle.File(path=path, bytes=size, sha256=sha256.hexdigest(), executable=executable, contents=numbers)
+        with entry.place.open("rb") as source:
+            found = list(extents.cut(source, entry.place))
+            numbers = [self._content(source, extent, sha256) for extent in found]
+            size = source.seek(0, os.SEEK_END)
+        if size != sum(extent.bytes for extent in found):
+            raise InputError(f"{entry.place}: changes while it is packed; stop what writes it")
+        return bundle.File(
+            path=entry.path, bytes=size, sha256=sha256.hexdigest(), executable=entry.is_executable, contents=numbers
+        )
 
     def _content(self, source: BinaryIO, extent: Tensor, whole: hashlib._Hash) -> int:
         """Returns the number of a content, which is coded and written if there is none like it."""

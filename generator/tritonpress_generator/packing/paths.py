@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from tritonpress_generator.errors import InputError
 
@@ -44,28 +45,39 @@ def clash(files: list[str], folders: list[str]) -> str | None:
     return next((parent for parent in parents if parent in named), None)
 
 
-def walk(root: Path) -> Iterator[tuple[str, Path]]:
-    """Yields the path below `root` and the place of each file and of each empty folder, in the order of their names.
+class Found(NamedTuple):
+    """A file, or an empty folder."""
+
+    path: str
+    """Below the repository, with `/` between names."""
+    place: Path
+    size_bytes: int
+    is_folder: bool
+    is_executable: bool
+
+
+def walk(root: Path) -> Iterator[Found]:
+    """Yields each file and each empty folder below `root`, in the order of their names.
 
     Raises:
         InputError: A link, a device or a name that a bundle does not hold; or a folder cannot be read.
     """
     stack = [("", root)]
     while stack:
-        name, place = stack.pop()
+        path, place = stack.pop()
+        if path and (wrong := problem(path)):
+            raise InputError(f"repository {root}: the path {path!r} {wrong}, which a bundle does not hold; rename it")
         try:
-            mode = place.lstat().st_mode if name else place.stat().st_mode
-            inside = sorted(place.iterdir(), reverse=True) if stat.S_ISDIR(mode) else []
+            status = place.lstat() if path else place.stat()
+            is_folder = stat.S_ISDIR(status.st_mode)
+            inside = sorted(place.iterdir(), reverse=True) if is_folder else []
         except OSError as exc:
-            raise InputError(
-                f"repository {root}: cannot be read ({exc}); let nothing change it while it is packed"
-            ) from exc
-        if name and (wrong := problem(name)):
-            raise InputError(f"repository {root}: the path {name!r} {wrong}, which a bundle does not hold; rename it")
-        if stat.S_ISLNK(mode):
+            raise InputError(f"{place}: cannot be read ({exc}); make it readable, and stop what changes it") from exc
+        if stat.S_ISLNK(status.st_mode):
             raise InputError(f"{place}: is a symbolic link, which a bundle does not hold; put there what it points to")
-        if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+        if not (is_folder or stat.S_ISREG(status.st_mode)):
             raise InputError(f"{place}: must be a file or a folder, which is all that a bundle holds; remove it")
-        if name and not inside:
-            yield name, place
-        stack += [(f"{name}/{path.name}" if name else path.name, path) for path in inside]
+        if path and not inside:
+            size = 0 if is_folder else status.st_size
+            yield Found(path, place, size, is_folder, bool(status.st_mode & stat.S_IXUSR))
+        stack += [(f"{path}/{below.name}" if path else below.name, below) for below in inside]

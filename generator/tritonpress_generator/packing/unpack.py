@@ -33,11 +33,11 @@ def unpack(file: Path, folder: Path) -> Unpacked:
         InputError: `file` is no bundle, or not whole, or hostile; or `folder` is there and is not empty, or cannot be
             written.
     """
-    if not file.is_file():
-        raise InputError(f"{file}: must be a bundle of tritonpress pack, is no file; correct the path")
-    target = folder.resolve()
-    _check_target(folder, target)
     try:
+        if not file.is_file():
+            raise InputError(f"{file}: must be a bundle of tritonpress pack, is no file; correct the path")
+        target = folder.resolve()
+        _check_target(folder, target)
         with file.open("rb") as source:
             index = bundle.read(source, file)
             _check_space(index, folder, target)
@@ -47,7 +47,7 @@ def unpack(file: Path, folder: Path) -> Unpacked:
                 # In the place of an empty folder, too; of one that is no longer empty it is an error.
                 tree.rename(target)
     except OSError as exc:
-        raise InputError(f"{folder}: cannot be written from {file} ({exc}); nothing was changed") from exc
+        raise InputError(f"{file}: cannot be unpacked into {folder} ({exc}); nothing was written") from exc
     return Unpacked(len(index.files), index.size_bytes)
 
 
