@@ -136,7 +136,7 @@ def _packed(tmp_path: Path, name: str, content: bytes) -> Packed:
 
 @pytest.mark.parametrize(("precision", "limit"), [("FP32", 0.84), ("BF16", 0.67), ("FP16", 0.86), ("INT8", 0.93)])
 def test_normal_weights_come_near_their_bound(precision: str, limit: float, tmp_path: Path) -> None:
-    """INT8 is rounded by channels of 384 weights, to the largest of each: the longer they are, the smaller it becomes."""
+    """INT8 is rounded by channels of 384 weights, to the largest of each: longer ones become smaller."""
     values = trees.weights(384 * 2700)
     rows = values.reshape(-1, 384)
     content = {

@@ -47,7 +47,8 @@ def cut(file: BinaryIO, begin: int, end: int) -> Iterator[Tensor]:
         windows.append((offset, _words(file, begin, offset, before) if is_whole else before))
     runs = [(words, next(group)[0]) for words, group in groupby(windows, key=lambda window: window[1])]
     starts = [min(end, start + (begin + words.phase - start) % words.word_bytes) for words, start in runs]
-    starts[0] = begin
+    if starts[0] > begin:
+        yield Tensor(begin, starts[0] - begin, "other")
     for (words, _), start, stop in zip(runs, starts, [*starts[1:], end], strict=True):
         if stop > start:
             yield Tensor(start, stop - start, words.precision)

@@ -42,7 +42,7 @@ def tensors(file: BinaryIO, path: Path) -> Iterator[Tensor]:
         try:
             begin, end = map(int, entry["data_offsets"])
             precision = _PRECISIONS.get(entry["dtype"], "other")
-        except (KeyError, TypeError) as exc:
+        except (KeyError, TypeError, OverflowError) as exc:
             raise ValueError(f"the entry of {name!r} is no tensor's") from exc
         if end > begin:
             yield Tensor(8 + length + begin, end - begin, precision)
