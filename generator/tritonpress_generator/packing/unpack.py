@@ -43,7 +43,7 @@ def unpack(file: Path, folder: Path) -> Unpacked:
             _check_space(index, folder, target)
             with tempfile.TemporaryDirectory(prefix=".tritonpress-", dir=target.parent) as work:
                 tree = Path(work) / "tree"
-                _write(_Reader(source, file, index), index, tree)
+                _write(Reader(source, file, index), index, tree)
                 # In the place of an empty folder, too; of one that is no longer empty it is an error.
                 tree.rename(target)
     except OSError as exc:
@@ -68,7 +68,7 @@ def _check_space(index: bundle.Index, folder: Path, target: Path) -> None:
         raise InputError(f"{folder}: needs {index.size_bytes} bytes, the disk has {free}; make room, or give another")
 
 
-def _write(reader: _Reader, index: bundle.Index, tree: Path) -> None:
+def _write(reader: Reader, index: bundle.Index, tree: Path) -> None:
     tree.mkdir()
     for path in index.folders:
         (tree / path).mkdir(parents=True)
@@ -77,7 +77,7 @@ def _write(reader: _Reader, index: bundle.Index, tree: Path) -> None:
             _write_file(reader, file, tree / file.path, bar)
 
 
-def _write_file(reader: _Reader, file: bundle.File, place: Path, bar: tqdm[NoReturn]) -> None:
+def _write_file(reader: Reader, file: bundle.File, place: Path, bar: tqdm[NoReturn]) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     sha256 = hashlib.sha256()
     # "x": on a system that takes two names for one, the second is an error.
@@ -95,7 +95,7 @@ def _write_file(reader: _Reader, file: bundle.File, place: Path, bar: tqdm[NoRet
         place.chmod(mode | (mode & 0o444) >> 2)
 
 
-class _Reader:
+class Reader:
     """Reads contents of a bundle."""
 
     def __init__(self, source: BinaryIO, path: Path, index: bundle.Index) -> None:
