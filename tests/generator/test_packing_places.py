@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import trees
 from tritonpress_generator.errors import InputError
+from tritonpress_generator.packing import bundle
 from tritonpress_generator.packing.pack import pack
 from tritonpress_generator.packing.unpack import unpack
 
@@ -79,3 +85,42 @@ def test_places_that_a_bundle_is_not_written_to(tmp_path: Path) -> None:
     pack(source, tmp_path / "bundle")
     unpack(tmp_path / "bundle", tmp_path / "target")
     assert trees.read(tmp_path / "target") == {"model": b"2"}
+
+
+def test_what_unpack_would_refuse_is_not_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = trees.write(tmp_path / "source", {"zeros": bytes(1 << 20), "model": b"1"})
+    for constant, value, said in [
+        ("FREE_BYTES", 1 << 19, r"must be at most 524288 bytes .* are 1048577; pack less"),
+        ("INDEX_BYTES", 100, "the index must be at most 100 bytes"),
+        ("REFERENCES", 1, "must name at most 1 contents, name 2"),
+    ]:
+        with monkeypatch.context() as context:
+            context.setattr(bundle, constant, value)
+            with pytest.raises(InputError, match=said):
+                pack(source, tmp_path / "bundle")
+        assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    pack(source, tmp_path / "bundle")
+
+
+def test_interrupted_unpack_leaves_nothing(tmp_path: Path) -> None:
+    # Contents that differ in every block take long to unpack, and little to make.
+    block = trees.weights(1 << 18)
+    with (trees.write(tmp_path / "source", {"empty": b""}) / "model.plan").open("wb") as file:
+        for number in range(300):
+            file.write(np.roll(block, number).tobytes())
+    pack(tmp_path / "source", tmp_path / "bundle")
+    command = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from tritonpress_generator.cli import main; sys.exit(main(['unpack', *sys.argv[1:]]))"
+    )
+    before = sorted(path.name for path in tmp_path.iterdir())
+    arguments = [sys.executable, "-c", command, str(tmp_path / "bundle"), str(tmp_path / "target")]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
+        while not list(tmp_path.glob(".tritonpress-*/tree/model.plan")):
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    assert said.strip() == "tritonpress unpack: interrupted; nothing was written"
+    assert process.returncode == 130
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
