@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -83,11 +83,11 @@ def encode(block: bytes, word_bytes: int, *, level: int) -> list[bytes]:
         word_bytes: Of the block's words, where they are numbers; else 1.
         level: Zstandard's, where matches are looked for.
     """
-    whole = [_stream(block, level)]
-    if word_bytes == 1:
-        return whole
     split = [_stream(plane.tobytes(), level) for plane in planes(block, word_bytes)]
-    return min(split, whole, key=lambda streams: sum(map(len, streams)))
+    if word_bytes > 1 and any(stream.is_matched for stream in split):
+        # What repeats in a plane may be whole words, of which the bytes side by side make fewer matches.
+        split = min(split, [_stream(block, level)], key=lambda streams: sum(len(stream.stored) for stream in streams))
+    return [stream.stored for stream in split]
 
 
 def decode(streams: Sequence[bytes | memoryview], length: int) -> Bytes:
@@ -111,10 +111,16 @@ def huffman(plane: bytes) -> bytes:
     return zstd.compress(plane, options=_HUFFMAN)
 
 
-def _stream(plane: bytes, level: int) -> bytes:
-    stream = min(plane, huffman(plane), key=len)
-    matching = zstd.compress(plane, level)
-    return matching if len(matching) < _MATCHING_GAIN * len(stream) else stream
+class _Stream(NamedTuple):
+    stored: bytes
+    is_matched: bool
+
+
+def _stream(plane: bytes, level: int) -> _Stream:
+    stored = min(plane, huffman(plane), key=len)
+    matched = zstd.compress(plane, level)
+    is_matched = len(matched) < _MATCHING_GAIN * len(stored)
+    return _Stream(matched if is_matched else stored, is_matched)
 
 
 def _plane(stream: bytes | memoryview, length: int) -> Bytes:
