@@ -136,6 +136,13 @@ def test_runs_of_numbers_are_found_in_a_file_of_no_known_format(tmp_path: Path) 
         begin = end
 
 
+def test_digits_are_no_int8(tmp_path: Path) -> None:
+    """Nothing repeats in them but the few characters, so that they are coded as INT8 is."""
+    digits = np.random.default_rng(0).integers(0, 10, 300_000)
+    (tmp_path / "ranges.json").write_text("".join(map(str, digits)), encoding="utf-8")
+    assert contents(tmp_path / "ranges.json") == set()
+
+
 def test_noise_is_no_number(tmp_path: Path) -> None:
     (tmp_path / "model.plan").write_bytes(np.random.default_rng(0).bytes(1 << 20))
     assert contents(tmp_path / "model.plan") == set()

@@ -16,6 +16,8 @@ WINDOW_BYTES = 1 << 16
 _SAMPLE_BYTES = 1 << 14
 _GAIN = 0.99
 """A coding is taken in place of a simpler one, or of that of the window before, where it saves 1 %."""
+_FEWEST = 0.1
+"""Of weights, those of the rarer sign."""
 _FEW_EXPONENTS = 0.5
 """Of a plane's bits: the entropy of exponents is less, that of FP16's exponents and first bits of mantissas is more."""
 
@@ -64,6 +66,8 @@ def _words(file: BinaryIO, begin: int, offset: int, before: _Words) -> _Words:
         for phase in range(word_bytes):
             skipped = (begin + phase - place) % word_bytes
             planes = coding.planes(sample[skipped:], word_bytes)
+            if not _has_both_signs(planes):
+                continue
             words = _Words(word_bytes, phase, _precision(planes))
             size = skipped + entropy_bytes(planes, corrected=True)
             if words == before:
@@ -71,6 +75,12 @@ def _words(file: BinaryIO, begin: int, offset: int, before: _Words) -> _Words:
             if size < (least if word_bytes == best.word_bytes else _GAIN * least):
                 best, least = words, size
     return best
+
+
+def _has_both_signs(planes: list[coding.Bytes]) -> bool:
+    """Says whether words can be weights, or UINT8's around 128; of text the highest bits are all zero."""
+    signs = planes[0] & 1 if len(planes) > 1 else planes[0] >> 7
+    return bool(_FEWEST < signs.mean() < 1 - _FEWEST)
 
 
 def _precision(planes: list[coding.Bytes]) -> str:
