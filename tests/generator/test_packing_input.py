@@ -8,6 +8,7 @@ import json
 import random
 import shutil
 import struct
+import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 import pytest
 import trees
 from backports import zstd
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tritonpress_generator import cli
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.packing import bundle, coding
@@ -248,3 +251,43 @@ def test_command_says_it_in_one_line(small: bytes, tmp_path: Path, capsys: pytes
         assert printed.err.startswith(f"tritonpress {arguments[0]}: ")
         assert printed.err.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
+
+
+NASTY = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.integers(-2, 30),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(["..", "../x", "a", "a/c", "/x", "a/b/../../..", "0" * 64]),
+    st.lists(st.integers(-1, 30), max_size=5),
+    st.just({}),
+)
+
+
+@given(data=st.data(), value=NASTY, stream=st.one_of(st.just(HELLO), st.binary(min_size=1, max_size=60)))
+@settings(deadline=None, max_examples=300)
+def test_no_index_and_no_stream_does_more_than_fail(data: st.DataObject, value: object, stream: bytes) -> None:
+    """The header and the CRC fit, so that what is inside is read."""
+    index = honest()
+    index["contents"][0]["blocks"][0] |= {"crc32": zlib.crc32(stream), "streams": [len(stream)]}
+    place: Any = index
+    while True:
+        key = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+        if not isinstance(place[key], (dict, list)) or not place[key] or data.draw(st.booleans()):
+            break
+        place = place[key]
+    place[key] = value
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work) / "inside"
+        folder.mkdir()
+        (folder / "bundle").write_bytes(forged(index, stream))
+        try:
+            unpack(folder / "bundle", folder / "target")
+        except InputError as exc:
+            assert "\n" not in str(exc)
+            assert [path.name for path in folder.iterdir()] == ["bundle"]
+        else:
+            assert HELLO in trees.read(folder / "target").values()
+        assert [path.name for path in Path(work).iterdir()] == ["inside"]

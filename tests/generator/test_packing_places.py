@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 import trees
 from tritonpress_generator.errors import InputError
-from tritonpress_generator.packing import bundle
+from tritonpress_generator.packing import bundle, coding, extents
+from tritonpress_generator.packing.formats import Tensor
 from tritonpress_generator.packing.pack import pack
 from tritonpress_generator.packing.unpack import unpack
 
@@ -100,6 +102,33 @@ def test_what_unpack_would_refuse_is_not_packed(tmp_path: Path, monkeypatch: pyt
                 pack(source, tmp_path / "bundle")
         assert [path.name for path in tmp_path.iterdir()] == ["source"]
     pack(source, tmp_path / "bundle")
+
+
+def test_file_that_changes_while_it_is_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = trees.weights(1 << 20).tobytes()
+    source = trees.write(tmp_path / "source", {"model.plan": content})
+    changes = {"shorter": content[: 3 << 20], "longer": content + b"x", "another": content[:-1] + b"x", "gone": b""}
+    cut, encode = extents.cut, coding.encode
+    for said, changed in changes.items():
+
+        def cut_and_change(file: BinaryIO, path: Path, changed: bytes = changed) -> list[Tensor]:
+            found = list(cut(file, path))
+            path.write_bytes(changed)
+            return found
+
+        def encode_and_change(block: bytes, word_bytes: int, *, level: int, changed: bytes = changed) -> list[bytes]:
+            (source / "model.plan").write_bytes(changed)
+            return encode(block, word_bytes, level=level)
+
+        for module, name, function in [(extents, "cut", cut_and_change), (coding, "encode", encode_and_change)]:
+            if (said, name) == ("another", "cut"):
+                continue  # all of it is read after that
+            (source / "model.plan").write_bytes(content)
+            with monkeypatch.context() as context:
+                context.setattr(module, name, function)
+                with pytest.raises(InputError, match=r"model\.plan: changes while it is packed"):
+                    pack(source, tmp_path / "bundle")
+            assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_interrupted_unpack_leaves_nothing(tmp_path: Path) -> None:

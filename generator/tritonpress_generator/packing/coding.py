@@ -63,15 +63,15 @@ def joined(split: Sequence[Bytes]) -> Bytes:
     word = WORDS[word_bytes]
     count = len(split[-1])
     block = np.empty(sum(map(len, split)), np.uint8)
-    words = split[-1].astype(word)
+    words = block[: count * word_bytes].view(word)
+    words[:] = split[-1]
     for plane in reversed(split[:-1]):
         words <<= word(8)
         words |= plane[:count]
     top = words << word(8 * word_bytes - 1)
     words >>= word(1)
     words |= top
-    block[: words.nbytes] = words.view(np.uint8)
-    block[words.nbytes :] = split[0][count:]
+    block[count * word_bytes :] = split[0][count:]
     return block
 
 

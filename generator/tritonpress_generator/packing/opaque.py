@@ -61,6 +61,8 @@ def _words(file: BinaryIO, begin: int, offset: int, before: _Words) -> _Words:
     place = offset + (WINDOW_BYTES - _SAMPLE_BYTES) // 2
     file.seek(place)
     sample = file.read(_SAMPLE_BYTES)
+    if len(sample) < _SAMPLE_BYTES:
+        return _OTHER  # the file has become shorter, which is seen when it is read
     best, least = _OTHER, _GAIN * len(zstd.compress(sample, coding.TENSOR_LEVEL))
     for word_bytes in (1, 2, 4):
         for phase in range(word_bytes):
