@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import importlib.util
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -151,13 +152,15 @@ class _Stream(NamedTuple):
         return 4 * len(self.words)
 
 
-def seconds(work: Callable[[], Any], times: int = ROUNDS) -> float:
-    """Returns the median of how long `work` takes."""
+def seconds(work: Callable[[], Any], times: int = ROUNDS, *, written: Path | None = None) -> float:
+    """Returns the median of how long `work` takes; what it has `written` is removed, so that the disk keeps up."""
     taken = []
     for _ in range(times):
         begin = time.perf_counter()
         work()
         taken.append(time.perf_counter() - begin)
+        if written is not None:
+            shutil.rmtree(written)
     return statistics.median(taken)
 
 
@@ -196,16 +199,15 @@ def of_repository(repository: Path) -> str:
         file = Path(work) / "bundle"
         packing = seconds(lambda: pack(repository, file), 1)
         packed = pack(repository, file)
-        targets = iter(range(ROUNDS))
-        unpacking = seconds(lambda: unpack(file, Path(work) / str(next(targets))))
+        target = Path(work) / "target"
+        unpacking = seconds(lambda: unpack(file, target), written=target)
         with file.open("rb") as source:
             index = bundle.read(source, file)
             reader = Reader(source, file, index)
             decoded = [block for number in range(len(index.contents)) for block in reader.blocks(number)]
             decoding = seconds(lambda: [None for n in range(len(index.contents)) for _ in reader.blocks(n)])
         hashing = seconds(lambda: [hashlib.sha256(block) for block in decoded])
-        written = iter(range(ROUNDS))
-        writing = seconds(lambda: _write(Path(work) / f"w{next(written)}", decoded))
+        writing = seconds(lambda: _write(target, decoded), written=target)
     size = sum(map(len, decoded))
     speeds = [
         f"{name} {amount / taken / 1e6:.0f} MB/s"
@@ -221,7 +223,8 @@ def of_repository(repository: Path) -> str:
 
 
 def _write(place: Path, decoded: list[memoryview]) -> None:
-    with place.open("xb") as target:
+    place.mkdir()
+    with (place / "file").open("xb") as target:
         for block in decoded:
             target.write(block)
 

@@ -26,6 +26,7 @@ from tritonpress_generator.packing.pack import pack
 from tritonpress_generator.packing.unpack import unpack
 
 HELLO = b"hello, hello, hello\n"
+BLOCK = coding.BLOCK_BYTES
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +170,7 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "three planes": (_streams(5, 5, 5), "1, 2 or 4 streams, has 3"),
     "five planes": (_streams(4, 4, 4, 4, 4), "at most 4 items"),
     "empty plane": (_streams(10, 0), "greater than or equal to 1"),
-    "huge stream": (_streams(2**40), "less than or equal to 1048576"),
+    "huge stream": (_streams(2**40), "less than or equal to 262144"),
     "CRC": (lambda index: index["contents"][0]["blocks"][0].update(crc32=1), "does not have its CRC"),
     "other keys": (lambda index: index.update(links=["a"]), "Extra inputs"),
     "missing key": (lambda index: index.pop("folders"), "Field required"),
@@ -208,11 +209,11 @@ def _of_one_stream(stream: bytes, length: int) -> bytes:
 
 def test_frames_that_say_more_or_less_than_the_index(tmp_path: Path) -> None:
     bomb = zstd.compress(bytes(200 << 20), 3, options=None)
-    assert len(bomb) < 1 << 20
-    wide = zstd.compress(bytes(1 << 20), options={zstd.CompressionParameter.window_log: 27})
+    assert len(bomb) < BLOCK
+    wide = zstd.compress(bytes(BLOCK), options={zstd.CompressionParameter.window_log: 27})
     header = zstd.compress(HELLO * 100)
     for stream, length in [
-        (bomb, 1 << 20),
+        (bomb, BLOCK),
         (zstd.compress(HELLO * 100), 1999),
         (zstd.compress(HELLO * 100), 2001),
         (zstd.compress(HELLO * 100)[:-1], 2000),
@@ -221,15 +222,15 @@ def test_frames_that_say_more_or_less_than_the_index(tmp_path: Path) -> None:
         (HELLO, 2000),
     ]:
         assert "is no code" in refused(_of_one_stream(stream, length), tmp_path)
-    assert coding.decode([wide], 1 << 20).tobytes() == bytes(1 << 20), "what says how long it is needs no window"
+    assert coding.decode([wide], BLOCK).tobytes() == bytes(BLOCK), "what says how long it is needs no window"
 
 
 def test_more_than_a_repository_can_be_is_not_written(tmp_path: Path) -> None:
-    """A block of zeros is stored in 44 bytes; a file may name it a million times."""
-    stream = zstd.compress(bytes(1 << 20))
+    """A block of zeros is stored in a few bytes; a file may name it a million times."""
+    stream = zstd.compress(bytes(BLOCK))
     index = honest()
-    index["contents"][0] |= {"bytes": 1 << 20, "blocks": [{"crc32": zlib.crc32(stream), "streams": [len(stream)]}]}
-    index["files"][0] |= {"bytes": 1025 << 20, "contents": [0] * 1025}
+    index["contents"][0] |= {"bytes": BLOCK, "blocks": [{"crc32": zlib.crc32(stream), "streams": [len(stream)]}]}
+    index["files"][0] |= {"bytes": 4097 * BLOCK, "contents": [0] * 4097}
     assert "must be at most 1073741824 bytes" in refused(forged(index, stream), tmp_path)
 
 

@@ -11,8 +11,9 @@ from backports import zstd
 
 Bytes = npt.NDArray[np.uint8]
 
-BLOCK_BYTES = 1 << 20
-"""What a block holds at most; what is needed in memory is a few times that."""
+_WINDOW_LOG = 18
+BLOCK_BYTES = 1 << _WINDOW_LOG
+"""What a block holds at most: it stays in a core's cache from decoding to writing; larger ones are not coded better."""
 WORDS: dict[int, type[np.unsignedinteger[Any]]] = {2: np.uint16, 4: np.uint32}
 """Sizes of words whose sign bit is moved; a block of single bytes is its own plane."""
 
@@ -25,9 +26,9 @@ _HUFFMAN: dict[int, int] = {
     _Parameter.hash_log: 6,
     _Parameter.chain_log: 6,
     _Parameter.search_log: 1,
-    _Parameter.window_log: 20,
+    _Parameter.window_log: _WINDOW_LOG,
 }
-_WINDOW: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 20}
+_WINDOW: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
 _MATCHING_GAIN = 0.98
 """Matches are decoded at half the speed of Huffman's codes: they must save 2 %."""
 TENSOR_LEVEL = 3
