@@ -18,6 +18,8 @@ _INTERRUPTED = {
     "finetune": "the same command goes on from the last state that was saved",
     "distill": "the same command goes on from the last state that was saved",
     "evaluate": "nothing was written",
+    "pack": "nothing was written",
+    "unpack": "nothing was written",
 }
 _WORK = "where the passes' trainings keep their states (default: distilled/NAME)"
 _DATA = "the folder of the data files (default: the recipe's)"
@@ -56,6 +58,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     evaluate_parser.add_argument("--wait-s", type=float, default=0.0, help="until the server is ready (default: 0)")
     evaluate_parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    pack_parser = commands.add_parser("pack", help="write a repository into one file, smaller, bit for bit")
+    pack_parser.add_argument("repository", type=Path)
+    pack_parser.add_argument("file", type=Path, help="the bundle")
+    unpack_parser = commands.add_parser("unpack", help="write a bundle's repository, every file checked, into a folder")
+    unpack_parser.add_argument("file", type=Path, help="the bundle")
+    unpack_parser.add_argument("folder", type=Path, help="a new folder")
     options = parser.parse_args(arguments)
     # The server's errors are known only where it is needed.
     try:
@@ -67,6 +75,10 @@ def main(arguments: list[str] | None = None) -> int:
             _distill(options.recipe, _work(options), options.data)
         elif options.command == "evaluate":
             return _evaluate(options)
+        elif options.command == "pack":
+            _pack(options.repository, options.file)
+        elif options.command == "unpack":
+            _unpack(options.file, options.folder)
         else:
             return _verify(options.repository, options.server)
     except GeneratorError as exc:
@@ -180,6 +192,22 @@ def gate_line(gate: dict[str, Any]) -> str:
     low, high = (f"{share:.1%}" for share in gate["kept"])
     sure = f"{gate['confidence']:.0%}"
     return f"{line}: passed; keeps {low} to {high} of FP32's, certain at {sure} with {gate['examples']} examples"
+
+
+def _pack(repository: Path, file: Path) -> None:
+    from tritonpress_generator.packing.pack import pack
+    from tritonpress_generator.packing.sizes import HEADER, rows
+
+    packed = pack(repository, file)
+    print(render(HEADER, rows(packed)))
+    print(f"wrote {os.fspath(file)}: {packed.files} files; the bound is of a code of single bytes, without repetitions")
+
+
+def _unpack(file: Path, folder: Path) -> None:
+    from tritonpress_generator.packing.unpack import unpack
+
+    unpacked = unpack(file, folder)
+    print(f"wrote {os.fspath(folder)}: {unpacked.files} files, {unpacked.bytes / 1e6:.1f} MB, each with its sha256")
 
 
 def lengths_line(lengths: dict[str, Any]) -> str:
