@@ -55,9 +55,9 @@ def quantize_symmetric(
 
 def symmetric_scale(largest: NDArray[Any], largest_code: int, *, power_of_two: bool = False) -> NDArray[np.float32]:
     """Returns the scales by which magnitudes of up to `largest` have codes of up to `largest_code`, 0 being 0."""
-    scale = np.maximum(largest / largest_code, _SMALLEST_SCALE).astype(np.float32)
-    if not power_of_two:
-        return scale
-    mantissa, exponent = np.frexp(scale)
-    # The mantissa is in [0.5, 1): it is 0.5 where the scale is a power of two already.
-    return np.ldexp(np.float32(1), exponent - (mantissa == 0.5)).astype(np.float32)
+    scale: NDArray[np.float32] = np.maximum(largest / largest_code, _SMALLEST_SCALE).astype(np.float32)
+    if power_of_two:
+        mantissa, exponent = np.frexp(scale)
+        # The mantissa is in [0.5, 1): it is 0.5 where the scale is a power of two already.
+        scale = np.ldexp(np.float32(1), exponent - (mantissa == 0.5)).astype(np.float32)
+    return scale

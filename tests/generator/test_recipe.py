@@ -116,7 +116,7 @@ def test_layout_of_one_execution_is_refused_for_windows(tmp_path: Path) -> None:
         ("graph", ["Config", "apply"]),
         ("passes", ["Config", "apply"]),
         ("engines", ["Config", "PACKAGES", "LAYOUTS", "FORMS", "INTEGERS", "runs_here", "rungs", "build", "load",
-                     "threads", "model_config", "versions"]),
+                     "threads", "measured", "model_config", "versions"]),
         ("lengths", ["Config", "ATTENTION", "POSTPROCESSING_BATCHES", "export", "native", "as_padded", "engine_inputs",
                      "declare_outputs", "tokenizer_settings"]),
     ],

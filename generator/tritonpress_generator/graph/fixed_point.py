@@ -34,7 +34,10 @@ from tritonpress_generator.onnx_graph import GraphEditor, linear_product
 from tritonpress_generator.quantization import INT7_MAX, INT8_MAX, INT16_MAX, quantize_symmetric, symmetric_scale
 from tritonpress_generator.recipe import Settings
 
-_ACTIVATIONS = {8: (INT8_MAX, np.array(128, np.uint8)), 16: (INT16_MAX // 2, np.array(0, np.int16))}
+_ACTIVATIONS: dict[int, tuple[int, Array]] = {
+    8: (INT8_MAX, np.array(128, np.uint8)),
+    16: (INT16_MAX // 2, np.array(0, np.int16)),
+}
 """The code of the largest value that was seen, counted from that of 0, and the code of 0. Of 16 bits one is kept for
 texts with larger values than the samples': where they are cut off, that is the largest error by far."""
 _WEIGHTS = {8: INT7_MAX, 16: INT16_MAX}
@@ -79,9 +82,14 @@ def apply(
     products = calibration.included(products, config.exclude, where="fixed_point")
     largest = calibration.largest(model, [node.input[0] for node in products], samples[: config.samples])
     pairs = _Pairs(editor, config)
+    weights: list[onnx.NodeProto] = []
     for node in products:
-        new = [*pairs.activation(node, largest[node.input[0]]), *pairs.weight(node), node]
-        editor.replace(node, new)
+        weights += pairs.weight(node)
+        editor.replace(node, [*pairs.activation(node, largest[node.input[0]]), node])
+    # In front of all others: of what a product reads, ONNX Runtime computes the node with the highest index first, and
+    # so a weight right before its product. Behind the activation, all weights would be FP32 before the first product.
+    for node in weights:
+        fixed.graph.node.insert(0, node)
     for node in [node for node in fixed.graph.node if node.op_type == "Gather"]:
         quantize_table(editor, node, largest_code=_TABLES[config.bits], power_of_two=config.power_of_two_scales)
     if _DOMAIN[config.bits]:
