@@ -21,7 +21,7 @@ from tritonpress_generator.tasks.recommendation import Head
 
 GIVES = Signature({"embedding": Output(256)})
 ASKED = replace(asked(GIVES), max_batch_size=16, max_length=128)
-PARAMETERS = {"intra_op_thread_count": "1", "inter_op_thread_count": "1"}
+PARAMETERS = {"intra_op_thread_count": "1", "inter_op_thread_count": "1", "enable_mem_pattern": "false"}
 WEIGHTS_MIB = 1000 * 256 * 4 / 2**20 + 4 * 12 * 256**2 * 4 / 2**20
 """Of the vocabulary and of four layers, in FP32."""
 

@@ -1,5 +1,4 @@
-"""The engine in `model.ort`, run by ONNX Runtime in this process, in one thread; a build of it with the operators that
-the model uses, and no other, is enough."""
+"""The engine in `model.ort`, run by ONNX Runtime in this process; a build with the model's operators alone is enough."""
 
 from __future__ import annotations
 
@@ -24,6 +23,7 @@ class Engine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(parameters["intra_op_thread_count"])
         options.inter_op_num_threads = int(parameters["inter_op_thread_count"])
+        options.enable_mem_pattern = parameters["enable_mem_pattern"] == "true"
         self._session = onnxruntime.InferenceSession(
             str(folder / "model.ort"), options, providers=["CPUExecutionProvider"]
         )
