@@ -1,4 +1,4 @@
-"""The engine in `model.ort`, run by ONNX Runtime in this process; a build with the model's operators alone is enough."""
+"""The engine in `model.ort`, run in this process by ONNX Runtime, if need be by a build of few operators."""
 
 from __future__ import annotations
 
