@@ -27,7 +27,10 @@ def test_shipped_recipe_loads(path: Path) -> None:
         ({"serv": {}}, "serv: unknown key; allowed: name, task, checkpoint"),
         ({"serve": {"max_batch_sise": 4}}, "serve.max_batch_sise: unknown key; allowed: max_batch_size"),
         ({"serve": {"max_batch_size": 0}}, "serve.max_batch_size: input should be greater than or equal to 1, got 0"),
-        ({"graph": ["fuze"]}, "graph[0]: unknown word 'fuze'; did you mean 'fuse'? available: fuse, qdq, quantize"),
+        (
+            {"graph": ["fuze"]},
+            "graph[0]: unknown word 'fuze'; did you mean 'fuse'? available: fixed_point, fuse, qdq, quantize",
+        ),
         ({"graph": [{"quantize": {"samples": 0}}]}, "graph[0].quantize: samples: input should be greater than"),
         ({"graph": [{"quantize": {"precision": "int3"}}]}, "graph[0].quantize: precision: input should be 'int8'"),
         ({"graph": [{"fuse": {}, "quantize": {}}]}, "graph[0]: give one word"),
