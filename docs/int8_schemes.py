@@ -30,7 +30,7 @@ from tritonpress_generator.infer import Array, Infer
 from tritonpress_generator.onnx_graph import GraphEditor
 from tritonpress_generator.pretrained import load_model
 from tritonpress_generator.progress import Progress
-from tritonpress_generator.quantization import quantize_int8_symmetric
+from tritonpress_generator.quantization import quantize_symmetric
 from tritonpress_generator.steps.single.pipeline import Pipeline
 from tritonpress_generator.steps.tokenizer.sequences import Batching, Sequences
 from tritonpress_generator.table import render
@@ -54,7 +54,7 @@ def by_row(model: onnx.ModelProto) -> onnx.ModelProto:
         if weight is None:
             continue
         name, source = node.name, node.input[0]
-        codes, scales = quantize_int8_symmetric(weight, axis=1)
+        codes, scales = quantize_symmetric(weight, axis=1)
         inputs = [f"{name}/codes", editor.add_constant(f"{name}/weight", codes), scale]
         inputs += [editor.add_constant(f"{name}/scales", scales), zero_point]
         make = helper.make_node

@@ -67,7 +67,7 @@ def build(
 
     Raises:
         InputError: The recipe, the checkpoint or the data is at fault.
-        GateError: What would be served is less accurate than agreed; `out` is as it was.
+        GateError: What would be served is less accurate than agreed, or takes more memory; `out` is as it was.
     """
     return build_recipe(recipes.load(recipe_path), out, data=data, work=work, progress=progress)
 
@@ -84,7 +84,7 @@ def build_recipe(
 
     Raises:
         InputError: The checkpoint or the data is at fault.
-        GateError: What would be served is less accurate than agreed; `out` is as it was.
+        GateError: What would be served is less accurate than agreed, or takes more memory; `out` is as it was.
     """
     say = progress or Progress()
     repository.check_writable(out)
@@ -179,6 +179,8 @@ class _Chosen:
     """Why other rungs were not taken, by name."""
     answers: Answers
     """To the labelled data."""
+    measured: dict[str, Any]
+    """Of the engine, beside its metric."""
 
 
 def _climb(workload: Workload, form: forms.Form, baseline: Answers, work: Path) -> _Chosen:
@@ -191,7 +193,7 @@ def _climb(workload: Workload, form: forms.Form, baseline: Answers, work: Path) 
         work: A folder for the engines.
 
     Raises:
-        GateError: None keeps the metric.
+        GateError: None keeps the metric, or what is chosen takes more than the recipe allows.
     """
     engine = workload.recipe.engine
     graphs = form.rungs(engine)
@@ -216,7 +218,8 @@ def _climb(workload: Workload, form: forms.Form, baseline: Answers, work: Path) 
         # Which of them is the fastest is measured where they can be run.
         folder = work / "pending" / "1"
         engine.module.build({name: graphs[name] for name in climbed.accepted}, folder, engine.config, form.asked)
-    return _Chosen(folder, [*rows.values()], climbed.accepted[served], climbed.refused, answers[served])
+    measured = engine.module.measured(folder, engine.config, form.asked)
+    return _Chosen(folder, [*rows.values()], climbed.accepted[served], climbed.refused, answers[served], measured)
 
 
 def _manifest(workload: Workload, form: forms.Form, rows: list[Row], chosen: _Chosen) -> dict[str, Any]:
@@ -241,6 +244,7 @@ def _manifest(workload: Workload, form: forms.Form, rows: list[Row], chosen: _Ch
         "layout": recipe.layout.word,
         "gate": asdict(chosen.verdict),
         "refused": chosen.refused,
+        "measured": chosen.measured,
         "stages": [asdict(row) for row in rows],
         "golden": {
             # FP32 pooling rounds differently in a padded batch, by about 1e-7; the encoder itself does not.

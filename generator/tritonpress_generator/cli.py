@@ -27,6 +27,33 @@ _DATA = "the folder of the data files (default: the recipe's)"
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 it ran and the verdict is no, 2 the input is at fault."""
+    options = _parser().parse_args(arguments)
+    # The server's errors are known only where it is needed.
+    try:
+        if options.command == "build":
+            _build(options.recipe, options.out, options.data, _work(options))
+        elif options.command == "finetune":
+            _finetune(options.recipe, options.out, options.data)
+        elif options.command == "distill":
+            _distill(options.recipe, _work(options), options.data)
+        elif options.command == "evaluate":
+            return _evaluate(options)
+        elif options.command == "pack":
+            _pack(options.repository, options.file)
+        elif options.command == "unpack":
+            _unpack(options.file, options.folder)
+        else:
+            return _verify(options.repository, options.server)
+    except GeneratorError as exc:
+        print(f"tritonpress {options.command}: {exc}", file=sys.stderr)
+        return exc.exit_status
+    except KeyboardInterrupt:
+        print(f"\ntritonpress {options.command}: interrupted; {_INTERRUPTED[options.command]}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tritonpress", description="Builds and verifies Triton model repositories.")
     commands = parser.add_subparsers(dest="command", required=True)
     build_parser = commands.add_parser("build", help="build a recipe into a model repository")
@@ -64,30 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     unpack_parser = commands.add_parser("unpack", help="write a bundle's repository, every file checked, into a folder")
     unpack_parser.add_argument("file", type=Path, help="the bundle")
     unpack_parser.add_argument("folder", type=Path, help="a new folder")
-    options = parser.parse_args(arguments)
-    # The server's errors are known only where it is needed.
-    try:
-        if options.command == "build":
-            _build(options.recipe, options.out, options.data, _work(options))
-        elif options.command == "finetune":
-            _finetune(options.recipe, options.out, options.data)
-        elif options.command == "distill":
-            _distill(options.recipe, _work(options), options.data)
-        elif options.command == "evaluate":
-            return _evaluate(options)
-        elif options.command == "pack":
-            _pack(options.repository, options.file)
-        elif options.command == "unpack":
-            _unpack(options.file, options.folder)
-        else:
-            return _verify(options.repository, options.server)
-    except GeneratorError as exc:
-        print(f"tritonpress {options.command}: {exc}", file=sys.stderr)
-        return exc.exit_status
-    except KeyboardInterrupt:
-        print(f"\ntritonpress {options.command}: interrupted; {_INTERRUPTED[options.command]}", file=sys.stderr)
-        return 130
-    return 0
+    return parser
 
 
 def _work(options: argparse.Namespace) -> Path:

@@ -2,7 +2,7 @@
 
     GeneratorError           every error of this package; `exit_status` is the command's
     ├── InputError           the input is at fault (recipe, checkpoint, data, repository): status 2
-    ├── GateError            the build ran and its accuracy is below the agreed limit: status 1
+    ├── GateError            the build ran and what it made is beyond an agreed limit: status 1
     │   └── UndecidedError   or the examples are too few to say
     └── VerificationError    the repository is served and answers otherwise than it should: status 1
 
@@ -25,7 +25,7 @@ class InputError(GeneratorError):
 
 
 class GateError(GeneratorError):
-    """The artefact is less accurate than agreed."""
+    """The artefact is less accurate than agreed, or takes more memory."""
 
     exit_status = 1
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 UINT8_MAX = 255
 INT8_MAX = 127
+INT16_MAX = 32767
 INT7_MAX = 63
 """Of weights that no product saturates: without VNNI a CPU adds two products of a UINT8 and an INT8 in 16 bits
 (VPMADDUBSW), which hold 2 · 255 · 64 at most."""
@@ -35,18 +36,28 @@ def quantize_uint8(values: NDArray[Any], scale: np.float32, zero_point: np.uint8
     return np.asarray(codes, np.uint8)
 
 
-def quantize_int8_symmetric(
-    values: NDArray[Any], *, axis: int, largest_code: int = INT8_MAX
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Returns the codes of `values`, and a scale for each index of `axis`.
+def quantize_symmetric(
+    values: NDArray[Any], *, axis: int, largest_code: int = INT8_MAX, power_of_two: bool = False
+) -> tuple[NDArray[np.int8] | NDArray[np.int16], NDArray[np.float32]]:
+    """Returns the codes of `values`, INT8 where that holds `largest_code` and else INT16, and a scale for each index.
 
     Args:
         values: FP32, any shape.
         axis: The axis that keeps its own scales.
-        largest_code: What the largest magnitude along the other axes becomes; at most 127.
+        largest_code: What the largest magnitude along the other axes becomes; at most 32767.
+        power_of_two: Whether scales are powers of two, of which the next larger one is taken.
     """
     others = tuple(i for i in range(values.ndim) if i != axis % values.ndim)
-    largest = np.abs(values).max(axis=others, keepdims=True)
-    scale = np.maximum(largest / largest_code, _SMALLEST_SCALE).astype(np.float32)
-    codes = np.clip(np.round(values / scale), -largest_code, largest_code).astype(np.int8)
-    return codes, scale.reshape(-1)
+    scale = symmetric_scale(np.abs(values).max(axis=others, keepdims=True), largest_code, power_of_two=power_of_two)
+    codes = np.clip(np.round(values / scale), -largest_code, largest_code)
+    return codes.astype(np.int8 if largest_code <= INT8_MAX else np.int16), scale.reshape(-1)
+
+
+def symmetric_scale(largest: NDArray[Any], largest_code: int, *, power_of_two: bool = False) -> NDArray[np.float32]:
+    """Returns the scales by which magnitudes of up to `largest` have codes of up to `largest_code`, 0 being 0."""
+    scale: NDArray[np.float32] = np.maximum(largest / largest_code, _SMALLEST_SCALE).astype(np.float32)
+    if power_of_two:
+        mantissa, exponent = np.frexp(scale)
+        # The mantissa is in [0.5, 1): it is 0.5 where the scale is a power of two already.
+        scale = np.ldexp(np.float32(1), exponent - (mantissa == 0.5)).astype(np.float32)
+    return scale

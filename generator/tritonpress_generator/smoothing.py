@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tritonpress_generator.quantization import INT8_MAX, quantize_int8_symmetric, quantize_uint8, uint8_parameters
+from tritonpress_generator.quantization import INT8_MAX, quantize_symmetric, quantize_uint8, uint8_parameters
 
 STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
 """How much of an activation's range is moved: 0 nothing, 1 all of it."""
@@ -69,7 +69,7 @@ def channel_scales(observed: Observed, weight: Floats, *, largest_code: int, sym
 
     def error(scales: Floats) -> float:
         rows = observed.rounded_symmetric(scales) if symmetric else observed.rounded(scales)
-        weights, of_columns = quantize_int8_symmetric(weight * scales[:, None], axis=1, largest_code=largest_code)
+        weights, of_columns = quantize_symmetric(weight * scales[:, None], axis=1, largest_code=largest_code)
         return float(np.square(rows @ (weights * of_columns) - exact).mean())
 
     candidates = [_scales(observed, weight, strength) for strength in STRENGTHS]

@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.graph import quantize
-from tritonpress_generator.quantization import quantize_int8_symmetric, quantize_uint8, uint8_parameters
+from tritonpress_generator.quantization import quantize_symmetric, quantize_uint8, uint8_parameters
 
 ARRAYS = hnp.arrays(
     np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=8), elements=st.floats(-1e4, 1e4, width=32)
@@ -45,7 +45,7 @@ def test_zero_is_exact(low: float, high: float) -> None:
 @given(ARRAYS)
 def test_int8_keeps_signs_and_half_a_scale_for_each_channel(values: np.ndarray) -> None:
     for axis in (0, 1):
-        codes, scales = quantize_int8_symmetric(values, axis=axis)
+        codes, scales = quantize_symmetric(values, axis=axis)
         assert codes.min() >= -127
         shape = (-1, 1) if axis == 0 else (1, -1)
         back = codes * scales.reshape(shape).astype(np.float64)
@@ -66,7 +66,7 @@ def test_no_product_saturates_on_any_cpu(depth: int, columns: int, seed: int, ex
     graph = helper.make_graph(nodes, "product", shapes[:1], shapes[1:], [numpy_helper.from_array(weight, "w")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     int8 = quantize.apply(model, quantize.Config(smooth=False), [{"x": values}])
-    codes, scales = quantize_int8_symmetric(weight, axis=1, largest_code=63)
+    codes, scales = quantize_symmetric(weight, axis=1, largest_code=63)
     scale, zero_point = uint8_parameters(float(values.min()), float(values.max()))
     of_values = quantize_uint8(values, scale, zero_point).astype(np.int64) - int(zero_point)
     expected = (of_values @ codes.astype(np.int64)) * (scales.astype(np.float64) * float(scale))

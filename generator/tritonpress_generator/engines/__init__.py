@@ -14,6 +14,8 @@ An engine's file has:
                                             where it cannot be built here, what builds it elsewhere, of all of them
     load(version_dir, config, threads=) -> Infer
     threads(config) -> [int]                of each instance
+    measured(version_dir, config, asked) -> {...}   what was measured of the engine beside its metric, for the manifest;
+                                            refuses one that takes more than the recipe allows
     model_config(config, asked)             its part of Triton's config
     versions() -> {...}                     with what it was built, for the manifest
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import onnx
 import onnxruntime
@@ -94,6 +94,11 @@ def load(version_dir: Path, config: Config, *, threads: int | None = None) -> In
 def threads(config: Config) -> list[int]:
     """Returns how many threads of the CPU each instance has."""
     return [1] * config.instances
+
+
+def measured(version_dir: Path, config: Config, asked: Asked) -> dict[str, Any]:
+    """Returns nothing: this engine is held to the gate's metric alone."""
+    return {}
 
 
 def model_config(config: Config, asked: Asked) -> pb.ModelConfig:

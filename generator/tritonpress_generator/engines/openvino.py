@@ -108,6 +108,11 @@ def threads(config: Config) -> list[int]:
     return [config.inference_num_threads or max(1, cores // instances)] * instances
 
 
+def measured(version_dir: Path, config: Config, asked: Asked) -> dict[str, Any]:
+    """Returns nothing: this engine is held to the gate's metric alone."""
+    return {}
+
+
 def model_config(config: Config, asked: Asked) -> pb.ModelConfig:
     """Returns the engine's part of Triton's config: who runs it, where, with how many threads."""
     of_instances = threads(config)

@@ -170,6 +170,11 @@ def _usual_length(asked: Asked) -> int:
     return next((border for border in asked.borders if border >= median), median)
 
 
+def measured(version_dir: Path, config: Config, asked: Asked) -> dict[str, Any]:
+    """Returns nothing: this engine is held to the gate's metric alone."""
+    return {}
+
+
 def model_config(config: Config, asked: Asked) -> pb.ModelConfig:
     """Returns the engine's part of Triton's config: instances on the GPU, with all profiles, and CUDA graphs."""
     count = len(profiles(asked, config.optimization_profiles))

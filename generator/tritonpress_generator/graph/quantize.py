@@ -27,7 +27,7 @@ from tritonpress_generator.errors import InputError
 from tritonpress_generator.graph import NO_MATERIAL, GraphMaterial
 from tritonpress_generator.infer import Array
 from tritonpress_generator.onnx_graph import GraphEditor, linear_product
-from tritonpress_generator.quantization import INT7_MAX, INT8_MAX, quantize_int8_symmetric
+from tritonpress_generator.quantization import INT7_MAX, INT8_MAX, quantize_symmetric
 from tritonpress_generator.recipe import Settings
 
 _SMALLEST_TABLE = 256
@@ -76,7 +76,7 @@ def apply(
     for node in products:
         _quantize_product(editor, node, observed[node.input[0]], config)
     for node in [node for node in quantized.graph.node if node.op_type == "Gather"]:
-        _quantize_table(editor, node)
+        quantize_table(editor, node)
     editor.use_opset("com.microsoft", 1)
     editor.remove_unused()
     return quantized
@@ -96,7 +96,7 @@ def _quantize_product(editor: GraphEditor, node: onnx.NodeProto, observed: smoot
     else:
         scales = np.ones(len(weight), np.float32)
     scale, zero_point = observed.parameters(scales)
-    codes, weight_scales = quantize_int8_symmetric(weight * scales[:, None], axis=1, largest_code=largest_code)
+    codes, weight_scales = quantize_symmetric(weight * scales[:, None], axis=1, largest_code=largest_code)
     constants: dict[str, Array] = {
         "scale": np.array(scale),
         "zero_point": np.array(zero_point),
@@ -123,23 +123,26 @@ def _quantize_product(editor: GraphEditor, node: onnx.NodeProto, observed: smoot
     editor.refresh()
 
 
-def _quantize_table(editor: GraphEditor, node: onnx.NodeProto) -> None:
+def quantize_table(
+    editor: GraphEditor, node: onnx.NodeProto, *, largest_code: int = INT8_MAX, power_of_two: bool = False
+) -> None:
     """Replaces a look-up in a large FP32 table by one of codes and one of the rows' scales."""
     table = editor.constant(node.input[0])
     if table is None or table.ndim != 2 or table.dtype != np.float32 or table.shape[0] < _SMALLEST_TABLE:
         return
     name = node.name or node.output[0]
-    codes, scales = quantize_int8_symmetric(table, axis=0)
-    code_table = editor.add_constant(f"{name}/int8/table", codes)
-    scale_table = editor.add_constant(f"{name}/int8/scales", scales[:, None])
+    codes, scales = quantize_symmetric(table, axis=0, largest_code=largest_code, power_of_two=power_of_two)
+    prefix = f"{name}/{codes.dtype.name}"
+    code_table = editor.add_constant(f"{prefix}/table", codes)
+    scale_table = editor.add_constant(f"{prefix}/scales", scales[:, None])
     make = helper.make_node
     editor.replace(
         node,
         [
-            make("Gather", [code_table, node.input[1]], [f"{name}/int8/codes"], axis=0),
-            make("Cast", [f"{name}/int8/codes"], [f"{name}/int8/values"], to=TensorProto.FLOAT),
-            make("Gather", [scale_table, node.input[1]], [f"{name}/int8/row_scales"], axis=0),
-            make("Mul", [f"{name}/int8/values", f"{name}/int8/row_scales"], [node.output[0]]),
+            make("Gather", [code_table, node.input[1]], [f"{prefix}/codes"], axis=0),
+            make("Cast", [f"{prefix}/codes"], [f"{prefix}/values"], to=TensorProto.FLOAT),
+            make("Gather", [scale_table, node.input[1]], [f"{prefix}/row_scales"], axis=0),
+            make("Mul", [f"{prefix}/values", f"{prefix}/row_scales"], [node.output[0]]),
         ],
     )
     editor.refresh()

@@ -1,0 +1,1 @@
+"""The engine of `engines/onnxruntime_edge.py` in a Python step."""
