@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_sources import write_recipe
 from tritonpress_generator import plugins
@@ -88,6 +88,7 @@ def test_missing_recipe_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "nothing.yaml")
 
 
+@settings(deadline=None)
 @given(
     key=st.text(st.characters(codec="ascii", categories=["Ll"]), min_size=1, max_size=8),
     place=st.sampled_from(["", "serve", "gate"]),
