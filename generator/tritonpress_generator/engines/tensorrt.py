@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from pydantic import Field
 from tritonclient.grpc import model_config_pb2 as pb
 
-from tritonpress_generator import mixed_precision
+from tritonpress_generator import layer_normalization, mixed_precision
 from tritonpress_generator.engines import Asked
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import InputError
@@ -92,7 +92,10 @@ def rungs(fp32: onnx.ModelProto, model: onnx.ModelProto, config: Config) -> dict
     if kinds:
         name = "fp8" if "FLOAT8E4M3FN" in kinds else "int8"
         graphs[name] = (model, low)
-    return {name: with_int32_inputs(mixed_precision.typed(*graph)) for name, graph in graphs.items()}
+    ladder = {name: with_int32_inputs(mixed_precision.typed(*graph)) for name, graph in graphs.items()}
+    if releases.lacks_layer_normalization(config.release):
+        ladder = {name: layer_normalization.divided(graph) for name, graph in ladder.items()}
+    return ladder
 
 
 def build(graphs: Mapping[str, onnx.ModelProto], version_dir: Path, config: Config, asked: Asked) -> None:
