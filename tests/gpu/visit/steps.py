@@ -1,0 +1,125 @@
+"""The steps of a visit, in their order: parity, fp16, int8, serving."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from visit import parity, plans
+from visit.contest import Worker, WorkerError, contest, module, path_of_package
+from visit.records import Records
+from visit.shapes import BATCHES, LENGTHS
+
+SHAPES = ("large", "base", "minilm")
+"""What is measured: the first is what the aim is about."""
+POINTS = sorted(((b, n) for b in BATCHES for n in LENGTHS), key=lambda p: (p not in {(128, 384), (1, 128)}, -p[0] * p[1]))
+"""Batches and lengths, those first without which a table says nothing."""
+_BUILD_S, _READY_S = 30.0, 120.0
+_POINT_S = 60.0
+
+
+def run_parity(records: Records, visit: Path, out: Path) -> None:
+    """Small plans, and a workload's with real weights, against ONNX Runtime's answers on the CPU."""
+    for name in ("tiny", "minilm"):
+        for rung in plans.TYPES:
+            _built(records, visit, name, rung)
+    for folder in sorted((visit / "workloads").glob("*")):
+        with records.item(f"{folder.name}: ladder", needs_s=_BUILD_S) as figures:
+            if figures is not None:
+                version = plans.build_workload(visit, records.work, folder.name, within_s=records.left_s)
+                figures |= json.loads((version / "rungs.json").read_text(encoding="utf-8"))
+        version = next((records.work / "workloads" / folder.name).glob("repository/*/1/rungs.json"), Path()).parent
+        settings = json.loads(path.read_text(encoding="utf-8")) if (path := version / "plan.json").exists() else {}
+        for plan in sorted(version.glob("model.*.plan")) if settings else []:
+            rung = plan.name.split(".")[1]
+            with records.item(f"{folder.name}: answers of {rung}") as figures:
+                if figures is not None:
+                    asked = parity.recorded(folder / "feeds.npz")
+                    figures |= plans.answer(plan, settings, asked, out / f"{folder.name}.{rung}.npz")
+
+
+def run_fp16(records: Records, visit: Path, python: str) -> None:
+    """FP16 plans against torch, and the matrix units' own rate."""
+    for kind in ("fp16", "int8"):
+        with records.item(f"matrix rate {kind}", needs_s=10) as figures:
+            if figures is not None:
+                with Worker([python, *module("torch_worker"), "tiny"], ready_s=_READY_S, environment=image()) as worker:
+                    figures |= worker.about | worker.ask({"matrix": kind}, within_s=60)
+    for name in SHAPES:
+        plan = _built(records, visit, name, "fp16")
+        peers = {
+            "torch FP16, SDPA": [python, *module("torch_worker"), name],
+            "torch FP16, compiled, CUDA graph": [python, *module("torch_worker"), name, "--compile"],
+            "ONNX Runtime CUDA, FP32": [
+                python, *module("onnxruntime_worker"), str(plans.filled(visit, records.work, name, "fp32")),
+            ],
+        }  # fmt: skip
+        _contest(records, name, {"fp16": plan} if plan else {}, peers)
+
+
+def run_int8(records: Records, visit: Path) -> None:
+    """INT8 plans against the FP16 plans of the step before."""
+    for name in SHAPES:
+        plan = _built(records, visit, name, "int8")
+        fp16 = records.work / "shapes" / name / "model.fp16.plan"
+        found = {"fp16": fp16 if fp16.exists() else None, "int8": plan}
+        _contest(records, name, {rung: path for rung, path in found.items() if path is not None}, {})
+
+
+def _built(records: Records, visit: Path, name: str, rung: str) -> Path | None:
+    """Returns the plan of a shape, with how long it took and how far its answers are in the records; None: no plan."""
+    with records.item(f"{name}: plan {rung}", needs_s=_BUILD_S) as figures:
+        if figures is not None:
+            built = plans.build(visit, records.work, name, rung, within_s=records.left_s)
+            stamp = json.loads(built.with_name(f"{built.name}.json").read_text(encoding="utf-8"))
+            keys = ("gpu", "tensorrt", "driver", "flags", "layers", "built_in_s", "warnings")
+            figures |= {key: stamp[key] for key in keys} | {"bytes": built.stat().st_size}
+    path = records.work / "shapes" / name / f"model.{rung}.plan"
+    if not path.exists():
+        return None
+    with records.item(f"{name}: parity {rung}") as figures:
+        if figures is not None:
+            figures |= plans.compare(visit, path, name, rung)
+            parity.check(rung, figures)
+    return path
+
+
+def _contest(records: Records, name: str, of_plans: Mapping[str, Path], peers: Mapping[str, list[str]]) -> None:
+    """Measures plans, with and without CUDA graphs, and their peers at every batch and length."""
+    from sys import executable
+
+    commands = {}
+    for rung, plan in of_plans.items():
+        command = [executable, *module("tensorrt_worker"), str(plan)]
+        commands |= {f"TensorRT {rung}": command, f"TensorRT {rung}, CUDA graph": [*command, "--cuda-graph"]}
+    with ExitStack() as stack:
+        workers = {}
+        for contestant, command in {**commands, **peers}.items():
+            try:
+                ours = contestant in commands
+                worker = Worker(command, ready_s=_READY_S, environment=None if ours else image())
+            except (WorkerError, OSError) as exc:
+                records.write(f"{name}: {contestant}", "not run", why=str(exc))
+                continue
+            workers[contestant] = stack.enter_context(worker)
+        for batch, length in POINTS if workers else []:
+            with records.item(f"{name}: {batch}x{length}", needs_s=5) as figures:
+                if figures is not None:
+                    within = min(_POINT_S, records.left_s)
+                    figures["sequences_per_s"] = contest(workers, batch, length, within_s=within)
+
+
+def image() -> dict[str, str]:
+    """Returns the environment of the machine's own Python: without the kit's interpreter and libraries."""
+    kit = str(Path(os.environ["PYTHONHOME"]).parent) if "PYTHONHOME" in os.environ else None
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONHOME"}
+    if kit is not None:
+        for name in ("LD_LIBRARY_PATH", "PATH"):
+            parts = [part for part in kept.get(name, "").split(os.pathsep) if part and not part.startswith(kit)]
+            kept[name] = os.pathsep.join(parts)
+        if not kept["LD_LIBRARY_PATH"]:
+            del kept["LD_LIBRARY_PATH"]
+    return kept | {"PYTHONPATH": path_of_package()}
