@@ -215,7 +215,8 @@ def fitting(
 
     def infer(feed: Dict[str, Any]) -> Dict[str, Any]:
         batch, length = next(iter(feed.values())).shape
-        holding = [p["length"] for p in profiles if p["batch"][0] <= batch <= p["batch"][2] and length <= p["length"][2]]
+        suited = [p["length"] for p in profiles if p["batch"][0] <= batch <= p["batch"][2]]
+        holding = [bounds for bounds in suited if length <= bounds[2]]
         if not holding:
             raise PlanError(f"shape {[batch, length]}: no profile of the plan holds it; widen optimization_profiles")
         more = min(max(low - length, 0) for low, _, _ in holding)

@@ -1,6 +1,6 @@
 """A worker: an ONNX graph in ONNX Runtime, its inputs where the provider wants them.
 
-    python -m visit.onnxruntime_worker MODEL.onnx [--provider CUDAExecutionProvider]
+python -m visit.onnxruntime_worker MODEL.onnx [--provider CUDAExecutionProvider]
 """
 
 from __future__ import annotations

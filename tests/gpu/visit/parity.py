@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 BOUNDS = {"fp32": (0.9999, 0.01), "fp16": (0.999, 0.05), "int8": (0.99, 0.15)}
 """By the rung: the least cosine of a sequence's answers, and the largest error of one relative to the largest answer.
-FP32 products may be TF32, whose roundings are 2^-11 as FP16's are; FP16 rounds what is between them too. INT8 is held to
-the same graph in ONNX Runtime, whose codes differ where FP16 rounds to the other side of a half."""
+FP32's products may be TF32, whose roundings are 2^-11 as FP16's are; FP16 rounds what is between them too. INT8 is held
+to the same graph in ONNX Runtime, whose codes differ where FP16 rounds to the other side of a half."""
 
 
 class ParityError(Exception):

@@ -38,10 +38,14 @@ def tactic_sources() -> list[str] | None:
     return ["EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"] if tensorrt().__version__.startswith("8.5") else None
 
 
+def graph(work: Path, name: str, rung: str) -> Path:
+    """Returns where the graph of the shape `name` for `rung` lies once it is filled: FP16 is made of FP32's."""
+    return work / "shapes" / name / f"model.{'int8' if rung == 'int8' else 'fp32'}.onnx"
+
+
 def filled(visit: Path, work: Path, name: str, rung: str) -> Path:
     """Returns the graph of the shape `name` for `rung`, with its weights, in the folder where its plans are built."""
-    graph = "int8" if rung == "int8" else "fp32"
-    path = work / "shapes" / name / f"model.{graph}.onnx"
+    path = graph(work, name, rung)
     if not path.exists():
         model = onnx.load(visit / "shapes" / name / path.name)
         Weights(visit).put_back(model)
@@ -58,18 +62,18 @@ def build(visit: Path, work: Path, name: str, rung: str, *, within_s: float) -> 
     Raises:
         BuildError: There is none, or not within the time.
     """
-    graph = filled(visit, work, name, rung)
-    plan = graph.with_name(f"model.{rung}.plan")
+    source = filled(visit, work, name, rung)
+    plan = source.with_name(f"model.{rung}.plan")
     if plan.exists():
         return plan
     settings = {
-        "rungs": [{"name": rung, "model": graph.name, "types": TYPES[rung]}],
+        "rungs": [{"name": rung, "model": source.name, "types": TYPES[rung]}],
         "inputs": INPUTS,
         "profiles": profiles(),
         "shapes": [[1, LENGTHS[1]]],
         "tactic_sources": tactic_sources(),
     }
-    path = graph.with_name(f"{rung}.json")
+    path = source.with_name(f"{rung}.json")
     path.write_text(json.dumps(settings), encoding="utf-8")
     run_builder(path, within_s=within_s)
     return plan
@@ -125,17 +129,19 @@ def build_workload(visit: Path, work: Path, name: str, *, within_s: float) -> Pa
     return folder
 
 
-def answer(plan: Path, settings: dict[str, Any], asked: list[Any], out: Path) -> dict[str, float]:
-    """Writes what a workload's plan answers to the gate's data into `out`; returns how far it is from FP32's."""
+def answer(plan: Path, recorded: Path, out: Path) -> dict[str, float]:
+    """Writes what a workload's plan answers to the gate's data into `out`; returns how far it is from FP32's.
+
+    Args:
+        plan: In the version folder where it was built.
+        recorded: What the gate's data become, and FP32's answers (`prepare.Recorded`).
+        out: `NUMBER/out/NAME` for each.
+    """
+    settings = json.loads(plan.with_name("plan.json").read_text(encoding="utf-8"))
     run = fitting(Runner(tensorrt(), plan.read_bytes()), settings["profiles"], settings["of_tokens"])
-    arrays: dict[str, parity.Array] = {}
-    for number, (feed, _) in enumerate(asked):
-        arrays |= {f"{number}/out/{output}": tensor for output, tensor in run(feed).items()}
+    asked = parity.recorded(recorded)
+    answers = [dict(run(feed)) for feed, _ in asked]
+    arrays = {f"{number}/out/{n}": tensor for number, given in enumerate(answers) for n, tensor in given.items()}
     np.savez_compressed(out, **arrays)
-    given = iter(range(len(asked)))
-
-    def repeated(_: dict[str, parity.Array]) -> dict[str, parity.Array]:
-        number = next(given)
-        return {output: arrays[f"{number}/out/{output}"] for output in settings["of_tokens"]}
-
-    return parity.differences(repeated, asked)
+    given = iter(answers)
+    return parity.differences(lambda _: next(given), asked)

@@ -1,13 +1,13 @@
 """Makes what travels to the GPU, where torch and transformers fit for the export are: graphs, answers, a repository.
 
-    python -m visit prepare .gpu/visit [--shapes minilm base large] [--recipes generator/recipes/question_answering.yaml]
+python -m visit prepare .gpu/visit [--shapes minilm base large] [--recipes generator/recipes/question_answering.yaml]
 
-    weights.json, weights/            `travelling.py`
-    shapes/NAME/model.RUNG.onnx       a random BERT of that shape as the project exports it, for TensorRT 8.5
-    shapes/NAME/answers.npz           what ONNX Runtime's CPU provider answers to it, FP32 and INT8
-    workloads/NAME/repository         a recipe's model repository, its plan pending, as the generator builds it
-    workloads/NAME/feeds.npz          what the gate's data become, and the answers of the FP32 graph
-    workloads/NAME/requests.json      the labelled data as requests
+weights.json, weights/            `travelling.py`
+shapes/NAME/model.RUNG.onnx       a random BERT of that shape as the project exports it, for TensorRT 8.5
+shapes/NAME/answers.npz           what ONNX Runtime's CPU provider answers to it, FP32 and INT8
+workloads/NAME/repository         a recipe's model repository, its plan pending, as the generator builds it
+workloads/NAME/feeds.npz          what the gate's data become, and the answers of the FP32 graph
+workloads/NAME/requests.json      the labelled data as requests
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ RUNGS = ("fp32", "int8")
 def shape(name: str, out: Path) -> None:
     """Writes the graphs of the shape `name` and their answers below `out`."""
     weights = Weights(out)
-    model, signature = random_encoder(SHAPES[name])
+    model, _ = random_encoder(SHAPES[name])
     weights.randomise(model, _SEEDS[name])
     samples = [asked(SHAPES[name], 1, length, seed=length) for length in (8, 24)]
     config = qdq.Config(calibration="min_max", smooth=False)

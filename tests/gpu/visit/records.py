@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,28 +45,24 @@ class Records:
                 file.flush()
                 os.fsync(file.fileno())
 
-    @contextmanager
-    def item(self, name: str, *, needs_s: float = 0.0) -> Iterator[dict[str, Any] | None]:
-        """Gives a dictionary for the figures of an item; None where it is done, or has no time left.
+    def item(self, name: str, measure: Callable[[], dict[str, Any]], *, needs_s: float = 0.0) -> None:
+        """Writes what `measure` returns, unless it is done already or the step has less than `needs_s` left.
 
-        The item's failure, of whatever kind, is its line and not the step's end.
+        Its failure, of whatever kind, is its line and not the step's end.
         """
         if name in self._done:
-            yield None
             return
         if self.left_s < needs_s:
             self.write(name, "not run", why=f"needs {needs_s:.0f} s, the step has {max(0.0, self.left_s):.0f} s left")
-            yield None
             return
-        figures: dict[str, Any] = {}
         start = time.monotonic()
         try:
-            yield figures
+            figures = measure()
         except Exception as exc:  # noqa: BLE001 - one item that fails must not cost the visit the others
-            self.write(name, "failed", why=f"{type(exc).__name__}: {' '.join(str(exc).split())[:600]}", **figures)
-        else:
-            self._done.add(name)
-            self.write(name, "done", **figures, took_s=round(time.monotonic() - start, 1))
+            self.write(name, "failed", why=f"{type(exc).__name__}: {' '.join(str(exc).split())[:600]}")
+            return
+        self._done.add(name)
+        self.write(name, "done", **figures, took_s=round(time.monotonic() - start, 1))
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

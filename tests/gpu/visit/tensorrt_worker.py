@@ -1,6 +1,6 @@
 """A worker: a TensorRT plan, its inputs on the GPU.
 
-    python -m visit.tensorrt_worker PLAN [--cuda-graph]
+python -m visit.tensorrt_worker PLAN [--cuda-graph]
 """
 
 from __future__ import annotations

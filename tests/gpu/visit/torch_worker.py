@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=[*TYPES], default="fp16")
     options = parser.parse_args()
     settings = {"device": options.device, "precision": options.precision, "compiled": options.compile}
-    work(lambda: load(SHAPES[options.shape], **settings), (RuntimeError, ValueError, AssertionError))
+    work(lambda: load(SHAPES[options.shape], **settings), (RuntimeError, ValueError, AssertionError, LookupError))
 
 
 if __name__ == "__main__":

@@ -78,7 +78,9 @@ class Weights:
                     raise WeightsError(f"{tensor.name}: {path} is missing; pack the visit again")
                 value = np.load(path).astype(np.float32)
             if _hash(value) != name:
-                raise WeightsError(f"{tensor.name}: must have the hash {name[:12]}, has {_hash(value)[:12]}; pack again")
+                raise WeightsError(
+                    f"{tensor.name}: must have the hash {name[:12]}, has {_hash(value)[:12]}; pack again"
+                )
             tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
 
 
