@@ -1,7 +1,9 @@
-"""A plan of a few lengths answers batches of every length up to the longest, as the graph itself does."""
+"""A plan of a few lengths answers batches of every length up to the longest; a machine without a driver is said."""
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from tiny_encoders import make, pairs, signature
 from tritonpress_generator import export
 from tritonpress_generator.engines.onnxruntime import session_infer
-from tritonpress_generator.plans.runner import PlanError, fitting
+from tritonpress_generator.plans.runner import Cuda, PlanError, fitting
 
 MODEL = make("bert", export.ATTENTION, "all")
 GIVES = signature(MODEL)
@@ -57,3 +59,22 @@ def test_what_fits_is_not_filled_up() -> None:
         run(pairs(lengths))
     # Of one sequence the third profile takes every length from 10 on.
     assert seen == [(1, 8), (2, 24), (1, 30), (1, 10)]
+
+
+@pytest.mark.parametrize("answer", [RuntimeError("Failed to dlopen\nlibcuda.so.1"), (35,)])
+def test_machine_without_a_driver_is_said(monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
+    """cuda-python 12.6 raises where there is no libcuda, and returns an error where there is one and no GPU."""
+
+    def count() -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    package, cudart = ModuleType("cuda"), ModuleType("cuda.cudart")
+    cudart.cudaGetDeviceCount = count  # type: ignore[attr-defined]
+    package.cudart = cudart  # type: ignore[attr-defined]
+    for name, module in (("cuda", package), ("cuda.cudart", cudart)):
+        monkeypatch.setitem(sys.modules, name, module)
+    with pytest.raises(PlanError, match=r"cudaGetDeviceCount: .*a GPU and its driver are needed") as raised:
+        Cuda()("cudaGetDeviceCount")
+    assert "\n" not in str(raised.value)

@@ -90,7 +90,11 @@ class Cuda:
         Raises:
             PlanError: CUDA reports an error.
         """
-        error, *results = getattr(self._runtime, name)(*arguments)
+        try:
+            error, *results = getattr(self._runtime, name)(*arguments)
+        except RuntimeError as exc:
+            # Of cuda-python itself, where it finds no driver to ask.
+            raise PlanError(f"{name}: {' '.join(str(exc).split())}; a GPU and its driver are needed") from exc
         if int(error) != 0:
             raise PlanError(f"{name}: CUDA reports {error}; a GPU and its driver are needed")
         return results[0] if len(results) == 1 else results
