@@ -111,6 +111,8 @@ class Runner:
         self.engine, self._runtime = load(trt, plan, stamp)
         self.context = self.engine.create_execution_context()
         self._stream = self._cuda("cudaStreamCreate")
+        # TensorRT's bindings take a stream as the number that it is.
+        self._handle = int(self._stream)
         names = [self.engine.get_tensor_name(number) for number in range(self.engine.num_io_tensors)]
         inputs = trt.TensorIOMode.INPUT
         self.inputs = [name for name in names if self.engine.get_tensor_mode(name) == inputs]
@@ -129,7 +131,7 @@ class Runner:
             least, _, most = self.engine.get_tensor_profile_shape(self.inputs[0], number)
             if all(low <= size <= high for low, size, high in zip(least, shape, most)):
                 if number != self._profile:
-                    self.context.set_optimization_profile_async(number, self._stream)
+                    self.context.set_optimization_profile_async(number, self._handle)
                     self._profile = number
                 return
         raise PlanError(f"shape {list(shape)}: no profile of the plan holds it; widen optimization_profiles")
@@ -142,7 +144,7 @@ class Runner:
         self.choose_profile(feed[self.inputs[0]].shape)
         arrays = {}
         for name in self.inputs:
-            arrays[name] = np.ascontiguousarray(feed[name], self._trt.nptype(self.engine.get_tensor_dtype(name)))
+            arrays[name] = np.ascontiguousarray(feed[name], numpy_type(self.engine.get_tensor_dtype(name)))
             self.context.set_input_shape(name, arrays[name].shape)
             kind = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
             cuda(
@@ -156,7 +158,7 @@ class Runner:
         answers = {}
         for name in self.outputs:
             shape = tuple(self.context.get_tensor_shape(name))
-            answers[name] = np.empty(shape, self._trt.nptype(self.engine.get_tensor_dtype(name)))
+            answers[name] = np.empty(shape, numpy_type(self.engine.get_tensor_dtype(name)))
             self._device(name, answers[name].nbytes)
         for name in (*self.inputs, *self.outputs):
             self.context.set_tensor_address(name, self._buffers[name][0])
@@ -189,7 +191,7 @@ class Runner:
         self._graph = cuda("cudaGraphInstantiate", graph, 0)
 
     def _enqueue(self) -> None:
-        if not self.context.execute_async_v3(self._stream):
+        if not self.context.execute_async_v3(self._handle):
             raise PlanError("the plan could not be run; see what TensorRT says above")
 
     def _device(self, name: str, size: int) -> int:
@@ -201,6 +203,13 @@ class Runner:
             address = int(self._cuda("cudaMalloc", size))
             self._buffers[name] = (address, size)
         return address
+
+
+def numpy_type(kind: Any) -> Any:
+    """Returns NumPy's type for TensorRT's `kind`; its own `nptype` fails in 8.5 with NumPy from 1.24 on."""
+    import numpy as np
+
+    return np.dtype({"FLOAT": "float32", "HALF": "float16", "BOOL": "bool"}.get(kind.name, kind.name.lower()))
 
 
 def fitting(
