@@ -240,3 +240,12 @@ def test_filled_graph_is_made_once(packed: Path, tmp_path: Path) -> None:
     onnx.checker.check_model(onnx.load(path), full_check=True)
     before = path.stat().st_mtime_ns
     assert plans.filled(packed, tmp_path, "tiny", "fp32").stat().st_mtime_ns == before
+
+
+def test_graphs_are_filled_beside_the_first_steps(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "SHAPES", ("tiny",))
+    assert main(["fill", str(packed), "--work", str(tmp_path)]) == 0
+    found = sorted(path.name for path in (tmp_path / "shapes" / "tiny").iterdir())
+    assert found == ["model.fp32.onnx", "model.int8.onnx"]

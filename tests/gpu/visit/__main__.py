@@ -1,4 +1,4 @@
-"""The command of a visit: `python -m visit prepare|parity|fp16|int8|serving|gate|table …`."""
+"""The command of a visit: `python -m visit prepare|fill|parity|fp16|int8|serving|gate|table …`."""
 
 from __future__ import annotations
 
@@ -34,6 +34,9 @@ def main(arguments: list[str]) -> int:
         return 0
     from visit import steps
 
+    if options.command == "fill":
+        steps.fill(options.folder, options.work)
+        return 0
     records = Records(options.command, options.work, options.out, options.budget_s)
     if options.command == "parity":
         steps.run_parity(records, options.folder, options.out)
@@ -63,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
         step.add_argument("--budget-s", type=float, default=540.0, help="nothing is begun after it")
         if name == "fp16":
             step.add_argument("--python", required=True, help="the interpreter that has torch with CUDA")
+    fill = commands.add_parser("fill", help="puts the weights into the graphs, beside the first steps")
+    fill.add_argument("folder", type=Path)
+    fill.add_argument("--work", type=Path, required=True)
     gate = commands.add_parser("gate", help="a workload's metric of what its plans answered; needs the generator")
     gate.add_argument("recipe", type=Path)
     gate.add_argument("folder", type=Path)

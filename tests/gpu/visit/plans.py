@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -50,7 +51,7 @@ def filled(visit: Path, work: Path, name: str, rung: str) -> Path:
         model = onnx.load(visit / "shapes" / name / path.name)
         Weights(visit).put_back(model)
         path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_suffix(".new")
+        new = path.with_suffix(f".{os.getpid()}")
         onnx.save(model, new)
         new.replace(path)
     return path

@@ -43,6 +43,7 @@ from visit.travelling import Weights, rounded
 
 RELEASE = "23.03"
 """NVIDIA's container with TensorRT 8.5.3, which the kit has."""
+_KEEP_ALL = 1e-6
 _ASKED = ((2, 32), (1, 128), (1, 384))
 _SEEDS = {name: 1000 * (number + 1) for number, name in enumerate(SHAPES)}
 RUNGS = ("fp32", "int8")
@@ -110,7 +111,9 @@ def workload(recipe_path: Path, out: Path, *, release: str = RELEASE) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     repository_folder = folder / "repository"
     repository_folder.mkdir(parents=True)
-    build.build_recipe(recipe, repository_folder, progress=Progress())
+    # Every rung travels: what each of them keeps is measured of what it answers there (`gate.py`).
+    every = replace(recipe, gate=recipe.gate.model_copy(update={"keep": _KEEP_ALL}))
+    build.build_recipe(every, repository_folder, progress=Progress())
     weights = Weights(out)
     manifest = repository.read_manifest(repository_folder, recipe.name)
     (version,) = pending.folders(repository_folder, manifest)
@@ -128,12 +131,16 @@ def workload(recipe_path: Path, out: Path, *, release: str = RELEASE) -> None:
 
 
 def for_tensorrt(path: Path, release: str) -> recipes.Recipe:
-    """Returns the recipe at `path` with TensorRT as its engine, INT8 by `qdq`, and the borders that are measured."""
+    """Returns the recipe at `path` with TensorRT as its engine, INT8 by `qdq` with the calibration that the recipe has for
+    `quantize`, and the borders that are measured.
+    """
     recipe = recipes.load(path)
     text = yaml.safe_load(recipe.text)
     longest = recipe.serve.max_length
     borders = [*(length for length in LENGTHS if length < longest), longest]
-    text |= {"engine": {"tensorrt": {"release": release}}, "graph": ["qdq"]}
+    quantize = next((stage.config for stage in recipe.graph if stage.word == "quantize"), None)
+    qdq_settings = {} if quantize is None else {"calibration": quantize.calibration}
+    text |= {"engine": {"tensorrt": {"release": release}}, "graph": [{"qdq": qdq_settings}]}
     text["serve"] |= {"lengths": borders, "max_batch_size": 32}
     text["serve"].pop("steps", None)
     with tempfile.TemporaryDirectory() as folder:
