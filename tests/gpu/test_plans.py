@@ -2,7 +2,8 @@
 
     make test-gpu
 
-Where the generator's packages are not installed, `TRITONPRESS_VISIT` names a folder of `python -m visit prepare`.
+Where the generator's packages are not installed, `TRITONPRESS_VISIT` names a folder of `python -m visit prepare`, and
+`TRITONPRESS_WORK` one in which a visit's steps have built plans already.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def visit(gpu: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("work")
+    folder = os.environ.get("TRITONPRESS_WORK")
+    return Path(folder) if folder else tmp_path_factory.mktemp("work")
 
 
 @pytest.fixture

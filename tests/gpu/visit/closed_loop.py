@@ -23,7 +23,7 @@ import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 
 _PROCESSES = 8
-_STARTUP_S = 4.0
+_STARTUP_S = 3.0
 _TIMEOUT_S = 30.0
 
 

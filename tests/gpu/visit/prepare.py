@@ -131,8 +131,9 @@ def workload(recipe_path: Path, out: Path, *, release: str = RELEASE) -> None:
 
 
 def for_tensorrt(path: Path, release: str) -> recipes.Recipe:
-    """Returns the recipe at `path` with TensorRT as its engine, INT8 by `qdq` with the calibration that the recipe has for
-    `quantize`, and the borders that are measured.
+    """Returns the recipe at `path` with TensorRT as its engine, `qdq`, and the borders that are measured.
+
+    Ranges are calibrated as the recipe's `quantize` says, if it has one.
     """
     recipe = recipes.load(path)
     text = yaml.safe_load(recipe.text)
