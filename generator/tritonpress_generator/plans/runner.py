@@ -213,8 +213,8 @@ def numpy_type(kind: Any) -> Any:
 
 
 def fitting(
-    run: Callable[[Dict[str, Any]], Dict[str, Any]], profiles: Sequence[Dict[str, Any]], of_tokens: Sequence[str]
-) -> Callable[[Dict[str, Any]], Dict[str, Any]]:
+    run: Callable[[Any], Dict[str, Any]], profiles: Sequence[Dict[str, Any]], of_tokens: Sequence[str]
+) -> Callable[[Any], Dict[str, Any]]:
     """Returns `run` for padded batches of every length: filled up to the shortest profile that holds them.
 
     Args:
@@ -226,7 +226,7 @@ def fitting(
     """
     import numpy as np
 
-    def infer(feed: Dict[str, Any]) -> Dict[str, Any]:
+    def infer(feed: Any) -> Dict[str, Any]:
         batch, length = next(iter(feed.values())).shape
         suited = [p["length"] for p in profiles if p["batch"][0] <= batch <= p["batch"][2]]
         holding = [bounds for bounds in suited if length <= bounds[2]]

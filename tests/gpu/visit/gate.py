@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -45,5 +46,5 @@ def replayed(asked: list[tuple[dict[str, Array], dict[str, Array]]], path: Path)
     return lambda feed: answers[_key(feed)]
 
 
-def _key(feed: dict[str, Array]) -> bytes:
+def _key(feed: Mapping[str, Array]) -> bytes:
     return feed["input_ids"].astype(np.int32).tobytes()

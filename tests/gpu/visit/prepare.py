@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from tritonpress_generator.engines import tensorrt
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.exchange import exchange_attention
 from tritonpress_generator.graph import qdq
-from tritonpress_generator.infer import Array
+from tritonpress_generator.infer import Array, Infer
 from tritonpress_generator.onnx_graph import normalized
 from tritonpress_generator.plans import pending
 from tritonpress_generator.progress import Progress
@@ -85,7 +86,8 @@ def random_encoder(shape: Shape) -> tuple[onnx.ModelProto, Signature]:
         max_position_embeddings=shape.positions,
     )
     torch.manual_seed(0)
-    head = TokenHead(hf.BertForQuestionAnswering(config).eval(), lambda a: (a.start_logits, a.end_logits)).eval()
+    bert: Any = hf.BertForQuestionAnswering(config)
+    head = TokenHead(bert.eval(), lambda answer: (answer.start_logits, answer.end_logits)).eval()
     exchange_attention(head.encoder, export.ATTENTION)
     signature = Signature({"start": Output.per_token(), "end": Output.per_token()}, segments=True)
     return normalized(export.export(head, signature)), signature
@@ -154,23 +156,23 @@ def for_tensorrt(path: Path, release: str) -> recipes.Recipe:
 class Recorded:
     """An `Infer` that keeps what it was asked and what it answered, each feed once."""
 
-    def __init__(self, infer: Any) -> None:
+    def __init__(self, infer: Infer) -> None:
         self._infer = infer
-        self.feeds: dict[bytes, tuple[dict[str, Array], dict[str, Array]]] = {}
+        self.feeds: dict[bytes, tuple[Mapping[str, Array], dict[str, Array]]] = {}
 
-    def __call__(self, feed: dict[str, Array]) -> dict[str, Array]:
-        answer: dict[str, Array] = self._infer(_as_int32(feed))
+    def __call__(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        answer = self._infer(_as_int32(feed))
         self.feeds[feed["input_ids"].tobytes()] = (feed, answer)
         return answer
 
     def save(self, path: Path) -> None:
         """Writes both: `NUMBER/in/NAME` and `NUMBER/out/NAME`."""
-        arrays = {}
+        arrays: dict[str, Array] = {}
         for number, (feed, answer) in enumerate(self.feeds.values()):
             arrays |= {f"{number}/in/{name}": tensor.astype(np.int32) for name, tensor in feed.items()}
             arrays |= {f"{number}/out/{name}": tensor for name, tensor in answer.items()}
         np.savez_compressed(path, **arrays)
 
 
-def _as_int32(feed: dict[str, Array]) -> dict[str, Array]:
+def _as_int32(feed: Mapping[str, Array]) -> dict[str, Array]:
     return {name: tensor.astype(np.int32) for name, tensor in feed.items()}

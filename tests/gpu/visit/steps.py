@@ -110,7 +110,7 @@ def _built(records: Records, visit: Path, name: str, rung: str) -> Path | None:
 
 def _contest(records: Records, name: str, of_plans: Mapping[str, Path], peers: Mapping[str, list[str]]) -> None:
     """Measures plans, with and without CUDA graphs, and their peers at every batch and length."""
-    commands = {}
+    commands: dict[str, list[str]] = {}
     for rung, plan in of_plans.items():
         command = [sys.executable, *module("tensorrt_worker"), str(plan)]
         commands |= {f"TensorRT {rung}": command, f"TensorRT {rung}, CUDA graph": [*command, "--cuda-graph"]}

@@ -63,7 +63,8 @@ class Encoder(nn.Module):
         states = self.norm(self.words(ids) + self.positions(places) + self.segments(segments))
         for layer in self.layers:
             states = layer(states)
-        return self.span(states).unbind(-1)
+        start_and_end: tuple[torch.Tensor, ...] = self.span(states).unbind(-1)
+        return start_and_end
 
 
 def load(shape: Shape, *, device: str, precision: str, compiled: bool) -> tuple[dict[str, Any], Measured]:
@@ -86,7 +87,7 @@ def load(shape: Shape, *, device: str, precision: str, compiled: bool) -> tuple[
         segments = torch.zeros_like(ids)
 
         with torch.inference_mode():
-            run = partial(model, ids, segments)
+            run: Callable[[], Any] = partial(model, ids, segments)
             run()
             if compiled and device == "cuda":
                 run = _captured(run)
@@ -106,7 +107,7 @@ def load(shape: Shape, *, device: str, precision: str, compiled: bool) -> tuple[
 
 def _captured(run: Callable[[], Any]) -> Callable[[], Any]:
     """Returns the replay of `run` as a CUDA graph, as a server of fixed shapes would have it."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):

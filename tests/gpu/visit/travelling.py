@@ -102,7 +102,8 @@ def _large(model: onnx.ModelProto) -> list[onnx.TensorProto]:
 
 def _random(made: dict[str, Any]) -> NDArray[Any]:
     generator = np.random.default_rng(made["seed"])
-    return generator.standard_normal(made["shape"], np.float32) * np.float32(_STANDARD_DEVIATION)
+    value: NDArray[Any] = generator.standard_normal(made["shape"], np.float32) * np.float32(_STANDARD_DEVIATION)
+    return value
 
 
 def _hash(value: NDArray[Any]) -> str:
