@@ -16,7 +16,9 @@ from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.plans import pending
 from tritonpress_server import TritonServer
 from visit import gate, parity, prepare, serving, steps
-from visit.closed_loop import LoadError, load
+from visit.__main__ import main
+from visit.closed_loop import LoadError, inputs, load
+from visit.records import read
 from visit.travelling import Weights
 
 
@@ -43,8 +45,6 @@ def test_requests_that_are_refused_are_no_figure(tiny_server: TritonServer, tmp_
 
 
 def test_token_ids_are_int32_rows(tmp_path: Path) -> None:
-    from visit.closed_loop import inputs
-
     (request, *_) = json.loads(serving.token_requests(5, tmp_path / "tokens.json").read_text())
     tensors = {tensor.name(): tensor for tensor in inputs(request)}
     assert [*tensors] == ["input_ids", "attention_mask", "token_type_ids"]
@@ -74,6 +74,18 @@ def test_workload_travels_with_all_that_its_plan_needs(travelled: tuple[Path, Pa
         assert "LayerNormalization" not in {node.op_type for node in model.graph.node}
     requests = json.loads((source / "requests.json").read_text())
     assert all(set(request) == {"QUESTION", "CONTEXT"} for request in requests)
+
+
+def test_workload_is_unpacked_where_its_plans_are_built(travelled: tuple[Path, Path], tmp_path: Path) -> None:
+    _, visit = travelled
+    options = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--budget-s", "60"]
+    assert main(["parity", str(visit), *options]) == 0
+    found = {entry["item"]: entry for entry in read(tmp_path / "out")}
+    assert "TensorRT is needed" in found["question_answering: ladder"]["why"]
+    (version,) = (tmp_path / "work" / "workloads" / "question_answering").glob("repository/*/1")
+    for path in sorted(version.glob("model.*.onnx")):
+        onnx.checker.check_model(onnx.load(path), full_check=True)
+        session_infer(path)
 
 
 def test_what_was_answered_elsewhere_is_held_to_the_gate(travelled: tuple[Path, Path], tmp_path: Path) -> None:

@@ -120,11 +120,12 @@ def build_workload(visit: Path, work: Path, name: str, *, within_s: float) -> Pa
     if (folder / "rungs.txt").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    settings = json.loads(source.read_text(encoding="utf-8")) | {"tactic_sources": tactic_sources()}
+    settings = json.loads(source.read_text(encoding="utf-8"))
     for rung in settings["rungs"]:
         model = onnx.load(source.parent / rung["model"])
         Weights(visit).put_back(model)
         onnx.save(model, folder / rung["model"])
+    settings["tactic_sources"] = tactic_sources()
     (folder / source.name).write_text(json.dumps(settings), encoding="utf-8")
     run_builder(folder / source.name, within_s=within_s)
     return folder
