@@ -111,6 +111,12 @@ class TestContest:
             with pytest.raises(WorkerError, match=r"ended with status|did not answer"):
                 worker.ask({"batch": 1}, within_s=5)
 
+    def test_worker_that_has_died_is_said(self) -> None:
+        with Worker([sys.executable, "-c", "print('{}', flush=True)"], ready_s=60) as worker:
+            for _ in range(2):
+                with pytest.raises(WorkerError, match="ended with status 0; see its messages"):
+                    worker.ask({"batch": 1}, within_s=20)
+
     def test_worker_that_cannot_load_says_why(self, packed: Path) -> None:
         graph = packed / "shapes" / "tiny" / "model.fp32.onnx"
         with pytest.raises(WorkerError, match=r"ProviderError: ONNX Runtime .* has no CUDAExecutionProvider"):

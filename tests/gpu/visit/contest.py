@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -61,8 +62,11 @@ class Worker:
         """
         if self._process.stdin is None or self._process.poll() is not None:
             raise WorkerError(f"the worker ended with status {self._process.returncode}; see its messages")
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as exc:
+            raise WorkerError(f"the worker ended with status {self._process.wait()}; see its messages") from exc
         return self._read(within_s)
 
     def close(self) -> None:
@@ -70,8 +74,10 @@ class Worker:
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
+            # What was written and never read cannot be flushed any more.
+            with suppress(BrokenPipeError):
+                if stream is not None:
+                    stream.close()
 
     def _read(self, within_s: float) -> dict[str, Any]:
         stream = self._process.stdout
