@@ -110,7 +110,7 @@ def test_stamp_says_what_the_plan_is(tiny: Path) -> None:
 @pytest.mark.parametrize("batch", [1, max(BATCHES)])
 def test_every_profile_is_run(tiny: Path, batch: int, length: int) -> None:
     answers = Runner(tensorrt(), tiny.read_bytes())(feed(batch, length))
-    assert {name: answer.shape for name, answer in answers.items()} == dict.fromkeys(plans.OF_TOKENS, (batch, length))
+    assert {name: answer.shape for name, answer in answers.items()} == dict.fromkeys(parity.OF_TOKENS, (batch, length))
     assert all(np.isfinite(answer).all() for answer in answers.values())
 
 
@@ -125,8 +125,8 @@ def test_lengths_between_are_filled_up(tiny: Path) -> None:
     given = feed(2, LENGTHS[0])
     given["attention_mask"][:, 20:] = 0
     short = {name: tensor[:, :20] for name, tensor in given.items()}
-    expected, got = run(given), fitting(run, plans.profiles(), plans.OF_TOKENS)(short)
-    assert all(np.array_equal(got[name], expected[name][:, :20]) for name in plans.OF_TOKENS)
+    expected, got = run(given), fitting(run, plans.profiles(), parity.OF_TOKENS)(short)
+    assert all(np.array_equal(got[name], expected[name][:, :20]) for name in parity.OF_TOKENS)
 
 
 @pytest.mark.parametrize("graph", [False, True])
@@ -137,7 +137,7 @@ def test_executions_are_repeated_without_copies(tiny: Path, graph: bool) -> None
         run.capture()
     assert 0 < run.again(10) < 10
     after = run(feed(8, LENGTHS[0]))
-    assert all(np.array_equal(after[name], before[name]) for name in plans.OF_TOKENS)
+    assert all(np.array_equal(after[name], before[name]) for name in parity.OF_TOKENS)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"\0" * 64 + data[64:]])

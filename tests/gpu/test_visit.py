@@ -148,6 +148,13 @@ def test_padding_does_not_count() -> None:
     assert differences(got) == {"cosine": pytest.approx(1.0), "relative_error": 0.0}
 
 
+def test_values_of_a_sequence_all_count() -> None:
+    answer = np.array([[0.2, 0.8], [0.9, 0.1]], np.float32)
+    for wrong in (answer, answer[::-1]):
+        found = parity.differences(lambda _, wrong=wrong: {"scores": wrong}, [(FEED, {"scores": answer})])
+        assert (found["cosine"] > 0.999) == (wrong is answer)
+
+
 @pytest.mark.parametrize("wrong", [1.3, float("nan")])
 def test_one_wrong_answer_is_refused(wrong: float) -> None:
     got = ANSWER.copy()

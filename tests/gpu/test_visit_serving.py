@@ -15,7 +15,7 @@ from tritonpress_generator import recipe as recipes
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.plans import pending
 from tritonpress_server import TritonServer
-from visit import gate, parity, prepare, serving, steps
+from visit import gate, parity, plans, prepare, serving, steps
 from visit.__main__ import main
 from visit.closed_loop import LoadError, inputs, load
 from visit.records import read
@@ -45,7 +45,7 @@ def test_requests_that_are_refused_are_no_figure(tiny_server: TritonServer, tmp_
 
 
 def test_token_ids_are_int32_rows(tmp_path: Path) -> None:
-    (request, *_) = json.loads(serving.token_requests(5, tmp_path / "tokens.json").read_text())
+    (request, *_) = json.loads(serving.token_requests(plans.INPUTS, 5, tmp_path / "tokens.json").read_text())
     tensors = {tensor.name(): tensor for tensor in inputs(request)}
     assert [*tensors] == ["input_ids", "attention_mask", "token_type_ids"]
     assert {(tensor.datatype(), tuple(tensor.shape())) for tensor in tensors.values()} == {("INT32", (1, 5))}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+OF_TOKENS = ("start", "end")
+"""The outputs of the random encoders (`prepare.random_encoder`)."""
 BOUNDS = {"fp32": (0.9999, 0.01), "fp16": (0.999, 0.05), "int8": (0.99, 0.15)}
 """By the rung: the least cosine of a sequence's answers, and the largest error of one relative to the largest answer.
 FP32's products may be TF32, whose roundings are 2^-11 as FP16's are; FP16 rounds what is between them too. INT8 is held
@@ -47,20 +49,29 @@ def recorded(path: Path) -> list[tuple[dict[str, Array], dict[str, Array]]]:
 
 
 def differences(
-    run: Callable[[dict[str, Array]], Mapping[str, Array]], asked: list[tuple[dict[str, Array], dict[str, Array]]]
+    run: Callable[[dict[str, Array]], Mapping[str, Array]],
+    asked: list[tuple[dict[str, Array], dict[str, Array]]],
+    of_tokens: Sequence[str] = OF_TOKENS,
 ) -> dict[str, float]:
-    """Returns the least cosine and the largest relative error of the answers of `run`; padding does not count."""
+    """Returns the least cosine and the largest relative error of the answers of `run`.
+
+    Args:
+        run: Takes a padded batch.
+        asked: Batches, with the answers that are expected.
+        of_tokens: The outputs of a value a token, of which padding does not count.
+    """
     cosines, errors = [1.0], [0.0]
     for feed, expected in asked:
         got = run(feed)
         present = feed["attention_mask"].astype(bool)
         for name, answer in expected.items():
-            for row, mask in enumerate(present):
+            counts = present if name in of_tokens else np.ones(answer.shape, bool)
+            for row, mask in enumerate(counts):
                 left, right = answer[row][mask].astype(np.float64), got[name][row][mask].astype(np.float64)
                 norms = float(np.linalg.norm(left) * np.linalg.norm(right))
                 cosines.append(float(left @ right) / norms if norms else float("nan"))
-            largest = float(np.abs(answer[present]).max())
-            errors.append(float(np.abs(got[name] - answer)[present].max()) / largest)
+            largest = float(np.abs(answer[counts]).max())
+            errors.append(float(np.abs(got[name] - answer)[counts].max()) / largest)
     # NumPy's extremes, unlike Python's, keep NaN.
     return {"cosine": float(np.min(cosines)), "relative_error": float(np.max(errors))}
 

@@ -19,7 +19,6 @@ from visit.shapes import BATCHES, LENGTHS
 from visit.travelling import Weights
 
 INPUTS = ["input_ids", "attention_mask", "token_type_ids"]
-OF_TOKENS = ["start", "end"]
 TYPES: dict[str, list[str]] = {"fp32": [], "fp16": ["FLOAT16"], "int8": ["FLOAT16", "INT8"]}
 _OPTIMAL_BATCH = 32
 """A batch of this many sequences fills a GPU at all lengths but the shortest."""
@@ -100,7 +99,7 @@ def run_builder(settings: Path, *, within_s: float) -> str:
 def loaded(plan: Path, of_profiles: list[dict[str, Any]]) -> Callable[[dict[str, parity.Array]], dict[str, Any]]:
     """Returns what runs a plan on padded batches of every length that its profiles hold."""
     stamp = json.loads(plan.with_name(f"{plan.name}.json").read_text(encoding="utf-8"))
-    return fitting(Runner(tensorrt(), plan.read_bytes(), stamp), of_profiles, OF_TOKENS)
+    return fitting(Runner(tensorrt(), plan.read_bytes(), stamp), of_profiles, parity.OF_TOKENS)
 
 
 def compare(visit: Path, plan: Path, name: str, rung: str) -> dict[str, float]:
@@ -146,4 +145,4 @@ def answer(plan: Path, recorded: Path, out: Path) -> dict[str, float]:
     arrays = {f"{number}/out/{n}": tensor for number, given in enumerate(answers) for n, tensor in given.items()}
     np.savez_compressed(out, **arrays)
     given = iter(answers)
-    return parity.differences(lambda _: next(given), asked)
+    return parity.differences(lambda _: next(given), asked, settings["of_tokens"])

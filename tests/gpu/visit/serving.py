@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import numpy as np
 from tritonpress_server import TritonServer
 
+from visit import parity, plans
 from visit.closed_loop import load
 from visit.records import Records
-from visit.shapes import LENGTHS, SHAPES
+from visit.shapes import SHAPES
 
 IN_FLIGHT = (1, 4, 16, 64, 256)
 SECONDS = 3.0
@@ -25,10 +27,13 @@ def run(records: Records, visit: Path) -> None:
     """Serves the plans that the steps before have built: real ones, and BERT-Large's in the same repository."""
     for source in sorted((visit / "workloads").glob("*")):
         version = next((records.work / "workloads" / source.name).glob("repository/*/1"), None)
-        # The workload's tokenizer and borders are BERT's too, and so its repository serves a plan of that size.
-        large = records.work / "shapes" / "large"
+        (settings,) = (source / "repository").glob("*/1/plan.json")
+        reads = json.loads(settings.read_text(encoding="utf-8"))
+        # Where it reads and gives what BERT-Large's plan does, at the same borders, the repository serves that too.
+        same = (reads["inputs"], reads["of_tokens"]) == (plans.INPUTS, [*parity.OF_TOKENS])
+        served = {"large": records.work / "shapes" / "large"} if same else {}
         for rung in ("int8", "fp16"):
-            for name, folder in (("large", large), (source.name, version)):
+            for name, folder in (served | {source.name: version}).items():
                 plan = None if folder is None else folder / f"model.{rung}.plan"
                 if plan is not None and plan.exists():
                     _serve(records, f"{name} {rung}", source, plan)
@@ -46,28 +51,26 @@ def repository(source: Path, plan: Path, folder: Path) -> tuple[Path, str]:
     return folder, settings.parent.parent.name
 
 
-def token_requests(length: int, path: Path) -> Path:
+def token_requests(inputs: Sequence[str], length: int, path: Path) -> Path:
     """Returns `path` after writing requests of one sequence of `length` random tokens each."""
     generator = np.random.default_rng(0)
-    ones, zeros = [[1] * length], [[0] * length]
-    requests = [
-        {
-            "input_ids": generator.integers(1000, SHAPES["large"].vocabulary, (1, length)).tolist(),
-            "attention_mask": ones,
-            "token_type_ids": zeros,
-        }
-        for _ in range(_REQUESTS)
-    ]
+    full = {"attention_mask": [[1] * length], "token_type_ids": [[0] * length]}
+    requests = []
+    for _ in range(_REQUESTS):
+        every = {"input_ids": generator.integers(1000, SHAPES["large"].vocabulary, (1, length)).tolist()} | full
+        requests.append({name: every[name] for name in inputs})
     path.write_text(json.dumps(requests), encoding="utf-8")
     return path
 
 
 def _serve(records: Records, name: str, source: Path, plan: Path) -> None:
     """Starts a server with `plan` and asks it at every load; a server that does not start is a line too."""
-    tokens = token_requests(LENGTHS[-1], records.work / "tokens.json")
 
     def serve() -> dict[str, Any]:
         folder, engine = repository(source, plan, records.work / "served")
+        settings = json.loads((folder / engine / "1" / "plan.json").read_text(encoding="utf-8"))
+        longest = max(profile["length"][2] for profile in settings["profiles"])
+        tokens = token_requests(settings["inputs"], longest, records.work / "tokens.json")
         with TritonServer(folder, log_path=records.work / "triton.log", startup_timeout_s=120) as server:
             asked = {"engine": (engine, tokens), "texts": (source.name, source / "requests.json")}
             for what, (model, requests) in asked.items():
