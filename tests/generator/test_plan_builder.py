@@ -147,6 +147,34 @@ def test_plan_that_cannot_be_loaded_is_refused(version: str) -> None:
     assert trt.made("Runtime.engine_host_code_allowed") == ([] if version == OLD else [(True,)])
 
 
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("Row major linear FP16", "FP16"),
+        ("Row major linear FP16 format", "FP16"),
+        ("Thirty-two wide channel vectorized row major Int8 format.", "INT8"),
+        ("Half", "FP16"),
+        ("Float", "FP32"),
+        ("BFloat16", "BF16"),
+    ],
+)
+def test_types_of_layers_are_read_in_every_releases_words(said: str, kind: str) -> None:
+    for key in ("Format/Datatype", "DataType"):
+        text = json.dumps({"Layers": [{"Outputs": [{key: said}]}]})
+        trt = Recorded(OLD, {"EngineInspector.get_engine_information": lambda _, text=text: text})
+        engine, _ = runner.load(trt, b"plan")
+        assert builder.layers(trt, engine)["by_type"] == {kind: 1}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_type_of_an_input_is_one_of_numpys(version: str) -> None:
+    # What inputs and outputs of a plan can be; the others have no NumPy type.
+    for name in {"FLOAT", "HALF", "INT8", "INT32", "INT64", "BOOL", "UINT8"} & set(NAMES[version]["DataType"]):
+        assert runner.numpy_type(SimpleNamespace(name=name)).itemsize in {1, 2, 4, 8}
+    assert runner.numpy_type(SimpleNamespace(name="FLOAT")) == "float32"
+    assert runner.numpy_type(SimpleNamespace(name="INT32")) == "int32"
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_layers_are_counted_by_type(version: str) -> None:
     layer = {"Outputs": [{"Name": "x", "Format/Datatype": "Row major linear FP16"}]}

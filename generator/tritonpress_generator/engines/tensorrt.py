@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from pydantic import Field
 from tritonclient.grpc import model_config_pb2 as pb
 
-from tritonpress_generator import mixed_precision
+from tritonpress_generator import layer_normalization, mixed_precision
 from tritonpress_generator.engines import Asked
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import InputError
@@ -92,7 +92,10 @@ def rungs(fp32: onnx.ModelProto, model: onnx.ModelProto, config: Config) -> dict
     if kinds:
         name = "fp8" if "FLOAT8E4M3FN" in kinds else "int8"
         graphs[name] = (model, low)
-    return {name: with_int32_inputs(mixed_precision.typed(*graph)) for name, graph in graphs.items()}
+    ladder = {name: with_int32_inputs(mixed_precision.typed(*graph)) for name, graph in graphs.items()}
+    if releases.lacks_layer_normalization(config.release):
+        ladder = {name: layer_normalization.divided(graph) for name, graph in ladder.items()}
+    return ladder
 
 
 def build(graphs: Mapping[str, onnx.ModelProto], version_dir: Path, config: Config, asked: Asked) -> None:
@@ -125,14 +128,15 @@ def load(version_dir: Path, config: Config, *, threads: int | None = None) -> In
     Raises:
         InputError: The plan is corrupt or of another TensorRT or GPU, or ONNX Runtime refuses the graph.
     """
+    settings = json.loads((version_dir / pending.SETTINGS).read_text(encoding="utf-8"))
     if runs_here() and (found := pending.plans(version_dir)):
         path, stamp = next(iter(found.items()))
         try:
-            run: Infer = runner.Runner(runner.tensorrt(), path.read_bytes(), stamp)  # type: ignore[assignment]
+            run = runner.Runner(runner.tensorrt(), path.read_bytes(), stamp)
         except runner.PlanError as exc:
             raise InputError(f"{path}: {exc}") from exc
-        return run
-    settings = json.loads((version_dir / pending.SETTINGS).read_text(encoding="utf-8"))
+        plan: Infer = runner.fitting(run, settings["profiles"], settings["of_tokens"])
+        return plan
     graph = session_infer(version_dir / settings["rungs"][-1]["model"], threads=threads)
     return lambda feed: graph({name: tensor.astype(INTEGERS, copy=False) for name, tensor in feed.items()})
 
@@ -152,6 +156,7 @@ def plan_settings(config: Config, asked: Asked) -> dict[str, Any]:
     batch, length = asked.max_batch_size, _usual_length(asked)
     return {
         "inputs": list(asked.signature.inputs),
+        "of_tokens": asked.signature.of_tokens,
         "profiles": [profile.model_dump() for profile in profiles(asked, config.optimization_profiles)],
         "shapes": [[1, length], [batch, length]] if batch > 1 else [[1, length]],
         "compute_capabilities": config.compute_capabilities,

@@ -179,10 +179,18 @@ def layers(trt: Any, engine: Any) -> Dict[str, Any]:
     counts: Dict[str, int] = {}
     for entry in entries:
         outputs = entry.get("Outputs", []) if isinstance(entry, dict) else []
-        kinds = sorted({str(output.get("Format/Datatype", "?")).split(" ")[-1] for output in outputs}) or ["?"]
+        kinds = sorted({_element_type(output) for output in outputs}) or ["?"]
         key = "+".join(kinds)
         counts[key] = counts.get(key, 0) + 1
     return {"layers": entries, "by_type": counts}
+
+
+def _element_type(output: Dict[str, Any]) -> str:
+    """Returns the type of a layer's output as the builder's flags name it: releases word it differently."""
+    text = str(output.get("Format/Datatype", output.get("DataType", "?")))
+    words = [word.strip(".") for word in text.split(" ")]
+    kinds = [word for word in words if word not in {"format", "(kLINEAR)"}]
+    return {"Float": "FP32", "Half": "FP16", "BFloat16": "BF16"}.get(kinds[-1], kinds[-1].upper())
 
 
 def slower(times: Sequence[Tuple[str, float]]) -> Dict[str, str]:

@@ -34,12 +34,18 @@ RELEASES: Mapping[str, Release] = {
 }
 
 
+_FIRST_OF_8_6 = "23.04"
 _FIRST_OF_10 = "24.05"
 
 
 def weakly_typed(release: str) -> bool:
-    """Says whether the TensorRT of `release`, 8.6 up to 24.04, takes types from flags and not from the graph."""
+    """Says whether the TensorRT of `release`, 8 up to 24.04, takes types from flags and not from the graph."""
     return release < _FIRST_OF_10
+
+
+def lacks_layer_normalization(release: str) -> bool:
+    """Says whether the parser of `release`, TensorRT 8.5 and before, does not know LayerNormalization."""
+    return release < _FIRST_OF_8_6
 
 
 def tensorrt_image(release: str) -> str:

@@ -1,0 +1,127 @@
+"""The closed loop against the real server, and the gate of what was answered elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from tiny_sources import WORDS, write_task
+from tritonpress_generator import recipe as recipes
+from tritonpress_generator.engines.onnxruntime import session_infer
+from tritonpress_generator.plans import pending
+from tritonpress_server import TritonServer
+from visit import gate, parity, plans, prepare, serving, steps
+from visit.__main__ import main
+from visit.closed_loop import LoadError, inputs, load
+from visit.records import read
+from visit.travelling import Weights
+
+
+@pytest.fixture(autouse=True)
+def modules_for_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([steps.path_of_package(), *sys.path]))
+
+
+def test_as_many_requests_are_in_flight_as_said(tiny_server: TritonServer, tmp_path: Path) -> None:
+    requests = tmp_path / "requests.json"
+    requests.write_text(json.dumps([{"QUERY": "red lamp"}, {"QUERY": "old chair for the garden"}]))
+    found = load(tiny_server.grpc_url, "recommendation", requests, in_flight=3, seconds=1.5)
+    assert found["in_flight"] == 3
+    assert 0 < found["p50_ms"] <= found["p99_ms"]
+    # Little's law: what is in flight is the rate times the time that each takes; the mean is near the median here.
+    assert 0.3 < found["requests_per_s"] * found["p50_ms"] / 1e3 / 3 < 1.7
+
+
+def test_requests_that_are_refused_are_no_figure(tiny_server: TritonServer, tmp_path: Path) -> None:
+    requests = tmp_path / "requests.json"
+    requests.write_text(json.dumps([{"QUERY": ""}]))
+    with pytest.raises(LoadError, match=r"1 of 1 processes failed .*InferenceServerException"):
+        load(tiny_server.grpc_url, "recommendation", requests, in_flight=1, seconds=1)
+
+
+def test_token_ids_are_int32_rows(tmp_path: Path) -> None:
+    (request, *_) = json.loads(serving.token_requests(plans.INPUTS, 5, tmp_path / "tokens.json").read_text())
+    tensors = {tensor.name(): tensor for tensor in inputs(request)}
+    assert [*tensors] == ["input_ids", "attention_mask", "token_type_ids"]
+    assert {(tensor.datatype(), tuple(tensor.shape())) for tensor in tensors.values()} == {("INT32", (1, 5))}
+
+
+@pytest.fixture(scope="module")
+def travelled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A recipe, and what of it travels."""
+    folder = tmp_path_factory.mktemp("workload")
+    (folder / "sources").mkdir()
+    recipe = write_task(folder / "sources", "question_answering")
+    prepare.workload(recipe, folder / "visit")
+    return recipe, folder / "visit"
+
+
+def test_workload_travels_with_all_that_its_plan_needs(travelled: tuple[Path, Path]) -> None:
+    _, visit = travelled
+    source = visit / "workloads" / "question_answering"
+    (settings,) = source.glob("repository/*/1/plan.json")
+    rungs = json.loads(settings.read_text())["rungs"]
+    assert [rung["name"] for rung in rungs] == ["fp32", "fp16", "int8"]
+    for rung in rungs:
+        model = onnx.load(settings.with_name(rung["model"]))
+        Weights(visit).put_back(model)
+        onnx.checker.check_model(model, full_check=True)
+        assert "LayerNormalization" not in {node.op_type for node in model.graph.node}
+    requests = json.loads((source / "requests.json").read_text())
+    assert all(set(request) == {"QUESTION", "CONTEXT"} for request in requests)
+
+
+def test_workload_is_unpacked_where_its_plans_are_built(travelled: tuple[Path, Path], tmp_path: Path) -> None:
+    _, visit = travelled
+    options = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--budget-s", "60"]
+    assert main(["parity", str(visit), *options]) == 0
+    found = {entry["item"]: entry for entry in read(tmp_path / "out")}
+    assert "TensorRT is needed" in found["question_answering: ladder"]["why"]
+    (version,) = (tmp_path / "work" / "workloads" / "question_answering").glob("repository/*/1")
+    for path in sorted(version.glob("model.*.onnx")):
+        onnx.checker.check_model(onnx.load(path), full_check=True)
+        session_infer(path)
+
+
+def test_what_was_answered_elsewhere_is_held_to_the_gate(travelled: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe, visit = travelled
+    asked = parity.recorded(visit / "workloads" / "question_answering" / "feeds.npz")
+    for rung, wrong in (("fp32", False), ("int8", True)):
+        arrays = {}
+        for number, (feed, outputs) in enumerate(asked):
+            # A word of every text, and the answer to none.
+            elsewhere = np.where(feed["input_ids"] == 4 + WORDS.index("home"), 100, 0).astype(np.float32)
+            for name, tensor in outputs.items():
+                arrays[f"{number}/out/{name}"] = elsewhere if wrong else tensor
+        np.savez(tmp_path / f"question_answering.{rung}.npz", **arrays)
+    rows = [line.split() for line in gate.table(recipe, visit, tmp_path).splitlines()]
+    found = {row[0]: row for row in rows}
+    assert found["fp32"][-1] == "kept"
+    assert found["fp32"][2] == "100.0%"
+    assert found["int8"][-1] == "refused"
+
+
+def test_answers_of_the_graph_that_travelled_are_those_that_were_recorded(travelled: tuple[Path, Path]) -> None:
+    _, visit = travelled
+    source = visit / "workloads" / "question_answering"
+    (path,) = source.glob("repository/*/1/model.fp32.onnx")
+    model = onnx.load(path)
+    Weights(visit).put_back(model)
+    found = parity.differences(session_infer(model.SerializeToString()), parity.recorded(source / "feeds.npz"))
+    assert found["relative_error"] < 1e-5
+
+
+def test_recipe_for_the_kit_keeps_its_files(travelled: tuple[Path, Path]) -> None:
+    recipe = prepare.for_tensorrt(travelled[0], prepare.RELEASE)
+    assert recipe.path == travelled[0]
+    assert recipe.engine.word == "tensorrt"
+    assert [stage.word for stage in recipe.graph] == ["qdq"]
+    assert recipe.file(recipe.gate.dataset).exists()
+    (lengths,) = recipe.lengths
+    assert lengths.config.borders[-1] == recipes.load(travelled[0]).serve.max_length
+    assert pending.SETTINGS == "plan.json"
