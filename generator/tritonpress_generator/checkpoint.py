@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +33,13 @@ class Checkpoint:
     """Of the weights; of several shards, of their hashes in the order of their names."""
     adapter: Path | None = None
     """The folder of a LoRA adapter that is merged into the weights when they are loaded."""
+    chosen_anew: Mapping[str, Any] | None = None
+    """What was chosen for what passes have made of it, in place of what was when it was trained."""
+
+    @property
+    def chosen(self) -> Mapping[str, Any]:
+        """What was chosen on held-out examples, such as a threshold or a temperature (`tritonpress.json`)."""
+        return self.settings("tritonpress.json") if self.chosen_anew is None else self.chosen_anew
 
     @property
     def adapter_sha256(self) -> str | None:

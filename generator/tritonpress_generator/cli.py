@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.command == "finetune":
             _finetune(options.recipe, options.out, options.data)
         elif options.command == "distill":
-            _distill(options.recipe, _work(options), options.data)
+            _distill(options.recipe, _work(options), options.data, options.out)
         elif options.command == "evaluate":
             return _evaluate(options)
         elif options.command == "pack":
@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     finetune_parser.add_argument("--data", type=Path, help=_DATA)
     distill_parser = commands.add_parser("distill", help="train what passes have cut; alone or under torchrun")
     distill_parser.add_argument("recipe", type=Path)
+    distill_parser.add_argument("--out", type=Path, help="gets the result as masks and low-rank differences")
     distill_parser.add_argument("--data", type=Path, help=_DATA)
     distill_parser.add_argument("--work", type=Path, help=_WORK)
     evaluate_parser = commands.add_parser("evaluate", help="score the model, or a live endpoint, on labelled data")
@@ -147,12 +148,12 @@ def _finetune(recipe: Path, out: Path | None, data: Path | None) -> None:
     print(f"wrote {os.fspath(done.folder)}")
 
 
-def _distill(recipe: Path, work: Path, data: Path | None) -> None:
+def _distill(recipe: Path, work: Path, data: Path | None, out: Path | None) -> None:
     from tritonpress_generator.distilled import distill
     from tritonpress_generator.training.distributed import world
 
     with world() as processes:
-        report = distill(recipe, work, data, processes)
+        report = distill(recipe, work, data, processes, out=out)
     if processes.writes:
         print(
             f"{report['metric']} on the held-out examples: {report['before']:.4f} before, {report['after']:.4f} after "

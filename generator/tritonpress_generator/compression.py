@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from tritonpress_generator.checkpoint import Checkpoint
 from tritonpress_generator.examples import Examples, answered, collate
+from tritonpress_generator.export import torch_infer
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.recipe import Recipe
 from tritonpress_generator.signature import Signature
@@ -34,6 +35,12 @@ class Compressed:
     """What each pass has done, for the manifest."""
     original_ids: tuple[int, ...] | None = None
     """The original's ids of the tokenizer's tokens, in the order of their ids; None: the same."""
+    cuts: tuple[tuple[str, Any], ...] = ()
+    """What was taken out, in order (`cuts.py`)."""
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    """What was chosen anew for the changed model on held-out examples: a threshold, a temperature."""
+    adapter: Path | None = None
+    """What was learnt on top of the cuts, where it was by low-rank adapters: their folder."""
 
     @property
     def size_bytes(self) -> int:
@@ -100,7 +107,21 @@ class Material:
     def settings(self) -> dict[str, Any]:
         """What the model's config and the checkpoint say of its answers: the labels, a threshold, a temperature."""
         labels = {"id2label": getattr(self.original.model.config, "id2label", None)}
-        return labels | self.checkpoint.settings("tritonpress.json")
+        return labels | dict(self.checkpoint.chosen)
+
+    def chosen(self, model: Any, tokenizer: Tokenizer) -> dict[str, Any]:
+        """Returns what the task chooses for `model` on the held-out examples: a threshold, a temperature.
+
+        Raises:
+            InputError: There are no examples, or one of them cannot be read.
+        """
+        module, recipe = self.recipe.finetune.module, self.recipe
+        examples = self.examples.held_out
+        head, signature = self.head(model)
+        infer = torch_infer(head.eval(), signature)
+        answers = answered(infer, signature, examples, recipe, tokenizer, self.world)
+        chosen: dict[str, Any] = module.chosen(examples, answers, recipe, self.settings)
+        return chosen
 
     def score(self, infer: Infer, tokenizer: Tokenizer, most: int = 1000) -> float:
         """Returns the metric that decides in training, of `infer` on held-out examples; higher is better.

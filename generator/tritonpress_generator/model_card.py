@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from tritonpress_generator.recipe import Recipe
+from tritonpress_generator.recipe import DataConfig, Recipe
 from tritonpress_generator.training.loop import Progress
 from tritonpress_generator.written import portable
 
@@ -57,11 +57,7 @@ def model_card(
         + " |"
         for name, row in scores.items()
     ]
-    files = "\n".join(
-        f"| {name} | {use} | {hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16]}… |"
-        for use in ("train", "validation", "test")
-        for name in getattr(data, use)
-    )
+    files = _files(data, folder)
     what = "A LoRA adapter and its head" if config.lora else "A checkpoint"
     settings = yaml.safe_dump(config.model_dump(), sort_keys=False)
     versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
@@ -89,3 +85,45 @@ Training took {progress.seconds / 60:.0f} minutes. Versions: {versions}. Setting
 ```yaml
 {settings}```
 """
+
+
+def distilled_card(recipe: Recipe, folder: Path, report: Mapping[str, Any]) -> str:
+    """Returns the model card of masks and low-rank differences.
+
+    Args:
+        recipe: What was asked for.
+        folder: Of the data.
+        report: What the passes have done.
+    """
+    if recipe.data is None:
+        raise ValueError("the recipe must have data")
+    done = report["distill"]
+    passes = yaml.safe_dump([{stage.word: stage.config.model_dump()} for stage in recipe.passes], sort_keys=False)
+    versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
+    return f"""# {recipe.name}, compressed
+
+Masks and low-rank differences to {portable(recipe.checkpoint.source)} (with the recipe's adapter, if it has one), by
+
+    tritonpress distill {recipe.path.name} --data DATA --out FOLDER
+
+for `passes: [{{restore: {{folder: FOLDER}}}}]`.
+
+| file | use | SHA-256 |
+| --- | --- | --- |
+{_files(recipe.data, folder)}
+
+`{done["metric"]}` on the validation files, on which the weights were chosen: {done["before"]:.4f} after the cuts,
+{done["after"]:.4f} after {done["steps"]} steps of training in {done["minutes"]:g} minutes. Versions: {versions}.
+
+```yaml
+{passes}```
+"""
+
+
+def _files(data: DataConfig, folder: Path) -> str:
+    """Returns the rows of a table of the data's files."""
+    return "\n".join(
+        f"| {name} | {use} | {hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16]}… |"
+        for use in ("train", "validation", "test")
+        for name in getattr(data, use)
+    )

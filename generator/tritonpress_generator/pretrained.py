@@ -55,7 +55,7 @@ def load_model(
     model, made = _from_pretrained(checkpoint, auto_class, settings or {}, resized=resized)
     _check_made(checkpoint, model, made, auto_class, new_head=new_head)
     if checkpoint.adapter is not None:
-        model = _merged(model, checkpoint.adapter)
+        model = merged(model, checkpoint.adapter)
     _check_encoder(checkpoint, model)
     if attention is not None:
         exchange_attention(encoder_of(model), attention)
@@ -145,8 +145,12 @@ def encoder_of(model: Any) -> Any:
     return getattr(model, model.base_model_prefix, model)
 
 
-def _merged(model: Any, adapter: Path) -> Any:
-    """Returns `model` with the adapter's products added to its weights, and the adapter's head."""
+def merged(model: Any, adapter: Path) -> Any:
+    """Returns `model` with the adapter's products added to its weights, and the adapter's head.
+
+    Raises:
+        InputError: The adapter is of another model, or no adapter.
+    """
     from peft import PeftModel, get_peft_model_state_dict
 
     given = tensor_names(adapter / ADAPTER)

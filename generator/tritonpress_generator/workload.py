@@ -94,9 +94,16 @@ class Workload:
 
     def changed(self, compressed: Compressed) -> Workload:
         """Returns the workload with another model; what it answers is compared with what the checkpoint does."""
-        head, signature = self.recipe.task.module.head(compressed.model, self.checkpoint, self.recipe.task.config)
+        task = self.recipe.task
+        head, signature = task.module.head(compressed.model, self.checkpoint, task.config)
+        postprocessor = self.postprocessor
+        if compressed.chosen:
+            checkpoint = replace(self.checkpoint, chosen_anew=compressed.chosen)
+            arguments = (self.baseline, signature, compressed.tokenizer, self.data, checkpoint)
+            postprocessor = task.module.postprocessor(self.recipe, *arguments)
         return replace(
             self,
+            postprocessor=postprocessor,
             tokenizer=compressed.tokenizer,
             signature=signature,
             model=compressed.model,

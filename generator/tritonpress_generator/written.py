@@ -52,11 +52,20 @@ def write(out: Path, trained: Trainable, tokenizer: Tokenizer, source: Checkpoin
             (out / POOLING).parent.mkdir(exist_ok=True)
             _write_json(out / POOLING, pooling)
     else:
-        _write_adapter(out, trained.model, trained.adapted, source)
+        write_adapter(out, trained.model, trained.adapted, source)
     _write_json(out / _SETTINGS, chosen)
 
 
-def _write_adapter(out: Path, model: Any, adapted: peft.PeftModel, source: Checkpoint) -> None:
+def write_adapter(out: Path, model: Any, adapted: peft.PeftModel, source: Checkpoint) -> None:
+    """Writes an adapter in FP16, with the config of its model.
+
+    Args:
+        out: The folder, which is made if it is not there.
+        model: What is adapted.
+        adapted: The adapter.
+        source: The checkpoint.
+    """
+    out.mkdir(parents=True, exist_ok=True)
     state = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
     save_file({name: tensor.half().contiguous().cpu() for name, tensor in state.items()}, out / ADAPTER)
     settings = adapted.peft_config["default"]

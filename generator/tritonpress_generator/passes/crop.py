@@ -9,22 +9,23 @@ speed stays.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import torch
 from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 
+from tritonpress_generator import cuts
 from tritonpress_generator.compression import Compressed, Material, copied, original_layers
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.pretrained import encoder_of
 from tritonpress_generator.recipe import Settings
 from tritonpress_generator.records import read_text
 from tritonpress_generator.structure import depth, keep_layers
-from tritonpress_generator.vocabulary import cropped, with_parts
+from tritonpress_generator.vocabulary import with_parts
 
 _BATCH = 32
-_SPECIAL_IDS = tuple(f"{name}_token_id" for name in ("pad", "bos", "eos", "cls", "sep", "mask", "unk"))
 
 
 class VocabularyConfig(Settings):
@@ -69,24 +70,29 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
     result = copied(given)
     report: dict[str, Any] = {}
     if config.layers is not None:
-        before = original_layers(given)
-        report["layers"] = [before[layer] for layer in _layers(result, config, material)]
+        before, kept = original_layers(given), _layers(result, config, material)
+        result = cuts.layers(result, kept)
+        report["layers"] = [before[layer] for layer in kept]
     if config.positions is not None:
-        report["positions"] = _positions(result.model, config.positions, material.recipe.serve.max_length)
+        result = cuts.positions(result, _positions(result.model, config.positions, material.recipe.serve.max_length))
+        report["positions"] = config.positions
     if config.one_segment:
-        report["segments"] = _one_segment(result.model, material)
-    tokenizer, ids = result.tokenizer, result.original_ids
+        _check_segments(result.model, material)
+        result = cuts.segments(result, 1)
+        report["segments"] = 1
     if config.vocabulary is not None:
-        used = _used(tokenizer, config.vocabulary, material) | _counted_from(result.model)
-        tokenizer, old = cropped(tokenizer, used)
-        _keep_rows(result.model, old)
-        ids = tuple(old if ids is None else (ids[number] for number in old))
-        report["vocabulary"] = len(old)
-    return Compressed(result.model, tokenizer, result.report | {"crop": result.report.get("crop", {}) | report}, ids)
+        used = _used(result.tokenizer, config.vocabulary, material) | _counted_from(result.model)
+        result = cuts.vocabulary(result, sorted(used))
+        report["vocabulary"] = result.tokenizer.get_vocab_size()
+    chosen = result.chosen
+    if config.layers is not None and material.recipe.data is not None:
+        chosen = material.chosen(result.model, result.tokenizer)
+    crop = result.report.get("crop", {}) | report
+    return replace(result, report=result.report | {"crop": crop}, chosen=chosen)
 
 
 def _layers(result: Compressed, config: Config, material: Material) -> list[int]:
-    """Takes layers out, and returns which are left."""
+    """Returns which layers are left."""
     count = depth(result.model)
     wanted = config.layers
     if isinstance(wanted, list):
@@ -95,7 +101,6 @@ def _layers(result: Compressed, config: Config, material: Material) -> list[int]
                 f"passes.crop: layers must be ascending and from 0 to {count - 1} (the model's), got {wanted}; "
                 "correct them"
             )
-        keep_layers(result.model, wanted)
         return wanted
     if wanted is None or not 1 <= wanted <= count:
         raise InputError(f"passes.crop: layers must be from 1 to {count} (the model's), got {wanted}; correct it")
@@ -113,12 +118,11 @@ def _layers(result: Compressed, config: Config, material: Material) -> list[int]
     while len(left) > wanted:
         without = [[layer for layer in left if layer != gone] for gone in left]
         left = min(without, key=loss)
-    keep_layers(result.model, left)
     return left
 
 
 def _positions(model: Any, positions: int, max_length: int) -> int:
-    """Shortens the table of positions, and returns how many it has."""
+    """Returns how many rows of the table of positions are left."""
     encoder = encoder_of(model)
     table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
     if not isinstance(table, torch.nn.Embedding):
@@ -132,18 +136,11 @@ def _positions(model: Any, positions: int, max_length: int) -> int:
             f"passes.crop: positions must be from {max_length} (serve.max_length) to {table.num_embeddings - offset} "
             f"(the model's), got {positions}; correct it, or lower serve.max_length"
         )
-    rows = positions + offset
-    encoder.embeddings.position_embeddings = _embedding(table, torch.arange(rows))
-    encoder.config.max_position_embeddings = rows
-    for name in ("position_ids", "token_type_ids"):
-        buffer = getattr(encoder.embeddings, name, None)
-        if isinstance(buffer, torch.Tensor):
-            setattr(encoder.embeddings, name, buffer[:, :rows].clone())
-    return positions
+    return positions + offset
 
 
-def _one_segment(model: Any, material: Material) -> int:
-    """Leaves the first segment alone, and returns how many there are."""
+def _check_segments(model: Any, material: Material) -> None:
+    """Refuses to take segments out that there are not, or that the task reads."""
     encoder = encoder_of(model)
     table = getattr(getattr(encoder, "embeddings", None), "token_type_embeddings", None)
     if not isinstance(table, torch.nn.Embedding):
@@ -156,9 +153,6 @@ def _one_segment(model: Any, material: Material) -> int:
             f"passes.crop: one_segment: {material.recipe.task.word} reads {' and '.join(inputs)} as two segments; "
             "leave one_segment out"
         )
-    encoder.embeddings.token_type_embeddings = _embedding(table, torch.arange(1))
-    encoder.config.type_vocab_size = 1
-    return 1
 
 
 def _used(tokenizer: Tokenizer, config: VocabularyConfig, material: Material) -> set[int]:
@@ -183,28 +177,3 @@ def _counted_from(model: Any) -> set[int]:
     table = getattr(getattr(encoder_of(model), "embeddings", None), "position_embeddings", None)
     padding: int | None = getattr(table, "padding_idx", None)
     return set() if padding is None else set(range(padding + 1))
-
-
-def _keep_rows(model: Any, old: list[int]) -> None:
-    """Leaves the embeddings of the tokens that had the ids `old`, in their order."""
-    encoder = encoder_of(model)
-    table = encoder.get_input_embeddings()
-    new = {before: after for after, before in enumerate(old)}
-    # Some checkpoints have more rows than tokens; none of them can be asked for.
-    encoder.set_input_embeddings(_embedding(table, torch.tensor(old), new))
-    for config in (encoder.config, model.config):
-        config.vocab_size = len(old)
-    for name in _SPECIAL_IDS:
-        before = getattr(encoder.config, name, None)
-        if before in new:
-            setattr(encoder.config, name, new[before])
-
-
-def _embedding(table: torch.nn.Embedding, rows: torch.Tensor, new: dict[int, int] | None = None) -> torch.nn.Embedding:
-    """Returns `rows` of a table; `new` gives the places of what was at others."""
-    padding = table.padding_idx
-    if padding is not None and new is not None:
-        padding = new.get(padding)
-    cropped = torch.nn.Embedding(len(rows), table.embedding_dim, padding_idx=padding)
-    cropped.weight = torch.nn.Parameter(table.weight.detach()[rows].clone())
-    return cropped

@@ -23,12 +23,14 @@ from pydantic import Field, model_validator
 from tritonpress_generator import export
 from tritonpress_generator.compression import Compressed, Material, copied, original_layers
 from tritonpress_generator.examples import collate, finite
+from tritonpress_generator.pretrained import merged
 from tritonpress_generator.recipe import TrainingConfig
 from tritonpress_generator.structure import depth, layers, projections
 from tritonpress_generator.trainable import freeze_what_is_not_read, set_dropout, with_adapters
 from tritonpress_generator.training import loop
 from tritonpress_generator.training.distances import divergence
 from tritonpress_generator.training.distributed import ALONE, World
+from tritonpress_generator.written import write_adapter
 
 _OF_TOKENS = ("input_ids", "item_ids")
 _RELATION_HEADS = 12
@@ -90,12 +92,21 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
     fingerprint = _fingerprint(config, given, material, of_student)
     job = loop.Trained(head, of_student, collate, lesson.losses, evaluate, _metric(material), fingerprint)
     with ExitStack() as stack:
-        folder = material.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritonpress-")))
-        progress = loop.train(job, config, folder / f"distill-{fingerprint[:12]}", material.world)
-    lesson.end()
-    for part in (head, teacher):
-        part.cpu()
-    model = student.model if adapted is None else adapted.merge_and_unload()
+        work = material.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritonpress-")))
+        folder = work / f"distill-{fingerprint[:12]}"
+        progress = loop.train(job, config, folder, material.world)
+        lesson.end()
+        for part in (head, teacher):
+            part.cpu()
+        model, adapter = student.model, None
+        if adapted is not None:
+            # As it is restored from the folder: in FP16.
+            adapter = folder / "adapter"
+            if material.world.writes:
+                write_adapter(adapter, model, adapted, material.checkpoint)
+            material.world.gather(None)  # so that it is there for all
+            model = merged(copied(given).model, adapter)
+            adapter = adapter if material.work else None
     report = {
         "metric": _metric(material),
         "before": before,
@@ -103,7 +114,10 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
         "steps": progress.step,
         "minutes": round(progress.seconds / 60, 1),
     }
-    return replace(student, model=model.eval(), report=student.report | {"distill": report})
+    chosen = material.chosen(model, given.tokenizer)
+    return replace(
+        student, model=model.eval(), report=student.report | {"distill": report}, chosen=chosen, adapter=adapter
+    )
 
 
 class _Lesson:

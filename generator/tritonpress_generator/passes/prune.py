@@ -9,6 +9,7 @@ and least squares for what is left (`reconstruction.py`). What remains is a smal
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,13 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from tritonpress_generator import cuts
 from tritonpress_generator.compression import Compressed, Material, copied
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.importance import gradients, least_important
 from tritonpress_generator.recipe import Settings
 from tritonpress_generator.reconstruction import reconstruct
-from tritonpress_generator.structure import Group, groups
+from tritonpress_generator.structure import Group, Kind, groups
 from tritonpress_generator.token_states import token_states
 
 _BATCH = 32
@@ -67,8 +69,8 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
     """
     result = copied(given)
     result.model.requires_grad_(False)
-    kinds = ("heads", "ffn") if config.flops is not None or config.heads else ("ffn",)
-    all_groups = groups(result.model, kinds)  # type: ignore[arg-type]
+    kinds: tuple[Kind, ...] = ("heads", "ffn") if config.flops is not None or config.heads else ("ffn",)
+    all_groups = groups(result.model, kinds)
     features = material.features(given.tokenizer, config.samples)
     if len(features) < 16:
         raise InputError(f"passes.prune: needs at least 16 training examples to see what matters, got {len(features)}")
@@ -78,10 +80,14 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
         raise InputError("passes.prune: the loss on the training examples must be finite, is not; check the labels")
     counts = _counts(all_groups, found, config)
     before = _products(all_groups, config.length)
-    kept = []
-    for group, of_group, count in zip(all_groups, found, counts, strict=True):
-        gone = set(least_important(of_group, group.units - count))
-        kept.append(group.keep([unit for unit in range(group.units) if unit not in gone]))
+    for kind in kinds:
+        chosen = [
+            sorted(set(range(group.units)) - set(least_important(of_group, group.units - count)))
+            for group, of_group, count in zip(all_groups, found, counts, strict=True)
+            if group.kind == kind
+        ]
+        result = cuts.units(result, chosen, kind)
+    kept = groups(result.model, kinds)
     report = {
         "heads": [group.units for group in kept if group.kind == "heads"],
         "ffn": [group.units for group in kept if group.kind == "ffn"],
@@ -91,8 +97,8 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
         report["errors"] = _reconstruct(
             kept, result, given, material, features[: config.reconstruction_samples], config
         )
-    result.report["prune"] = report
-    return result
+    chosen_anew = material.chosen(result.model, result.tokenizer)
+    return replace(result, report=result.report | {"prune": report}, chosen=chosen_anew)
 
 
 def _counts(of: Sequence[Group], gradients: Sequence[NDArray[np.float32]], config: Config) -> list[int]:

@@ -148,7 +148,7 @@ def postprocessor(
         logits = logits_of(recipe, infer, signature, tokenizer, data.held_out)
         temperature = best_temperature(logits, data.held_out, labels, multi_label=config.multi_label)
     if temperature is None:
-        temperature = checkpoint.settings("tritonpress.json").get("temperature", 1.0)
+        temperature = checkpoint.chosen.get("temperature", 1.0)
     return Postprocessor(labels=labels, multi_label=config.multi_label, temperature=temperature)
 
 

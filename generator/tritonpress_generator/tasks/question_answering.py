@@ -133,7 +133,7 @@ def postprocessor(
     if threshold is None and data.held_out:
         threshold = chosen_threshold(data.held_out, *best_spans(recipe, infer, signature, tokenizer, data.held_out))
     if threshold is None:
-        threshold = checkpoint.settings("tritonpress.json").get("null_threshold")
+        threshold = checkpoint.chosen.get("null_threshold")
     return Postprocessor(n_best=config.n_best, max_answer_length=config.max_answer_length, null_threshold=threshold)
 
 

@@ -1,0 +1,150 @@
+"""What was cut and learnt elsewhere is built again to the bit from masks and low-rank differences."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_training import change, write_training
+from tritonpress_generator import cli, cuts, repository
+from tritonpress_generator import recipe as recipes
+from tritonpress_generator.compression import Compressed, copied
+from tritonpress_generator.passes import crop, prune
+from tritonpress_generator.progress import Progress
+from tritonpress_generator.workload import Workload
+
+LORA: dict[str, Any] = {"epochs": 2, "batch_size": 8, "learning_rate": 2e-3, "lora": {"rank": 2, "alpha": 4}}
+PASSES: list[dict[str, Any]] = [
+    {"crop": {"layers": [0, 1], "vocabulary": {}, "positions": 50}},
+    {"prune": {"heads": 0.25, "ffn": 0.5, "round_to": 8, "reconstruct": False}},
+    {"distill": LORA},
+]
+
+
+@pytest.fixture(scope="module", params=["classification", "question_answering"])
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """Returns a task, and a recipe whose passes were distilled into the folder `small` beside it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    recipe = write_training(folder, request.param)
+    assert cli.main(["finetune", str(recipe), "--out", str(folder / "trained")]) == 0
+    change(recipe, checkpoint={"source": "./trained"}, passes=PASSES)
+    command = ["distill", str(recipe), "--work", str(folder / "work"), "--out", str(folder / "small")]
+    assert cli.main(command) == 0
+    return request.param, recipe
+
+
+def restoring(recipe: Path, name: str = "restoring.yaml") -> Path:
+    path = recipe.with_name(name)
+    shutil.copy(recipe, path)
+    return change(path, passes=[{"restore": {"folder": "small"}}], data=None)
+
+
+def test_restored_build_is_the_build_of_the_passes(written: tuple[str, Path], tmp_path: Path) -> None:
+    task, recipe = written
+    work = str(recipe.parent / "work")
+    assert cli.main(["build", str(recipe), "--out", str(tmp_path / "a"), "--work", work]) == 0
+    assert cli.main(["build", str(restoring(recipe)), "--out", str(tmp_path / "b")]) == 0
+    first, second = (repository.read_manifest(tmp_path / name, task) for name in "ab")
+    models = [{path.name: path.read_bytes() for path in (tmp_path / name).rglob("model.onnx")} for name in ("a", "b")]
+    assert models[0] == models[1] != {}
+    assert first["stages"][-1]["metrics"] == second["stages"][-1]["metrics"]
+    assert first["golden"]["requests"] == second["golden"]["requests"]
+    assert second["passes"] == first["passes"]
+    assert cli.main(["verify", str(tmp_path / "b")]) == 0
+
+
+def test_what_travels_is_small(written: tuple[str, Path]) -> None:
+    folder = written[1].parent / "small"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "config.json", "cuts.json",
+    ]  # fmt: skip
+    content = json.loads((folder / "cuts.json").read_text())
+    assert [next(iter(cut)) for cut in content["cuts"]] == ["layers", "positions", "vocabulary", "heads", "ffn"]
+    assert str(Path.home()) not in "".join(p.read_text() for p in folder.iterdir() if p.suffix != ".safetensors")
+
+
+@given(st.lists(st.integers(0, 3000), min_size=1, max_size=40, unique=True).map(sorted), st.integers(1, 512))
+def test_masks_come_back(kept: list[int], rows: int) -> None:
+    done = cuts.written([("vocabulary", kept), ("ffn", [kept, kept]), ("positions", rows)])
+    text = json.loads(json.dumps(done))
+    assert [cuts._read(next(iter(cut.values()))) for cut in text] == [kept, [kept, kept], rows]
+
+
+def test_cuts_done_again_are_the_same_model(written: tuple[str, Path]) -> None:
+    recipe = recipes.load(written[1])
+    workload = Workload.load(recipe, Progress(shown=False))
+    material = workload.material()
+    cut: Compressed = material.original
+    for module, stage in ((crop, recipe.passes[0]), (prune, recipe.passes[1])):
+        cut = module.apply(cut, stage.config, material)
+    again = cuts.again(copied(material.original), json.loads(json.dumps(cuts.written(cut.cuts))))
+    first, second = cut.model.state_dict(), again.model.state_dict()
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert again.tokenizer.to_str() == cut.tokenizer.to_str()
+    assert again.original_ids == cut.original_ids
+
+
+@pytest.mark.parametrize(
+    ("passes", "message"),
+    [
+        ([{"prune": {"ffn": 0.5}}, {"distill": LORA}], "prune must leave the weights as they are for --out"),
+        ([{"distill": LORA | {"lora": None}}], "the last must be distill with lora for --out"),
+        ([{"distill": LORA}, {"crop": {"layers": 1}}], "the last must be distill with lora for --out, is crop"),
+        ([{"crop": {"layers": 1}}], "passes: must have distill to be distilled"),
+    ],
+)
+def test_what_cannot_travel_is_refused_beforehand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], passes: list[Any], message: str
+) -> None:
+    recipe = change(write_training(tmp_path, "recommendation"), passes=passes)
+    assert cli.main(["distill", str(recipe), "--out", str(tmp_path / "small")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "small").exists()
+
+
+def spoil_hash(content: dict[str, Any]) -> None:
+    content["checkpoint"][0] = "0" * 64
+
+
+def spoil_layers(content: dict[str, Any]) -> None:
+    content["cuts"][0] = {"layers": {"bits": "/w=="}}
+
+
+def spoil_name(content: dict[str, Any]) -> None:
+    content["cuts"][0] = {"legs": 3}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_hash, "must be of the recipe's checkpoint"),
+        (spoil_layers, "the cut 'layers' does not fit a model of 2 layers"),
+        (spoil_name, "the cut 'legs' does not fit a model"),
+        (lambda content: content.pop("cuts"), r"cuts.json cannot be read (KeyError: 'cuts')"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    written: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any, message: str
+) -> None:
+    folder = Path(shutil.copytree(written[1].parent, tmp_path / "sources"))
+    path = folder / "small" / "cuts.json"
+    content = json.loads(path.read_text())
+    spoil(content)
+    path.write_text(json.dumps(content))
+    assert cli.main(["build", str(restoring(folder / "recipe.yaml")), "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_folder_that_is_not_there(
+    written: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = change(restoring(written[1], "none.yaml"), passes=[{"restore": {"folder": "nowhere"}}])
+    assert cli.main(["build", str(recipe), "--out", str(tmp_path / "out")]) == 2
+    assert "nowhere/cuts.json cannot be read" in capsys.readouterr().err
