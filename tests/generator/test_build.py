@@ -135,7 +135,7 @@ def test_failed_gate_ends_with_1_and_writes_nothing(
     assert run("build", recipe, "--out", model_repo) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert "gate: ndcg@10 must stay at or above" in error
-    assert "% less; nothing was written" in error
+    assert "% less after fuse + quantize; nothing was written" in error
     assert snapshot(model_repo) == before
 
 

@@ -105,3 +105,16 @@ def test_mistake_is_said_before_anything_is_run(tmp_path: Path, monkeypatch: pyt
         engine.build({}, tmp_path / "1", config, ASKED)
     assert calls == []
     assert not (tmp_path / "1").exists()
+
+
+def test_stamps_of_plans_that_were_built_here_are_for_the_manifest(tmp_path: Path) -> None:
+    assert engine.measured(tmp_path, engine.Config(), ASKED) == {}
+    for name in ("model_8.0.plan", "model_9.0.plan"):
+        (tmp_path / name).write_bytes(b"plan")
+        (tmp_path / f"{name}.json").write_text('{"tensorrt": "10.3.0", "gpu": "a GPU"}')
+    assert engine.measured(tmp_path, engine.Config(), ASKED) == {
+        "plans": {
+            "model_8.0.plan": {"tensorrt": "10.3.0", "gpu": "a GPU"},
+            "model_9.0.plan": {"tensorrt": "10.3.0", "gpu": "a GPU"},
+        }
+    }
