@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -75,3 +75,21 @@ def task_server(
         build(task_sources / task / "recipe.yaml", repository)
     with TritonServer(repository) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Path], Path]:
+    """Copies, into a folder, the recipe of a task whose checkpoint was trained, and its data; returns the recipe."""
+    from tiny_training import change, run, write_training
+
+    made: dict[str, Path] = {}
+
+    def copied(task: str, folder: Path) -> Path:
+        if task not in made:
+            made[task] = tmp_path_factory.mktemp(task)
+            recipe = write_training(made[task], task)
+            run(recipe, made[task] / "trained")
+            change(recipe, checkpoint={"source": "./trained"})
+        return Path(shutil.copytree(made[task], folder, dirs_exist_ok=True)) / "recipe.yaml"
+
+    return copied

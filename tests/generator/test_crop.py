@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +55,8 @@ def loaded(recipe_path: Path) -> tuple[Compressed, Material]:
 
 
 @pytest.fixture(scope="module", params=TASKS)
-def sources(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    folder = tmp_path_factory.mktemp(request.param)
-    recipe = write_training(folder, request.param)
-    assert cli.main(["finetune", str(recipe), "--out", str(folder / "trained")]) == 0
-    return request.param, change(recipe, checkpoint={"source": "./trained"})
+def sources(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, trained: Any) -> tuple[str, Path]:
+    return request.param, trained(request.param, tmp_path_factory.mktemp("crop"))
 
 
 def test_layer_without_which_the_loss_is_the_lowest_goes(sources: tuple[str, Path]) -> None:
@@ -167,10 +163,9 @@ def test_nothing_to_crop_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "give layers, vocabulary, positions or one_segment" in capsys.readouterr().err
 
 
-def test_build_serves_the_cropped_model_with_its_tokenizer(sources: tuple[str, Path], tmp_path: Path) -> None:
-    task, path = sources
-    recipe = path.with_name("cropped.yaml")
-    shutil.copy(path, recipe)
+@pytest.mark.parametrize("task", ["question_answering", "recommendation"])
+def test_build_serves_the_cropped_model_with_its_tokenizer(task: str, tmp_path: Path, trained: Any) -> None:
+    recipe = trained(task, tmp_path)
     passes = [{"crop": {"layers": [0], "vocabulary": {}, "positions": 48}}, {"prune": {"ffn": 0.25, "round_to": 8}}]
     change(
         recipe, passes=passes, graph=["fuse", "quantize"], serve={"steps": "single" if task == TASKS[1] else "ensemble"}

@@ -36,11 +36,8 @@ def loaded(recipe_path: Path, work: Path | None = None) -> tuple[Compressed, Mat
 
 
 @pytest.fixture(scope="module", params=TASKS)
-def sources(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    folder = tmp_path_factory.mktemp(request.param)
-    recipe = write_training(folder, request.param)
-    assert cli.main(["finetune", str(recipe), "--out", str(folder / "trained")]) == 0
-    return request.param, change(recipe, checkpoint={"source": "./trained"})
+def sources(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, trained: Any) -> tuple[str, Path]:
+    return request.param, trained(request.param, tmp_path_factory.mktemp("distill"))
 
 
 @settings(deadline=None)
@@ -170,10 +167,9 @@ def test_nothing_to_learn_from_is_refused(tmp_path: Path, capsys: pytest.Capture
     assert "must learn from outputs, hidden, relations or labels" in capsys.readouterr().err
 
 
-def test_build_mends_and_serves(sources: tuple[str, Path], tmp_path: Path) -> None:
-    task, path = sources
-    recipe = path.with_name("distilled.yaml")
-    recipe.write_text(path.read_text())
+def test_build_mends_and_serves(tmp_path: Path, trained: Any) -> None:
+    task = "recommendation"
+    recipe = trained(task, tmp_path)
     change(recipe, passes=[{"prune": {"ffn": 0.5, "heads": 0.25, "round_to": 8}}, {"distill": QUICK}])
     out, work = tmp_path / "out", tmp_path / "work"
     assert cli.main(["build", str(recipe), "--out", str(out), "--work", str(work)]) == 0

@@ -114,17 +114,9 @@ def loaded(recipe_path: Path) -> tuple[Compressed, Material]:
     return given_model, Material(recipe, workload.checkpoint, given_model, recipe_path.parent)
 
 
-def trained_recipe(folder: Path, task: str, **settings: Any) -> Path:
-    """Returns a recipe of a checkpoint that was trained, as a whole."""
-    recipe = write_training(folder, task)
-    assert cli.main(["finetune", str(recipe), "--out", str(folder / "trained")]) == 0
-    return change(recipe, checkpoint={"source": "./trained"}, **settings)
-
-
 @pytest.fixture(scope="module", params=TASKS)
-def sources(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    folder = tmp_path_factory.mktemp(request.param)
-    return request.param, trained_recipe(folder, request.param)
+def sources(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, trained: Any) -> tuple[str, Path]:
+    return request.param, trained(request.param, tmp_path_factory.mktemp("prune"))
 
 
 def test_pass_leaves_what_the_recipe_says(sources: tuple[str, Path]) -> None:
@@ -190,10 +182,9 @@ def test_settings_are_checked(
     assert message in capsys.readouterr().err
 
 
-def test_build_serves_the_pruned_model(sources: tuple[str, Path], tmp_path: Path) -> None:
-    task, path = sources
-    recipe = path.with_name("pruned.yaml")
-    recipe.write_text(path.read_text())
+def test_build_serves_the_pruned_model(tmp_path: Path, trained: Any) -> None:
+    task = "classification"
+    recipe = trained(task, tmp_path)
     change(recipe, passes=[{"prune": {"heads": 0.25, "ffn": 0.25, "round_to": 8}}], graph=["fuse", "quantize"])
     out = tmp_path / "out"
     assert cli.main(["build", str(recipe), "--out", str(out)]) == 0
@@ -205,10 +196,9 @@ def test_build_serves_the_pruned_model(sources: tuple[str, Path], tmp_path: Path
         assert cli.main(["evaluate", str(recipe), "--target", server.grpc_url, "--repository", str(out)]) == 0
 
 
-def test_gate_names_the_pass_that_broke_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = trained_recipe(
-        tmp_path,
-        "recommendation",
+def test_gate_names_the_pass_that_broke_it(tmp_path: Path, capsys: pytest.CaptureFixture[str], trained: Any) -> None:
+    recipe = change(
+        trained("recommendation", tmp_path),
         passes=[{"prune": {"ffn": 0.5, "reconstruct": False}}, {"prune": {"heads": 0.5, "reconstruct": False}}],
         gate={"dataset": "test.jsonl", "metric": "agreement", "keep": 1.0, "agreement": 1.0, "confidence": "point"},
     )

@@ -28,12 +28,10 @@ PASSES: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="module", params=["classification", "question_answering"])
-def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, trained: Any) -> tuple[str, Path]:
     """Returns a task, and a recipe whose passes were distilled into the folder `small` beside it."""
-    folder = tmp_path_factory.mktemp(request.param)
-    recipe = write_training(folder, request.param)
-    assert cli.main(["finetune", str(recipe), "--out", str(folder / "trained")]) == 0
-    change(recipe, checkpoint={"source": "./trained"}, passes=PASSES)
+    folder = tmp_path_factory.mktemp("restore")
+    recipe = change(trained(request.param, folder), passes=PASSES)
     command = ["distill", str(recipe), "--work", str(folder / "work"), "--out", str(folder / "small")]
     assert cli.main(command) == 0
     return request.param, recipe
