@@ -123,6 +123,8 @@ def _build(recipe: Path, out: Path, data: Path | None, work: Path) -> None:
     print(render(header, rows))
     print(gate_line(built.manifest["gate"]))
     print(lengths_line(built.manifest["lengths"]))
+    if line := zeros_line(built.manifest):
+        print(line)
     share = size_bytes(built.manifest) / first.size_bytes
     size = f"{size_bytes(built.manifest) / 1e6:.1f} MB, {share:.0%} of the checkpoint"
     print(f"wrote {os.fspath(built.folder)} and its steps, {size}")
@@ -213,6 +215,19 @@ def _unpack(file: Path, folder: Path) -> None:
 
     unpacked = unpack(file, folder)
     print(f"wrote {os.fspath(folder)}: {unpacked.files} files, {unpacked.bytes / 1e6:.1f} MB, each with its sha256")
+
+
+def zeros_line(manifest: dict[str, Any]) -> str | None:
+    """Returns what zeros gain in the engine that was built, None where nothing was set to 0."""
+    from tritonpress_generator import plugins
+
+    done = manifest["passes"].get("sparsify")
+    if done is None:
+        return None
+    engine = manifest["engine"]
+    gains = done["pattern"] in plugins.find("engines", engine, path="engine").SPARSE
+    what = "computes this pattern faster, with sparsity: true" if gains else "computes them all the same"
+    return f"{done['zeros']:.1%} of the encoder's weights are 0: {engine} {what}"
 
 
 def lengths_line(lengths: dict[str, Any]) -> str:

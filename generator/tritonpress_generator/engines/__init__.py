@@ -7,6 +7,7 @@ An engine's file has:
     PACKAGES                                what a Python step needs that runs it itself (`steps/ENGINE`)
     LAYOUTS, FORMS                          the divisions into models and forms of the lengths it takes, the best first
     INTEGERS                                the type of the token ids it reads
+    SPARSE                                  the patterns of zeros that it computes faster
     runs_here() -> bool                     whether this machine can run it
     rungs(fp32, model, config) -> {...}     the graphs to choose from by name, the most accurate first: the export
                                             before the recipe's graph passes and after them, as the engine wants them

@@ -24,6 +24,7 @@ PACKAGES = ("onnxruntime",)
 LAYOUTS = ("single", "ensemble", "scripting")
 FORMS = ("ragged", "buckets", "exact")
 INTEGERS = "int64"
+SPARSE: tuple[str, ...] = ()
 _MOST_INSTANCES = 4
 _REFUSALS = tuple(
     value for value in vars(ort_state).values() if isinstance(value, type) and issubclass(value, Exception)

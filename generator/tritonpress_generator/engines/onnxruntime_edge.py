@@ -40,6 +40,7 @@ LAYOUTS = ("single", "ensemble", "scripting")
 FORMS = ("exact", "buckets")
 """Not packed: an execution would be as long as `ragged` is told, and not as the batch that is measured here."""
 INTEGERS = "int64"
+SPARSE: tuple[str, ...] = ()
 MODEL = "model.ort"
 OPERATORS = "required_operators_and_types.config"
 _PARAMETERS = {

@@ -29,6 +29,7 @@ PACKAGES = ()
 LAYOUTS = ("ensemble", "scripting")
 FORMS = ("buckets", "exact")
 INTEGERS = "int64"
+SPARSE: tuple[str, ...] = ()
 _OF_THE_CPU = {"MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
 """What `quantize` makes, for which no provider has a kernel on a GPU."""
 

@@ -27,6 +27,7 @@ LAYOUTS = ("single", "ensemble", "scripting")
 FORMS = ("exact", "buckets")
 """Triton's backend has no ragged inputs."""
 INTEGERS = "int64"
+SPARSE: tuple[str, ...] = ()
 _MOST_INSTANCES = 4
 
 

@@ -33,6 +33,7 @@ PACKAGES = ()
 LAYOUTS = ("ensemble", "scripting")
 FORMS = ("buckets", "exact")
 INTEGERS = "int32"
+SPARSE: tuple[str, ...] = ("2:4",)
 """TensorRT takes INT64 inputs from release 10 on."""
 _LOW = {"fp32": None, "fp16": "FLOAT16", "bf16": "BFLOAT16"}
 _LACKING = {"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul", "Loop"}
