@@ -15,21 +15,23 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import peft
 import torch
 from pydantic import Field, model_validator
 
 from tritonpress_generator import export
 from tritonpress_generator.compression import Compressed, Material, copied, original_layers
 from tritonpress_generator.examples import collate, finite
-from tritonpress_generator.pretrained import merged
+from tritonpress_generator.pretrained import encoder_of, merged
 from tritonpress_generator.recipe import TrainingConfig
 from tritonpress_generator.structure import depth, layers, projections
 from tritonpress_generator.trainable import freeze_what_is_not_read, set_dropout, with_adapters
 from tritonpress_generator.training import loop
 from tritonpress_generator.training.distances import divergence
 from tritonpress_generator.training.distributed import ALONE, World
+from tritonpress_generator.training.fake_quantization import fake_quantize
 from tritonpress_generator.written import write_adapter
 
 _OF_TOKENS = ("input_ids", "item_ids")
@@ -49,11 +51,16 @@ class Config(TrainingConfig):
     """The weight of the task's own loss."""
     samples: int | None = Field(default=None, ge=1)
     """On how many training examples; default: on all."""
+    fake_quantize: Literal[7, 8] | None = None
+    """Trains with inputs and weights of the encoder's layers as INT8 leaves them, weights of so many bits; for all
+    weights, not for adapters."""
 
     @model_validator(mode="after")
     def _learns_something(self) -> Config:
         if not self.outputs + self.hidden + self.relations + self.labels:
             raise ValueError("must learn from outputs, hidden, relations or labels; give one of them a weight")
+        if self.fake_quantize is not None and self.lora is not None:
+            raise ValueError("fake_quantize trains all weights; leave it out, or lora")
         return self
 
 
@@ -68,56 +75,69 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
     Raises:
         InputError: There are no examples, or the loss is no longer finite.
     """
-    student = copied(given)
-    student.model.requires_grad_(True)
-    torch.manual_seed(config.seed)
-    if config.dropout is not None:
-        set_dropout(student.model, config.dropout)
-    adapted = None
-    if config.lora is not None:
-        adapted = with_adapters(student.model, config.lora, material.checkpoint.tensors)
+    student, adapted = _student(given, config, material)
     head, signature = material.head(student.model)
     teacher, _ = material.head(material.original.model)
-    of_student = material.features(given.tokenizer, config.samples or len(material.examples.training))
-    lesson = _Lesson(config, student, head, teacher.to(material.world.device), material)
-    head.to(material.world.device)
-    first = {name: value.to(material.world.device) for name, value in collate(of_student[:1]).items()}
-    freeze_what_is_not_read(head, lesson.losses(head, first, ALONE).sum())
+    features = material.features(given.tokenizer, config.samples or len(material.examples.training))
+    metric, fingerprint = _metric(material), _fingerprint(config, given, material, features)
 
     def evaluate() -> dict[str, float]:
         infer = finite(export.torch_infer(head.eval(), signature), where="passes.distill")
-        return {_metric(material): material.score(infer, given.tokenizer)}
+        return {metric: material.score(infer, given.tokenizer)}
 
-    before = evaluate()[_metric(material)]
-    fingerprint = _fingerprint(config, given, material, of_student)
-    job = loop.Trained(head, of_student, collate, lesson.losses, evaluate, _metric(material), fingerprint)
     with ExitStack() as stack:
+        for part in (head, teacher):
+            part.to(material.world.device)
+            stack.callback(part.cpu)
+        lesson = _Lesson(config, student, head, teacher, material)
+        stack.callback(lesson.end)
+        first = {name: value.to(material.world.device) for name, value in collate(features[:1]).items()}
+        freeze_what_is_not_read(head, lesson.losses(head, first, ALONE).sum())
+        if config.fake_quantize is not None:
+            linears = [part for part in encoder_of(student.model).modules() if isinstance(part, torch.nn.Linear)]
+            stack.callback(fake_quantize(linears, weight_codes=2 ** (config.fake_quantize - 1) - 1))
         work = material.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritonpress-")))
         folder = work / f"distill-{fingerprint[:12]}"
+        before = evaluate()[metric]
+        job = loop.Trained(head, features, collate, lesson.losses, evaluate, metric, fingerprint)
         progress = loop.train(job, config, folder, material.world)
-        lesson.end()
-        for part in (head, teacher):
-            part.cpu()
-        model, adapter = student.model, None
-        if adapted is not None:
-            # As it is restored from the folder: in FP16.
-            adapter = folder / "adapter"
-            if material.world.writes:
-                write_adapter(adapter, model, adapted, material.checkpoint)
-            material.world.gather(None)  # so that it is there for all
-            model = merged(copied(given).model, adapter)
-            adapter = adapter if material.work else None
+        model = student.model if adapted is None else _as_written(given, student, adapted, material, folder / "adapter")
     report = {
-        "metric": _metric(material),
+        "metric": metric,
         "before": before,
         "after": progress.best_metric,
         "steps": progress.step,
         "minutes": round(progress.seconds / 60, 1),
     }
-    chosen = material.chosen(model, given.tokenizer)
     return replace(
-        student, model=model.eval(), report=student.report | {"distill": report}, chosen=chosen, adapter=adapter
+        student,
+        model=model.eval(),
+        report=student.report | {"distill": report},
+        chosen=material.chosen(model, given.tokenizer),
+        adapter=folder / "adapter" if adapted is not None and material.work else None,
     )
+
+
+def _student(given: Compressed, config: Config, material: Material) -> tuple[Compressed, peft.PeftModel | None]:
+    """Returns what is trained, and its adapter where that is what is trained of it."""
+    student = copied(given)
+    student.model.requires_grad_(True)
+    torch.manual_seed(config.seed)
+    if config.dropout is not None:
+        set_dropout(student.model, config.dropout)
+    if config.lora is None:
+        return student, None
+    return student, with_adapters(student.model, config.lora, material.checkpoint.tensors)
+
+
+def _as_written(
+    given: Compressed, student: Compressed, adapted: peft.PeftModel, material: Material, folder: Path
+) -> Any:
+    """Returns the model with the adapter as it is restored from `folder`, into which it is written: in FP16."""
+    if material.world.writes:
+        write_adapter(folder, student.model, adapted, material.checkpoint)
+    material.world.gather(None)  # so that it is there for all
+    return merged(copied(given).model, folder)
 
 
 class _Lesson:

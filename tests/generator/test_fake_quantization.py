@@ -1,0 +1,55 @@
+"""Fake quantisation computes what INT8 leaves, hands the gradient on, and makes a model that INT8 hurts less."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_training import change, write_training
+from tritonpress_generator import cli
+from tritonpress_generator.quantization import INT7_MAX, quantize_symmetric, quantize_uint8, uint8_parameters
+from tritonpress_generator.training.fake_quantization import fake_quantize, fake_quantized
+
+
+@settings(deadline=None)
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**31 - 1), st.sampled_from([INT7_MAX, 127]))
+def test_layer_computes_as_its_codes_do(outputs: int, inputs: int, seed: int, weight_codes: int) -> None:
+    torch.manual_seed(seed)
+    linear = torch.nn.Linear(inputs, outputs)
+    values = torch.randn(5, inputs) * 3
+    end = fake_quantize([linear], weight_codes=weight_codes)
+    with torch.no_grad():
+        got = linear(values)
+    end()
+    codes, scales = quantize_symmetric(linear.weight.detach().numpy(), axis=0, largest_code=weight_codes)
+    scale, zero_point = uint8_parameters(float(values.min()), float(values.max()))
+    read = (quantize_uint8(values.numpy(), scale, zero_point).astype(np.float32) - zero_point) * scale
+    expected = read @ (codes * scales[:, None]).T + linear.bias.detach().numpy()
+    # A value in the middle of two codes may go to either, as FP32 rounds: that is one step of one input.
+    apart = np.abs(got.numpy() - expected)
+    step = float(scale) * float(np.abs(linear.weight.detach().numpy()).max())
+    assert apart.max() <= 1e-4 + 1.01 * step
+    assert (apart > 1e-4).mean() <= 0.25
+    with torch.no_grad():
+        assert torch.equal(linear(values), torch.nn.functional.linear(values, linear.weight, linear.bias))
+
+
+def test_gradient_goes_straight_through_within_the_range() -> None:
+    values = torch.tensor([-3.0, -0.4, 0.0, 0.3, 5.0], requires_grad=True)
+    fake_quantized(values, torch.tensor(0.5), -2, 4).sum().backward()
+    assert values.grad is not None
+    assert values.grad.tolist() == [0, 1, 1, 1, 0]
+    codes = fake_quantized(values, torch.tensor(0.5), -2, 4)
+    assert codes.tolist() == [-1, -0.5, 0, 0.5, 2]
+
+
+def test_adapters_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    distill: dict[str, Any] = {"fake_quantize": 7, "lora": {"rank": 2}}
+    recipe = change(write_training(tmp_path, "recommendation"), passes=[{"distill": distill}])
+    assert cli.main(["build", str(recipe), "--out", str(tmp_path / "out")]) == 2
+    assert "fake_quantize trains all weights; leave it out, or lora" in capsys.readouterr().err
