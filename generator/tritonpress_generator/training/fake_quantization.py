@@ -2,8 +2,8 @@
 
 Rounding has no gradient; it is passed straight through (Bengio et al. 2013, "Estimating or propagating gradients
 through stochastic neurons"; Jacob et al. 2018, "Quantization and training of neural networks for efficient
-integer-arithmetic-only inference"). Scales are as the graph pass `quantize` takes them: of weights the largest magnitude
-of each output, of activations the range, here that of each batch, so that a training has no state but its weights.
+integer-arithmetic-only inference"). Scales are as the graph pass `quantize` takes them: of weights the largest of each
+output, of activations the range, here that of each batch, so that a training has no state but its weights.
 """
 
 from __future__ import annotations
