@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from tritonpress_generator.compression import Compressed, Material
 from tritonpress_generator.examples import collate
 from tritonpress_generator.passes import crop, distill, prune
 from tritonpress_generator.progress import Progress
-from tritonpress_generator.training import classification, question_answering, recommendation
+from tritonpress_generator.training import classification, loop, question_answering, recommendation
 from tritonpress_generator.training.distances import divergence
 from tritonpress_generator.training.distributed import ALONE
 from tritonpress_generator.workload import Workload
@@ -133,8 +136,6 @@ def test_what_was_cut_is_nearer_to_the_original_afterwards(sources: tuple[str, P
 
 
 def test_killed_training_goes_on(sources: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tritonpress_generator.training import loop
-
     original, material = loaded(sources[1], tmp_path / "work")
     cut = prune.apply(original, prune.Config(ffn=0.5, round_to=8), material)
     config = distill.Config(**QUICK)
@@ -177,3 +178,27 @@ def test_build_mends_and_serves(tmp_path: Path, trained: Any) -> None:
     assert [stage["stage"] for stage in manifest["stages"]][:4] == ["torch FP32", "prune", "distill", "ONNX FP32"]
     assert json.loads(json.dumps(manifest["passes"]["distill"]))["steps"] > 10
     assert cli.main(["verify", str(out)]) == 0
+
+
+def test_two_processes_learn_what_one_does_and_a_build_finds_it_done(
+    tmp_path: Path, trained: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = trained("classification", tmp_path)
+    change(recipe, passes=[{"prune": {"ffn": 0.5, "round_to": 8}}, {"distill": QUICK | {"dropout": 0.0, "epochs": 2}}])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    command += ["tritonpress", "distill", str(recipe), "--work", str(tmp_path / "two")]
+    environment = os.environ | {
+        "GLOO_SOCKET_IFNAME": "lo",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("on the held-out examples") == 1
+    assert cli.main(["distill", str(recipe), "--work", str(tmp_path / "one")]) == 0
+    assert done.stdout.splitlines()[0].partition(" steps")[0] == capsys.readouterr().out.partition(" steps")[0]
+    one, two = (torch.load(next((tmp_path / name).glob("*/state.pt")), weights_only=True) for name in ("one", "two"))
+    assert one["progress"]["losses"] == pytest.approx(two["progress"]["losses"], rel=1e-3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_step", lambda *_: pytest.fail("was trained"))
+        build = ["build", str(recipe), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "two")]
+        assert cli.main(build) == 0
