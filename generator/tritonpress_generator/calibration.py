@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -86,6 +87,23 @@ def clipped(
     with contextlib.redirect_stdout(io.StringIO()):
         ranges = collector.compute_collection_result()
     return {name: float(max(-low, high)) for name, (low, high, *_) in ranges.items()}
+
+
+def kept_key(word: str, model: onnx.ModelProto, settings: str, samples: Sequence[Mapping[str, Array]]) -> str:
+    """Returns what says all that a calibration depends on, for `Kept`.
+
+    Args:
+        word: The graph pass.
+        model: The graph.
+        settings: Of the pass, as text.
+        samples: What it is run on.
+    """
+    digest = hashlib.sha256(model.SerializeToString(deterministic=True))
+    digest.update(settings.encode())
+    for feed in samples:
+        for name, tensor in sorted(feed.items()):
+            digest.update(f"{name} {tensor.dtype} {tensor.shape} ".encode() + tensor.tobytes())
+    return f"{word} {digest.hexdigest()}"
 
 
 def included(products: list[onnx.NodeProto], patterns: Sequence[str], *, where: str) -> list[onnx.NodeProto]:

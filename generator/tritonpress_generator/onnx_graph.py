@@ -15,6 +15,7 @@ OPSET = 17
 IR_VERSION = 8
 DOMAIN = "tritonpress"
 """Of the functions that the exports write."""
+_TO_SOFTMAX = {"Add", "Mul", "Div", "Where", "Cast"}
 
 
 class GraphEditor:
@@ -125,6 +126,25 @@ def normalized(model: onnx.ModelProto) -> onnx.ModelProto:
     return plain
 
 
+def with_own_vectors(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns `model` with a copy of each FP32 vector for every node that reads it, so that each may be changed."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    vectors = {
+        t.name: t for t in copied.graph.initializer if len(t.dims) == 1 and t.data_type == onnx.TensorProto.FLOAT
+    }
+    seen: set[str] = set()
+    for node in copied.graph.node:
+        for place, name in enumerate(node.input):
+            if name in seen:
+                own = f"{name}/of/{node.name}/{place}"
+                copied.graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(vectors[name]), own))
+                node.input[place] = own
+            elif name in vectors:
+                seen.add(name)
+    return copied
+
+
 def _value(attribute: onnx.AttributeProto) -> NDArray[Any]:
     """Returns what a Constant's attribute holds."""
     value = onnx.helper.get_attribute_value(attribute)
@@ -169,6 +189,39 @@ def residuals(editor: GraphEditor) -> list[onnx.NodeProto]:
     ]
 
 
+def encoder_products(editor: GraphEditor, *, fewest_columns: int) -> list[onnx.NodeProto]:
+    """Returns the products with constant weights, and attention's own, of what is in front of the task's head.
+
+    The head is what is behind the last residual connection.
+    """
+    adds = residuals(editor)
+    head = behind(editor, adds[-1].output) if adds else set()
+    of_attention = _of_attention(editor)
+    return [
+        node
+        for node in editor.model.graph.node
+        if node.output[0] not in head
+        and node.input
+        and editor.constant(node.input[0]) is None
+        and (node.output[0] in of_attention or linear_product(editor, node, fewest_columns=fewest_columns))
+    ]
+
+
+def _of_attention(editor: GraphEditor) -> set[str]:
+    """Returns the answers of the products in front of and behind each Softmax."""
+    found: set[str] = set()
+    for softmax in [node for node in editor.model.graph.node if node.op_type == "Softmax"]:
+        found |= {node.output[0] for node in editor.consumers.get(softmax.output[0], []) if node.op_type == "MatMul"}
+        waiting = [softmax.input[0]]
+        while waiting:
+            node = editor.producer.get(waiting.pop())
+            if node is not None and node.op_type == "MatMul" and all(editor.constant(i) is None for i in node.input):
+                found.add(node.output[0])
+            elif node is not None and node.op_type in _TO_SOFTMAX:
+                waiting += node.input
+    return found
+
+
 def behind(editor: GraphEditor, names: Sequence[str]) -> set[str]:
     """Returns the outputs of all nodes that depend on one of `names`, without these."""
     reached: set[str] = set()
@@ -201,3 +254,20 @@ def every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 yield from every_node(attribute.g)
+
+
+def signed_activations(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Returns the nodes that make signed bytes of computed values."""
+    editor = GraphEditor(model)
+    makers = [node for node in model.graph.node if node.op_type == "QuantizeLinear" and len(node.input) == 3]
+    computed = [node for node in makers if editor.constant(node.input[0]) is None]
+    zero_points = [editor.constants.get(node.input[2]) for node in computed]
+    signed = [zero is not None and zero.data_type == onnx.TensorProto.INT8 for zero in zero_points]
+    return [node for node, is_signed in zip(computed, signed, strict=True) if is_signed]
+
+
+def code_weights(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Returns the nodes that make values of constant codes."""
+    editor = GraphEditor(model)
+    back = [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
+    return [node for node in back if editor.constant(node.input[0]) is not None]

@@ -29,7 +29,7 @@ def test_shipped_recipe_loads(path: Path) -> None:
         ({"serve": {"max_batch_size": 0}}, "serve.max_batch_size: input should be greater than or equal to 1, got 0"),
         (
             {"graph": ["fuze"]},
-            "graph[0]: unknown word 'fuze'; did you mean 'fuse'? available: fixed_point, fuse, qdq, quantize",
+            "graph[0]: unknown word 'fuze'; did you mean 'fuse'? available: fixed_point, fuse, nncf, qdq, quantize",
         ),
         ({"graph": [{"quantize": {"samples": 0}}]}, "graph[0].quantize: samples: input should be greater than"),
         ({"graph": [{"quantize": {"precision": "int3"}}]}, "graph[0].quantize: precision: input should be 'int8'"),

@@ -17,6 +17,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from tritonpress_generator.engines import Asked
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array, Infer
+from tritonpress_generator.onnx_graph import signed_activations
 from tritonpress_generator.recipe import Settings
 
 PLATFORM = "onnxruntime_onnx"
@@ -66,7 +67,17 @@ def runs_here() -> bool:
 
 
 def rungs(fp32: onnx.ModelProto, model: onnx.ModelProto, config: Config) -> dict[str, onnx.ModelProto]:
-    """Returns the graphs to choose from: what the recipe's graph passes have made."""
+    """Returns the graphs to choose from: what the recipe's graph passes have made.
+
+    Raises:
+        InputError: Its products are of signed with signed bytes, which ONNX Runtime has no fast kernels for on a CPU.
+    """
+    signed = signed_activations(model)
+    if signed:
+        raise InputError(
+            "engine.onnxruntime: activations must be unsigned bytes, since products of signed ones take longer than "
+            f"FP32's, {signed[0].name} makes signed ones; use quantize for INT8 in place of nncf or qdq"
+        )
     return {"onnxruntime": model}
 
 

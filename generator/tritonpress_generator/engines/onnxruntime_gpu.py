@@ -21,7 +21,7 @@ from tritonpress_generator.engines import Asked
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Infer
-from tritonpress_generator.onnx_graph import every_node
+from tritonpress_generator.onnx_graph import code_weights, every_node
 from tritonpress_generator.recipe import Settings
 
 PLATFORM = "onnxruntime_onnx"
@@ -72,6 +72,8 @@ def rungs(fp32: onnx.ModelProto, model: onnx.ModelProto, config: Config) -> dict
             f"engine.onnxruntime_gpu: TensorRT has no {own[0].op_type}; leave fuse out of `graph`, or take provider "
             "cuda"
         )
+    if config.provider == "tensorrt" and code_weights(model):
+        raise InputError("engine.onnxruntime_gpu: TensorRT wants weights in FP32 in front of pairs; use qdq, not nncf")
     if own and config.precision != "fp32":
         raise InputError("engine.onnxruntime_gpu: fuse makes FP32 attention; leave it out, or take precision fp32")
     return {"onnxruntime_gpu": mixed_precision.typed(model, config.precision) if not own else model}

@@ -1,7 +1,8 @@
 """OpenVINO on the CPU: Triton's `openvino` backend.
 
-It takes the plain graph, FP32 or with the pairs of `graph/qdq.py`, and computes in BF16 where the processor can.
-Triton's backend has no word against that, so the gate runs in what OpenVINO chooses for this machine's processor.
+It takes the plain graph, FP32 or with the pairs of `graph/nncf.py` or `graph/qdq.py`, and computes in BF16 where the
+processor can. Triton's backend has no word against that, so the gate runs in what OpenVINO chooses for this machine's
+processor.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def rungs(fp32: onnx.ModelProto, model: onnx.ModelProto, config: Config) -> dict
     if foreign:
         raise InputError(
             f"engine.openvino: OpenVINO has no {foreign[0].op_type} ({foreign[0].name}) of {foreign[0].domain}; leave "
-            "fuse and quantize out of `graph`, and use qdq for INT8"
+            "fuse and quantize out of `graph`, and use nncf or qdq for INT8"
         )
     return {"openvino": normalized(model)}
 

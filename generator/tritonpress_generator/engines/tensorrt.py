@@ -23,7 +23,7 @@ from tritonpress_generator.engines import Asked
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Infer
-from tritonpress_generator.onnx_graph import DOMAIN, every_node
+from tritonpress_generator.onnx_graph import DOMAIN, code_weights, every_node
 from tritonpress_generator.plans import builder, pending, releases, runner
 from tritonpress_generator.plans.profiles import Profile, profiles
 from tritonpress_generator.recipe import Settings
@@ -257,4 +257,10 @@ def _check(model: onnx.ModelProto) -> None:
         raise InputError(
             f"engine.tensorrt: TensorRT has none of these operators: {names}{more}; leave fuse and quantize out of "
             "`graph`, and use qdq for INT8"
+        )
+    codes = code_weights(model)
+    if codes:
+        raise InputError(
+            "engine.tensorrt: weights must be in FP32 in front of their pairs, as qdq leaves them, "
+            f"{codes[0].name} reads codes; use qdq in place of nncf"
         )

@@ -13,7 +13,6 @@ that they can be fused into one.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -29,14 +28,13 @@ from tritonpress_generator.graph import NO_MATERIAL, GraphMaterial
 from tritonpress_generator.graph.quantize import FEWEST_COLUMNS
 from tritonpress_generator.infer import Array
 from tritonpress_generator.mixed_precision import OPSET
-from tritonpress_generator.onnx_graph import DOMAIN, GraphEditor, behind, linear_product, normalized, residuals
+from tritonpress_generator.onnx_graph import DOMAIN, GraphEditor, encoder_products, normalized, residuals
 from tritonpress_generator.quantization import INT8_MAX
 from tritonpress_generator.recipe import Settings
 
 FP8_MAX = 448.0
 """The largest E4M3 number. Source: Micikevicius et al. 2022, "FP8 Formats for Deep Learning"."""
 _SMALLEST_SCALE = 1e-30
-_TO_SOFTMAX = {"Add", "Mul", "Div", "Where", "Cast"}
 
 
 class Config(Settings):
@@ -82,7 +80,7 @@ def apply(
     editor = GraphEditor(plain)
     places = _Places(editor, config.exclude)
     samples = samples[: config.samples]
-    key = _key(plain, config, samples)
+    key = calibration.kept_key("qdq", plain, config.model_dump_json(), samples)
     ranges = material.kept.get(key)
     if ranges is None:
         ranges = _calibrated(plain, editor, places, config, samples)
@@ -97,18 +95,13 @@ class _Places:
 
     def __init__(self, editor: GraphEditor, exclude: Sequence[str]) -> None:
         self.adds = residuals(editor)
-        head = behind(editor, self.adds[-1].output) if self.adds else set()
-        nodes = [node for node in editor.model.graph.node if node.output[0] not in head]
-        computed = [node for node in nodes if node.input and editor.constant(node.input[0]) is None]
-        linear = [node for node in computed if linear_product(editor, node, fewest_columns=FEWEST_COLUMNS)]
-        own = _of_attention(editor)
-        names = {node.output[0] for node in linear}
-        products = [node for node in computed if node.output[0] in own | names]
+        products = encoder_products(editor, fewest_columns=FEWEST_COLUMNS)
+        linear = {node.output[0] for node in products if editor.constant(node.input[1]) is not None}
         if not linear:
             raise InputError("qdq: the graph has no product with constant weights; there is nothing to quantise")
         included = calibration.included(products, exclude, where="qdq")
-        self.linear = [node for node in included if node.output[0] in names]
-        self.attention = [node for node in included if node.output[0] not in names]
+        self.linear = [node for node in included if node.output[0] in linear]
+        self.attention = [node for node in included if node.output[0] not in linear]
         self.groups: dict[str, list[onnx.NodeProto]] = {}
         """The products with weights that read an activation, by its name."""
         for node in self.linear:
@@ -117,21 +110,6 @@ class _Places:
     def plain(self) -> list[str]:
         """The activations that are quantised as they are."""
         return list(dict.fromkeys(name for node in (*self.attention, *self.adds) for name in node.input))
-
-
-def _of_attention(editor: GraphEditor) -> set[str]:
-    """Returns the answers of the products in front of and behind each Softmax."""
-    found: set[str] = set()
-    for softmax in [node for node in editor.model.graph.node if node.op_type == "Softmax"]:
-        found |= {node.output[0] for node in editor.consumers.get(softmax.output[0], []) if node.op_type == "MatMul"}
-        waiting = [softmax.input[0]]
-        while waiting:
-            node = editor.producer.get(waiting.pop())
-            if node is not None and node.op_type == "MatMul" and all(editor.constant(i) is None for i in node.input):
-                found.add(node.output[0])
-            elif node is not None and node.op_type in _TO_SOFTMAX:
-                waiting += node.input
-    return found
 
 
 def _calibrated(
@@ -246,13 +224,3 @@ class _Pairs:
         place = next(i for i, node in enumerate(nodes) if name in node.output)
         for node in reversed(new):
             nodes.insert(place + 1, node)
-
-
-def _key(model: onnx.ModelProto, config: Config, samples: Sequence[Mapping[str, Array]]) -> str:
-    """Returns what says all that the ranges depend on."""
-    digest = hashlib.sha256(model.SerializeToString(deterministic=True))
-    digest.update(config.model_dump_json().encode())
-    for feed in samples:
-        for name, tensor in sorted(feed.items()):
-            digest.update(f"{name} {tensor.dtype} {tensor.shape} ".encode() + tensor.tobytes())
-    return f"qdq {digest.hexdigest()}"
