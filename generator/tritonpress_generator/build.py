@@ -240,6 +240,7 @@ def _manifest(workload: Workload, form: forms.Form, rows: list[Row], chosen: _Ch
         "versions": _versions() | recipe.engine.module.versions(),
         "gated_on": {"machine": platform.machine(), "processor": processor()},
         "parity": asdict(form.parity),
+        "graph": form.report,
         "engine": recipe.engine.word,
         "layout": recipe.layout.word,
         "gate": asdict(chosen.verdict),

@@ -7,7 +7,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,8 @@ class Form:
     """The export before the graph passes."""
     model: onnx.ModelProto
     """The export after them."""
+    report: dict[str, Any] = field(default_factory=dict)
+    """What the graph passes have done, by their words."""
 
     @property
     def signature(self) -> Signature:
@@ -182,7 +185,8 @@ def _compile(recipe: Recipe, lengths: Stage, source: Source, others: Mapping[str
         return source.score(replace(form, model=_plain(candidate)).infer(recipe.engine))
 
     for stage in recipe.graph:
-        graph = stage.module.apply(graph, stage.config, feeds, GraphMaterial(source.kept, score))
+        note = partial(form.report.__setitem__, stage.word)
+        graph = stage.module.apply(graph, stage.config, feeds, GraphMaterial(source.kept, score, note))
     return replace(form, fp32=_plain(fp32), model=_plain(graph))
 
 

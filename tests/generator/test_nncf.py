@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -261,7 +262,8 @@ def test_codes_of_constants_are_what_onnx_runtime_makes_of_them(seed: int, facto
 def test_accuracy_control_takes_as_little_fp32_as_the_metric_needs(int8: onnx.ModelProto) -> None:
     metric = Metric()
     limit = 1 - 40 * worst(int8)
-    graph = quantized(GraphMaterial(score=metric), max_drop=1 - limit)
+    notes: list[dict[str, Any]] = []
+    graph = quantized(GraphMaterial(score=metric, note=notes.append), max_drop=1 - limit)
     assert metric(graph) >= limit > metric(int8)
     reverted = set(in_fp32(graph)) - set(in_fp32(int8))
     assert 0 < len(reverted) < 12
@@ -271,6 +273,8 @@ def test_accuracy_control_takes_as_little_fp32_as_the_metric_needs(int8: onnx.Mo
     products = reading_pairs(whole._quantized, before, names)
     kept = [name for name in products if name not in reading_pairs(graph, before, names)]
     assert kept
+    (note,) = notes
+    assert (note["int8"], sorted(note["in_fp32"])) == (len(products) - len(kept), sorted(kept))
     # One of them in INT8 again, and the metric is missed.
     for name in kept:
         assert metric(folded(whole._undone([other for other in kept if other != name]))) < limit
@@ -345,7 +349,9 @@ def test_built_with_accuracy_control_and_served(tmp_path: Path, capsys: pytest.C
     change(of_written(recipe, {}), engine="openvino", graph=[{"nncf": {"max_drop": 0.1, "samples": 16}}])
     repository_path = tmp_path / "repository"
     assert cli.main(["build", str(recipe), "--out", str(repository_path)]) == 0
-    assert repository.read_manifest(repository_path, "classification")["engine"] == "openvino"
+    manifest = repository.read_manifest(repository_path, "classification")
+    assert manifest["engine"] == "openvino"
+    assert manifest["graph"]["nncf"]["int8"] >= 12
     (model,) = repository_path.rglob("model.xml")
     assert 'element_type="i8"' in model.read_text()
     first = model.with_suffix(".bin").read_bytes()

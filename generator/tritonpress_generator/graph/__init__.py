@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 
@@ -18,6 +19,10 @@ def _unscored(model: onnx.ModelProto) -> float:
     raise InputError("graph: a pass that measures the task's metric needs labelled examples; add 'data' to the recipe")
 
 
+def _unheard(report: dict[str, Any]) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class GraphMaterial:
     """What a graph pass may use beside the texts it calibrates on."""
@@ -27,6 +32,8 @@ class GraphMaterial:
     score: Callable[[onnx.ModelProto], float] = _unscored
     """Gives the task's metric of a graph, in the recipe's engine, on the held-out examples of the recipe's `data`, not
     the gate's; higher is better. Raises InputError where there are none."""
+    note: Callable[[dict[str, Any]], None] = _unheard
+    """Takes what the pass has done, for the manifest."""
 
 
 NO_MATERIAL = GraphMaterial()

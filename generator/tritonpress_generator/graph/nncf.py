@@ -95,10 +95,13 @@ def apply(
     others = [node.name for node in fp32.graph.node if node.op_type == "MatMul" and node.name not in names]
     # NNCF smooths also what it was told to leave.
     quantized = undone(rebuilt(description, fp32), fp32, others)
+    products = reading_pairs(quantized, fp32, names)
+    in_fp32: list[str] = []
     if metric is not None:
-        control = _Control(quantized, fp32, reading_pairs(quantized, fp32, names), material)
-        quantized = control.controlled(metric, config, f"{key} max_drop", samples)
-    return folded(quantized)
+        control = _Control(quantized, fp32, products, material)
+        in_fp32 = control.in_fp32(metric, config, f"{key} max_drop", samples)
+    material.note({"int8": len(products) - len(in_fp32), "in_fp32": in_fp32})
+    return folded(undone(quantized, fp32, in_fp32))
 
 
 def _quantised(editor: GraphEditor, config: Config) -> list[str]:
@@ -158,10 +161,8 @@ class _Control:
     ) -> None:
         self._quantized, self._fp32, self._names, self._material = quantized, fp32, names, material
 
-    def controlled(
-        self, metric: float, config: Config, key: str, samples: Sequence[dict[str, Array]]
-    ) -> onnx.ModelProto:
-        """Returns the graph with as few products in FP32 as it takes to be within `max_drop` of FP32's `metric`.
+    def in_fp32(self, metric: float, config: Config, key: str, samples: Sequence[dict[str, Array]]) -> list[str]:
+        """Returns as few products as must go back to FP32 to be within `max_drop` of FP32's `metric`.
 
         What an earlier build has chosen is taken where the metrics of both graphs are what they were then, and it is
         still within.
@@ -171,17 +172,17 @@ class _Control:
         """
         limit = metric - (config.max_drop or 0.0)
 
-        def reaches(in_fp32: Sequence[str]) -> bool:
-            return self._material.score(folded(self._undone(in_fp32))) >= limit
+        def reaches(names: Sequence[str]) -> bool:
+            return self._material.score(folded(self._undone(names))) >= limit
 
         int8 = self._material.score(folded(self._quantized))
         if int8 >= limit:
-            return self._quantized
+            return []
         kept = self._material.kept
         key, seen = f"{key} {config.max_drop}", [metric, int8]
         before = kept.get(key)
-        if before is not None and before["metrics"] == seen and reaches(before["fp32"]):
-            return self._undone(before["fp32"])
+        if before is not None and before["metrics"] == seen and reaches(before["in_fp32"]):
+            return [*before["in_fp32"]]
         chosen = accuracy_control.fewest(self._ranked(samples[:: max(1, len(samples) // _RANKING_SAMPLES)]), reaches)
         if chosen is None:
             raise GateError(
@@ -189,8 +190,8 @@ class _Control:
                 f"is {int8:.4f} in INT8, and less than that with all products but one in FP32",
                 "raise max_drop, or leave nncf out of `graph`",
             )
-        kept.put(key, {"metrics": seen, "fp32": chosen})
-        return self._undone(chosen)
+        kept.put(key, {"metrics": seen, "in_fp32": chosen})
+        return chosen
 
     def _ranked(self, samples: Sequence[dict[str, Array]]) -> list[str]:
         return accuracy_control.ranked(
