@@ -27,7 +27,15 @@ from tritonpress_generator.errors import GateError, InputError
 from tritonpress_generator.graph import GraphMaterial, fuse, nncf
 from tritonpress_generator.infer import Array
 from tritonpress_generator.kept import Kept
-from tritonpress_generator.onnx_graph import IR_VERSION, OPSET, GraphEditor, normalized, with_own_vectors
+from tritonpress_generator.onnx_graph import (
+    IR_VERSION,
+    OPSET,
+    GraphEditor,
+    behind,
+    normalized,
+    residuals,
+    with_own_vectors,
+)
 from tritonpress_generator.quantized_pairs import described, folded, reading_pairs, rebuilt, undone
 
 
@@ -115,6 +123,21 @@ def test_weights_are_codes_with_a_scale_a_column_and_head_and_embeddings_stay(in
             assert now.input == node.input
             for name in set(now.input) & set(before):
                 assert editor.constants[name].raw_data == before[name].raw_data
+
+
+@pytest.mark.parametrize("head", ["mean", "cls", "classifier", "all"])
+def test_what_is_behind_the_encoder_stays(head: str) -> None:
+    model = make("bert", export.ATTENTION, head)
+    graph = export.export(model, signature(model))
+    of = pairs if signature(model).segments else feed
+    int8 = nncf.apply(graph, nncf.Config(), [of([1 + i % 50], seed=i) for i in range(8)])
+    editor = GraphEditor(with_own_vectors(normalized(graph)))
+    now = {node.name: node for node in int8.graph.node}
+    after = behind(editor, residuals(editor)[-1].output)
+    # NNCF takes out what casts to what is there.
+    nodes = [node for node in editor.model.graph.node if node.output[0] in after and node.op_type != "Cast"]
+    assert len(nodes) >= 2
+    assert all(now[node.name].input == node.input for node in nodes)
 
 
 def test_openvino_runs_products_in_int8(int8: onnx.ModelProto, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from tritonpress_generator.quantized_pairs import described, folded, reading_pai
 from tritonpress_generator.recipe import Settings
 
 _RANKING_SAMPLES = 32
+_WEIGHTED = {"MatMul", "Gemm"}
 _NO_SMOOTHING = -1.0
 """NNCF's word for it."""
 
@@ -92,7 +93,7 @@ def apply(
     if description is None:
         description = described(_calibrated(nncf, fp32, names, config, samples), fp32)
         material.kept.put(key, description)
-    others = [node.name for node in fp32.graph.node if node.op_type == "MatMul" and node.name not in names]
+    others = [node.name for node in fp32.graph.node if node.op_type in _WEIGHTED and node.name not in names]
     # NNCF smooths also what it was told to leave.
     quantized = undone(rebuilt(description, fp32), fp32, others)
     products = reading_pairs(quantized, fp32, names)
@@ -125,7 +126,7 @@ def _calibrated(
 ) -> onnx.ModelProto:
     """Returns NNCF's graph, its weights in FP32 in front of their pairs."""
     editor = GraphEditor(fp32)
-    weighted = [node for node in fp32.graph.node if node.op_type in {"MatMul", "Gemm"}]
+    weighted = [node for node in fp32.graph.node if node.op_type in _WEIGHTED]
     constant = [node for node in weighted if all(editor.constant(name) is not None for name in node.input)]
     if constant:
         raise InputError(f"nncf: NNCF takes no product of two constants, has {constant[0].name}; use qdq for INT8")
