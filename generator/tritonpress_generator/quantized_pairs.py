@@ -32,8 +32,7 @@ def reading_pairs(model: onnx.ModelProto, before: onnx.ModelProto, names: Sequen
     editor, nodes, old = _views(model, before)
 
     def reads(name: str) -> bool:
-        changed = ((node, place) for node, place in _changed(editor, nodes[name], old))
-        makers = (editor.producer.get(node.input[place]) for node, place in changed)
+        makers = (editor.producer.get(node.input[place]) for node, place in _changed(editor, nodes[name], old))
         return any(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
 
     return [name for name in names if reads(name)]
@@ -136,8 +135,8 @@ def _views(
 ) -> tuple[GraphEditor, dict[str, onnx.NodeProto], dict[str, list[str]]]:
     """Returns an editor of `model`, its nodes by name, and what they have read `before`."""
     editor = GraphEditor(model)
-    given = [tensor.name for tensor in (*model.graph.input, *before.graph.initializer)]
-    present = {*editor.producer, *given, ""}
+    constants = (tensor.name for tensor in before.graph.initializer)
+    present = {*editor.producer, *constants, *(tensor.name for tensor in model.graph.input), ""}
     makers = {output: node for node in before.graph.node for output in node.output}
 
     def now(name: str) -> str:

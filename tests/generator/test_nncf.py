@@ -324,6 +324,11 @@ def test_accuracy_control_leaves_what_is_good_enough(int8: onnx.ModelProto) -> N
     assert quantized(GraphMaterial(score=metric), max_drop=1.0).SerializeToString() == int8.SerializeToString()
     assert metric.asked == 2
 
+    def at_the_limit(graph: onnx.ModelProto) -> float:
+        return 0.7 if any(node.op_type == "QuantizeLinear" for node in graph.graph.node) else 0.8
+
+    assert quantized(GraphMaterial(score=at_the_limit), max_drop=0.1).SerializeToString() == int8.SerializeToString()
+
 
 def test_accuracy_control_refuses_where_nothing_may_be_int8() -> None:
     with pytest.raises(GateError, match=r"must be at least 1.0000 \(1.0000 in FP32, max_drop 0\), is 0\.") as raised:

@@ -1,9 +1,9 @@
 """INT8 by NNCF, for OpenVINO: post-training quantisation, and accuracy control by the task's own metric.
 
 NNCF (https://github.com/openvinotoolkit/nncf) smooths channels, chooses ranges and corrects biases, and puts pairs of
-QuantizeLinear and DequantizeLinear in front of products: those with constant weights, and attention's where it finds
-that they gain. Activations are signed bytes, with a zero point unless the preset is `performance`. Residual
-connections, Softmax and normalisations stay as they are, and so does the task's head.
+QuantizeLinear and DequantizeLinear in front of products: those with constant weights, and those that are attention's
+scores. Activations are signed bytes, with a zero point unless the preset is `performance`. Residual connections,
+Softmax and normalisations stay as they are, and so does the task's head.
 
 With `max_drop` products go back to FP32, as few as the metric needs. NNCF's own `quantize_with_accuracy_control` is not
 used: where channels were smoothed, its ONNX backend puts the weights back and leaves the smoothing, so that the model
@@ -35,6 +35,8 @@ from tritonpress_generator.quantized_pairs import described, folded, reading_pai
 from tritonpress_generator.recipe import Settings
 
 _RANKING_SAMPLES = 32
+_ROUNDING = 1e-9
+"""Of a difference of two metrics."""
 _WEIGHTED = {"MatMul", "Gemm"}
 _NO_SMOOTHING = -1.0
 """NNCF's word for it."""
@@ -48,7 +50,7 @@ class Config(Settings):
     bias_correction: bool = True
     """Whether a bias takes up the mean error of its product (NNCF's fast correction; the other one fails on ONNX)."""
     embeddings: bool = False
-    """Whether embedding tables are quantised too: a smaller file, and no gain in time."""
+    """Whether embedding tables are quantised too, which makes the file smaller."""
     exclude: list[str] = Field(default_factory=list)
     """Patterns (`*layer.5/output*`) of the names of products that stay as they are."""
     samples: int = Field(default=300, ge=1)
@@ -171,7 +173,8 @@ class _Control:
         Raises:
             GateError: Nothing may be INT8.
         """
-        limit = metric - (config.max_drop or 0.0)
+        # 0.8 - 0.1 is more than 0.7.
+        limit = metric - (config.max_drop or 0.0) - _ROUNDING
 
         def reaches(names: Sequence[str]) -> bool:
             return self._material.score(folded(self._undone(names))) >= limit
