@@ -14,6 +14,7 @@ from tritonpress_generator.table import render
 
 _INTERRUPTED = {
     "build": "the repository is as it was",
+    "search": "the same command goes on from the last candidate",
     "verify": "the repository is as it was",
     "finetune": "the same command goes on from the last state that was saved",
     "distill": "the same command goes on from the last state that was saved",
@@ -32,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "build":
             _build(options.recipe, options.out, options.data, _work(options))
+        elif options.command == "search":
+            _search(options.recipe, options.out, options.data, _work(options))
         elif options.command == "finetune":
             _finetune(options.recipe, options.out, options.data)
         elif options.command == "distill":
@@ -63,6 +66,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     build_parser.add_argument("--data", type=Path, help=_DATA)
     build_parser.add_argument("--work", type=Path, help=_WORK)
+    search_parser = commands.add_parser("search", help="try compressions under the gate, and keep the Pareto front")
+    search_parser.add_argument("recipe", type=Path)
+    search_parser.add_argument(
+        "--out", type=Path, default=Path("model_repo"), help="gets the best point's build (default: model_repo)"
+    )
+    search_parser.add_argument("--data", type=Path, help=_DATA)
+    search_parser.add_argument("--work", type=Path, help="keeps what is found, to go on (default: distilled/NAME)")
     verify_parser = commands.add_parser("verify", help="load a repository in Triton and replay its golden requests")
     verify_parser.add_argument("repository", type=Path)
     verify_parser.add_argument("--server", metavar="YY.MM", help="check plans for this release of NVIDIA's container")
@@ -134,6 +144,23 @@ def _build(recipe: Path, out: Path, data: Path | None, work: Path) -> None:
         print("the times of its precisions are ONNX Runtime's on this CPU")
     for script in scripts:
         print(f"plan pending: on a machine with the GPU and Docker, run {os.fspath(script)} {os.fspath(recipe)}")
+
+
+def _search(recipe: Path, out: Path, data: Path | None, work: Path) -> None:
+    from tritonpress_generator.search import report
+    from tritonpress_generator.search.run import search
+
+    found = search(recipe, out, data=data, work=work)
+    path = report.write(found, recipe.name)
+    print(report.table(found))
+    best = found.points[0]
+    print(gate_line(best.gate))
+    print(f"wrote {os.fspath(out / best.name)}: {best.label}; build {best.build}")
+    print(
+        f"wrote {os.fspath(found.folder)}: {len(found.points)} recipes, and {path.name}, after {found.minutes:.1f} min"
+    )
+    more = f" --data {os.fspath(data)}" if data else ""
+    print(f"another point: tritonpress build {os.fspath(best.recipe)}{more} --work {os.fspath(work)}")
 
 
 def _finetune(recipe: Path, out: Path | None, data: Path | None) -> None:

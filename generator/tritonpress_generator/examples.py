@@ -63,16 +63,18 @@ def answered(
     return [shares[i % world.size][i // world.size] for i in range(len(examples))]
 
 
-def finite(infer: Infer, *, where: str) -> Infer:
+def finite(infer: Infer, *, where: str, remedy: str | None = None) -> Infer:
     """Returns `infer`, which then refuses to answer with what is no number.
 
-    What is returned raises InputError.
+    What is returned raises InputError, which says the `remedy`: by default that of a training at `where`.
     """
+
+    remedy = remedy or f"lower {where}.learning_rate"
 
     def asked(feed: Mapping[str, Array]) -> dict[str, Array]:
         answers = infer(feed)
         if not all(np.isfinite(answer).all() for answer in answers.values()):
-            raise InputError(f"{where}: the model's answers must be finite, are not; lower {where}.learning_rate")
+            raise InputError(f"{where}: the model's answers must be finite, are not; {remedy}")
         return answers
 
     return asked

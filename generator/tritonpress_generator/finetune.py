@@ -58,7 +58,7 @@ def finetune(recipe_path: Path, out: Path, data: Path | None, world: World) -> F
     say = Progress(shown=world.writes)
     recipe = recipes.load(recipe_path)
     stage = recipe.finetune
-    folder = recipe.path.parent if data is None else data
+    folder = recipe.folder if data is None else data
     written.check_folder(out, stage.config)
 
     say.stage("data")
@@ -106,7 +106,7 @@ class _Training:
     def load(cls, recipe: Recipe, stage: Stage, examples: Examples, world: World) -> _Training:
         module = stage.module
         decisive = module.deciding(examples.held_out, recipe)
-        checkpoint = resolve(recipe.checkpoint.model_copy(update={"adapter": None}), base=recipe.path.parent)
+        checkpoint = resolve(recipe.checkpoint.model_copy(update={"adapter": None}), base=recipe.folder)
         tokenizer = load_tokenizer(checkpoint)
         settings = module.model_settings(examples.training, recipe)
         trained = trainable.load(recipe, checkpoint, settings, stage.config)

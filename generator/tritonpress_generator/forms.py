@@ -145,11 +145,11 @@ def compile_forms(recipe: Recipe, source: Source) -> dict[str, Form]:
 def _compile(recipe: Recipe, lengths: Stage, source: Source, others: Mapping[str, Form]) -> Form:
     """Returns one form; what it shares with one of `others` is not made again."""
     task = recipe.task
-    model = copy.deepcopy(source.model)
-    exchange_attention(encoder_of(model), lengths.module.ATTENTION)
-    head, signature = task.module.head(model, source.checkpoint, task.config)
+    head, signature = _head(recipe, lengths, source)
     of_samples = [len(row) for row in source.samples.ids]
-    own = lengths.module.tokenizer_settings(lengths.config, recipe.serve, signature, of_samples, encoder_of(model))
+    own = lengths.module.tokenizer_settings(
+        lengths.config, recipe.serve, signature, of_samples, encoder_of(source.model)
+    )
     integers = recipe.engine.module.INTEGERS
     encoding = {
         "kind": task.module.ENCODER,
@@ -182,15 +182,29 @@ def _compile(recipe: Recipe, lengths: Stage, source: Source, others: Mapping[str
     form = Form(lengths, asked, encoding, parity, fp32_infer, fp32, fp32)
 
     def score(candidate: onnx.ModelProto) -> float:
-        return source.score(replace(form, model=_plain(candidate)).infer(recipe.engine))
+        return source.score(replace(form, model=plain(candidate)).infer(recipe.engine))
 
     for stage in recipe.graph:
         note = partial(form.report.__setitem__, stage.word)
         graph = stage.module.apply(graph, stage.config, feeds, GraphMaterial(source.kept, score, note))
-    return replace(form, fp32=_plain(fp32), model=_plain(graph))
+    return replace(form, fp32=plain(fp32), model=plain(graph))
 
 
-def _plain(model: onnx.ModelProto) -> onnx.ModelProto:
+def _head(recipe: Recipe, lengths: Stage, source: Source) -> tuple[Any, Signature]:
+    """Returns the task's model as a form exports it, and what it reads and gives."""
+    model = copy.deepcopy(source.model)
+    exchange_attention(encoder_of(model), lengths.module.ATTENTION)
+    head, signature = recipe.task.module.head(model, source.checkpoint, recipe.task.config)
+    return head, signature
+
+
+def exported(recipe: Recipe, lengths: Stage, source: Source) -> onnx.ModelProto:
+    """Returns the FP32 export of one form, as graph passes take it."""
+    graph: onnx.ModelProto = lengths.module.export(*_head(recipe, lengths, source))
+    return graph
+
+
+def plain(model: onnx.ModelProto) -> onnx.ModelProto:
     """Returns the model with its functions as plain operators."""
     # What no pass has taken becomes plain operators: not every runtime knows functions of the model's own (OpenVINO).
     return onnx.inliner.inline_local_functions(model)
@@ -238,10 +252,10 @@ def measure(
     """
     rates: dict[str, list[float]] = {name: [] for name in candidates}
     for candidate in candidates.values():
-        _rate(candidate, batches, _SLICE_S / 2)
+        rate(candidate, batches, _SLICE_S / 2)
     for _ in range(rounds):
         for name, candidate in candidates.items():
-            rates[name].append(_rate(candidate, batches, _SLICE_S))
+            rates[name].append(rate(candidate, batches, _SLICE_S))
     spreads = {name: np.percentile(values, [10, 50, 90]) for name, values in rates.items()}
     return {
         name: Measured(float(median), float(low), float(high), padding(candidates[name].batching, batches))
@@ -261,14 +275,14 @@ def batches_of(sequences: Sequences, size: int) -> list[Sequences]:
     return [sequences.chosen(order[start : start + size]) for start in range(0, len(order), size)]
 
 
-def _rate(candidate: Candidate, batches: Sequence[Sequences], seconds: float) -> float:
-    """Returns texts per second; each worker takes the next batch of its own as soon as it is free."""
+def rate(candidate: Candidate, batches: Sequence[Sequences], seconds: float) -> float:
+    """Returns texts per second; each worker takes the next batch of its own as soon as it is free, one at least."""
     counts = [0] * len(candidate.workers)
     start = time.perf_counter()
 
     def work(number: int) -> None:
         turn = number
-        while time.perf_counter() - start < seconds:
+        while not counts[number] or time.perf_counter() - start < seconds:
             batch = batches[turn % len(batches)]
             for _, feed in candidate.batching.executions(batch):
                 candidate.workers[number](feed)

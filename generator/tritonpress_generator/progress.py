@@ -23,6 +23,11 @@ class Progress:
         if self._terminal and self._shown:
             print(f"\r\033[K… {name}", end="", file=sys.stderr, flush=True)
 
+    def found(self, what: str) -> None:
+        """Adds to the running stage's line what it has found."""
+        if self._stage is not None:
+            self._stage += f": {what}"
+
     def pause(self) -> None:
         """Says the running stage in a line of its own, and leaves the terminal to what says more of it."""
         if self._stage is not None and self._shown:

@@ -35,15 +35,6 @@ class CheckpointConfig(Settings):
     """The folder of a LoRA adapter (peft) with the task's head, relative to the recipe; merged in when it is loaded."""
 
 
-class LoraConfig(Settings):
-    """Low-rank adapters on every linear layer of the encoder. Source: Hu et al. 2022, "LoRA"."""
-
-    rank: int = Field(default=16, ge=1, le=1024)
-    alpha: float = Field(default=32, gt=0)
-    """The adapters' products are scaled by alpha / rank."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-
-
 class DataConfig(Settings):
     """Labelled examples beside those of the gate, relative to `--data` (default: the recipe's folder)."""
 
@@ -53,41 +44,6 @@ class DataConfig(Settings):
     """Files of held-out examples: what is chosen is what is best on them."""
     test: list[str] = []
     """Files of examples on which a training's result is scored, and nothing is chosen."""
-
-
-class TrainingConfig(Settings):
-    """What every training has in common."""
-
-    lora: LoraConfig | None = None
-    """Trains adapters and the head alone; default: all weights."""
-    epochs: float = Field(default=2.0, gt=0)
-    """How often every example is seen."""
-    batch_size: int = Field(default=16, ge=1)
-    """Examples of an optimiser's step, over all processes and accumulation steps."""
-    accumulation_steps: int = Field(default=1, ge=1)
-    """In how many parts a process computes its share of a batch, to save memory."""
-    learning_rate: float = Field(default=5e-5, gt=0)
-    """The highest, at the end of the warm-up; falls linearly to 0."""
-    warmup: float = Field(default=0.06, ge=0, lt=1)
-    """The share of the steps in which the learning rate rises."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    dropout: float | None = Field(default=None, ge=0, lt=1)
-    """Of the encoder and its head, in place of the checkpoint's own."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of products and activations; `auto`: bf16 where the machine computes in it."""
-    evaluations: int = Field(default=4, ge=1)
-    """How often the model is evaluated on the way, evenly spread; the last time at the end."""
-    patience: int | None = Field(default=None, ge=1)
-    """After how many evaluations without a better one training stops; default: never."""
-    seed: int = Field(default=0, ge=0, lt=1 << 63)
-
-
-class FinetuneConfig(TrainingConfig):
-    """What every task's fine-tuning has in common."""
-
-    max_length: int | None = Field(default=None, ge=8)
-    """The most tokens of a sequence in training; default: `serve.max_length`."""
 
 
 class GateConfig(Settings):
@@ -148,6 +104,9 @@ class _RecipeText(Settings):
     serve: ServeConfig = ServeConfig()
     data: DataConfig | None = None
     finetune: dict[str, Any] = {}
+    search: dict[str, Any] | None = None
+    folder: str = "."
+    """What files are named relative to, itself relative to the recipe."""
 
 
 @dataclass(frozen=True)
@@ -180,11 +139,17 @@ class Recipe:
     """Labelled examples for what trains and measures on them."""
     finetune: Stage
     """How the task is trained."""
+    search: Any
+    """The settings of a search (`search/settings.py`); None where the recipe has none."""
+    folder: Path
+    """What files are named relative to."""
+    raw: dict[str, Any]
+    """As it is written, parsed."""
     text: str
 
     def file(self, relative: str) -> Path:
-        """Returns the path of a file that the recipe names, relative to the recipe."""
-        return (self.path.parent / relative).resolve()
+        """Returns the path of a file that the recipe names."""
+        return (self.folder / relative).resolve()
 
 
 def load(path: Path) -> Recipe:
@@ -203,16 +168,30 @@ def load(path: Path) -> Recipe:
         raise InputError(f"recipe {path}: is not YAML ({' '.join(str(exc).split())})") from exc
     if not isinstance(data, dict):
         raise InputError(f"recipe {path}: must be a mapping with the keys {', '.join(_RecipeText.model_fields)}")
+    return of(data, path=path, text=text)
+
+
+def of(data: dict[str, Any], *, path: Path, text: str | None = None) -> Recipe:
+    """Returns the recipe of parsed YAML.
+
+    Args:
+        data: As it is written.
+        path: Where it lies, or would.
+        text: Of the file; default: `data` as YAML.
+
+    Raises:
+        InputError: A key is unknown, a value is out of range, a word names no file.
+    """
     raw = checked(_RecipeText, data, where=str(path))
-    task = _stage("tasks", raw.task, path=path, key="task")
-    engine = _stage("engines", raw.engine, path=path, key="engine")
+    task = staged("tasks", raw.task, path=path, key="task")
+    engine = staged("engines", raw.engine, path=path, key="engine")
     recipe = Recipe(
         path=path,
         name=raw.name,
         task=task,
         checkpoint=raw.checkpoint,
-        passes=tuple(_stage("passes", p, path=path, key=f"passes[{i}]") for i, p in enumerate(raw.passes)),
-        graph=tuple(_stage("graph", p, path=path, key=f"graph[{i}]") for i, p in enumerate(raw.graph)),
+        passes=tuple(staged("passes", p, path=path, key=f"passes[{i}]") for i, p in enumerate(raw.passes)),
+        graph=tuple(staged("graph", p, path=path, key=f"graph[{i}]") for i, p in enumerate(raw.graph)),
         gate=raw.gate,
         engine=engine,
         serve=raw.serve,
@@ -220,7 +199,10 @@ def load(path: Path) -> Recipe:
         layout=layout_of(raw.serve.steps, task, engine, path=path),
         data=raw.data,
         finetune=_finetune(raw.finetune, raw.task, path=path),
-        text=text,
+        search=_search(raw.search, path=path),
+        folder=path.parent / raw.folder,
+        raw=data,
+        text=yaml.safe_dump(data, sort_keys=False) if text is None else text,
     )
     metrics = (*recipe.task.module.METRICS, AGREEMENT)
     if recipe.gate.metric not in metrics:
@@ -259,7 +241,7 @@ def lengths_of(raw: str | list[int] | dict[str, Any], engine: Stage, *, path: Pa
         words: list[str | dict[str, Any]] = [*engine.module.FORMS]
     else:
         words = [{"buckets": {"borders": raw}} if isinstance(raw, list) else raw]
-    stages = tuple(_stage("lengths", word, path=path, key="serve.lengths") for word in words)
+    stages = tuple(staged("lengths", word, path=path, key="serve.lengths") for word in words)
     for stage in stages:
         if stage.word not in engine.module.FORMS:
             raise InputError(
@@ -269,7 +251,17 @@ def lengths_of(raw: str | list[int] | dict[str, Any], engine: Stage, *, path: Pa
     return stages
 
 
-def _stage(kind: str, raw: str | dict[str, Any], *, path: Path, key: str) -> Stage:
+def _search(raw: dict[str, Any] | None, *, path: Path) -> Any:
+    """Returns the checked settings of a search."""
+    if raw is None:
+        return None
+    # Its file needs this one's Settings.
+    from tritonpress_generator.search.settings import Config
+
+    return checked(Config, raw, where=str(path), key="search.")
+
+
+def staged(kind: str, raw: str | dict[str, Any], *, path: Path, key: str) -> Stage:
     """Returns the stage that `word` or `{word: {settings}}` describes."""
     if isinstance(raw, dict) and len(raw) != 1:
         raise InputError(f"{path}: {key}: give one word, or one word with its settings, got {sorted(map(str, raw))}")

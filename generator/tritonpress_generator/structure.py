@@ -236,6 +236,15 @@ def depth(model: Any) -> int:
     return int(encoder_of(model).config.num_hidden_layers)
 
 
+def product_pattern(model: Any, layer: int) -> str:
+    """Returns what matches the names of a layer's products in an export, as `exclude` has it.
+
+    Raises:
+        InputError: The family is not known here.
+    """
+    return f"*{_names_of(model).layers.rpartition('.')[2]}.{layer}/*"
+
+
 def keep_layers(model: Any, kept: Sequence[int]) -> Callable[[], None]:
     """Takes all layers but `kept` out of the model, and returns what puts them back.
 

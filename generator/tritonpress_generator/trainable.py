@@ -11,8 +11,9 @@ import torch
 
 from tritonpress_generator.checkpoint import Checkpoint
 from tritonpress_generator.pretrained import encoder_of, load_model, quiet_peft
-from tritonpress_generator.recipe import FinetuneConfig, LoraConfig, Recipe
+from tritonpress_generator.recipe import Recipe
 from tritonpress_generator.signature import Signature
+from tritonpress_generator.training.settings import FinetuneConfig, LoraConfig
 from tritonpress_generator.workload import check_length
 
 

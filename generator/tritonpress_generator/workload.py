@@ -56,7 +56,7 @@ class Workload:
         task = recipe.task
         data = task.module.load_data(recipe)
         say.stage(f"checkpoint {recipe.checkpoint.source}")
-        checkpoint = resolve(recipe.checkpoint, base=recipe.path.parent)
+        checkpoint = resolve(recipe.checkpoint, base=recipe.folder)
         tokenizer = load_tokenizer(checkpoint)
         model = load_model(checkpoint, task.module.AUTO_CLASS)
         check_length(recipe.serve.max_length, encoder_of(model), where=f"{recipe.path}: serve.max_length")
@@ -74,7 +74,7 @@ class Workload:
             work: Where trainings keep their states.
         """
         original = Compressed(self.model, self.tokenizer)
-        return Material(self.recipe, self.checkpoint, original, folder or self.recipe.path.parent, work)
+        return Material(self.recipe, self.checkpoint, original, folder or self.recipe.folder, work)
 
     def passed(self, material: Material, say: Progress) -> Iterator[tuple[Stage, Compressed, Workload]]:
         """Yields what each of the recipe's passes has made of the model.

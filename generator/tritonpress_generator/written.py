@@ -13,8 +13,9 @@ from tokenizers import Tokenizer
 
 from tritonpress_generator.checkpoint import ADAPTER, POOLING, Checkpoint, resolve
 from tritonpress_generator.errors import InputError
-from tritonpress_generator.recipe import CheckpointConfig, FinetuneConfig, Recipe
+from tritonpress_generator.recipe import CheckpointConfig, Recipe
 from tritonpress_generator.trainable import Trainable
+from tritonpress_generator.training.settings import FinetuneConfig
 
 _SETTINGS = "tritonpress.json"
 
@@ -93,5 +94,5 @@ def read_back(recipe: Recipe, out: Path, config: FinetuneConfig) -> Checkpoint:
     """Returns the checkpoint that was written into `out`, or the recipe's with the adapter that was."""
     folder = str(out.resolve())
     if config.lora is None:
-        return resolve(CheckpointConfig(source=folder), base=recipe.path.parent)
-    return resolve(recipe.checkpoint.model_copy(update={"adapter": folder}), base=recipe.path.parent)
+        return resolve(CheckpointConfig(source=folder), base=recipe.folder)
+    return resolve(recipe.checkpoint.model_copy(update={"adapter": folder}), base=recipe.folder)

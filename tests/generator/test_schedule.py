@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tritonpress_generator.recipe import FinetuneConfig
 from tritonpress_generator.training.schedule import Schedule
+from tritonpress_generator.training.settings import FinetuneConfig
 
 
 def config(**settings: object) -> FinetuneConfig:

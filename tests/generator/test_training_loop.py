@@ -11,9 +11,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tritonpress_generator.errors import InputError
-from tritonpress_generator.recipe import FinetuneConfig
 from tritonpress_generator.training import loop
 from tritonpress_generator.training.distributed import World
+from tritonpress_generator.training.settings import FinetuneConfig
 
 ALONE = World(0, 1, torch.device("cpu"))
 SETTINGS: dict[str, Any] = {"precision": "fp32", "epochs": 2, "batch_size": 4}

@@ -25,13 +25,13 @@ from tritonpress_generator import export
 from tritonpress_generator.compression import Compressed, Material, copied, original_layers
 from tritonpress_generator.examples import collate, finite
 from tritonpress_generator.pretrained import encoder_of, merged
-from tritonpress_generator.recipe import TrainingConfig
 from tritonpress_generator.structure import depth, layers, projections
 from tritonpress_generator.trainable import freeze_what_is_not_read, set_dropout, with_adapters
 from tritonpress_generator.training import loop
 from tritonpress_generator.training.distances import divergence
 from tritonpress_generator.training.distributed import ALONE, World
 from tritonpress_generator.training.fake_quantization import fake_quantize
+from tritonpress_generator.training.settings import TrainingConfig
 from tritonpress_generator.written import write_adapter
 
 _OF_TOKENS = ("input_ids", "item_ids")

@@ -106,7 +106,7 @@ def _counts(of: Sequence[Group], gradients: Sequence[NDArray[np.float32]], confi
     information = [np.square(one.astype(np.float64)).sum(0) for one in gradients]
     shares = {"heads": config.heads, "ffn": config.ffn}
     if config.flops is not None:
-        shares = _divided(of, information, config.flops, config.length)
+        shares = divided(of, information, config.flops, config.length)
     counts = [group.units for group in of]
     for kind, share in shares.items():
         members = [number for number, group in enumerate(of) if group.kind == kind]
@@ -125,7 +125,7 @@ def _counts(of: Sequence[Group], gradients: Sequence[NDArray[np.float32]], confi
     return counts
 
 
-def _divided(
+def divided(
     of: Sequence[Group], information: Sequence[NDArray[np.float64]], share: float, length: int
 ) -> dict[str, float]:
     """Returns the shares of heads and of neurons that save `share` of the multiplications and lose the least.

@@ -16,7 +16,7 @@ from tritonpress_generator.answering import encoded, make_encoder
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.labelled_texts import LabelledText
-from tritonpress_generator.recipe import FinetuneConfig, Recipe
+from tritonpress_generator.recipe import Recipe
 from tritonpress_generator.signature import Signature
 from tritonpress_generator.steps.classification.postprocessor import Postprocessor
 from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder
@@ -24,6 +24,7 @@ from tritonpress_generator.tasks import classification as task
 from tritonpress_generator.training.distances import divergence
 from tritonpress_generator.training.distributed import World
 from tritonpress_generator.training.loop import Feature
+from tritonpress_generator.training.settings import FinetuneConfig
 
 METRIC = task.METRICS[0]
 

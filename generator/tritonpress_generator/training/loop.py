@@ -22,9 +22,9 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from tritonpress_generator.errors import InputError
-from tritonpress_generator.recipe import TrainingConfig
 from tritonpress_generator.training.distributed import World
 from tritonpress_generator.training.schedule import Schedule
+from tritonpress_generator.training.settings import TrainingConfig
 
 _STATE_EVERY_S = 120.0
 _LINE_EVERY_S = 30.0

@@ -18,7 +18,7 @@ from tritonpress_generator import squad
 from tritonpress_generator.answering import encoded, make_encoder
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Infer
-from tritonpress_generator.recipe import FinetuneConfig, Recipe
+from tritonpress_generator.recipe import Recipe
 from tritonpress_generator.signature import Signature
 from tritonpress_generator.squad import Answer, Question
 from tritonpress_generator.steps.tokenizer.pair_encoder import PairEncoder
@@ -26,6 +26,7 @@ from tritonpress_generator.tasks import question_answering as task
 from tritonpress_generator.training.distances import divergence
 from tritonpress_generator.training.distributed import World
 from tritonpress_generator.training.loop import Feature
+from tritonpress_generator.training.settings import FinetuneConfig
 
 METRIC = task.METRICS[0]
 

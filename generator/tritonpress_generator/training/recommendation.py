@@ -20,12 +20,13 @@ from tokenizers import Tokenizer
 from tritonpress_generator.answering import encoded
 from tritonpress_generator.catalogue import load_items, load_queries
 from tritonpress_generator.infer import Infer
-from tritonpress_generator.recipe import FinetuneConfig, Recipe
+from tritonpress_generator.recipe import Recipe
 from tritonpress_generator.signature import Signature
 from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder
 from tritonpress_generator.tasks import recommendation as task
 from tritonpress_generator.training.distributed import World
 from tritonpress_generator.training.loop import Feature
+from tritonpress_generator.training.settings import FinetuneConfig
 
 METRIC = "mrr"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tritonpress_generator.recipe import TrainingConfig
+from tritonpress_generator.training.settings import TrainingConfig
 
 _POOL = 50
 """Batches whose examples are sorted by length together: batches of like length, and still in a random order."""

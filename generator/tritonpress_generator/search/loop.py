@@ -1,0 +1,253 @@
+"""The search itself: estimates first, then measurements of fewer and fewer candidates, within a budget of time.
+
+Source of the rounds: Jamieson and Talwalkar 2016, "Non-stochastic Best Arm Identification and Hyperparameter
+Optimization" (successive halving): of each round's candidates the better half goes on to what costs more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from statistics import median
+from typing import Any
+
+from tritonpress_generator.errors import InputError
+from tritonpress_generator.progress import Progress
+from tritonpress_generator.search import front
+from tritonpress_generator.search.estimate import Estimate, Estimator
+from tritonpress_generator.search.measure import GRAPH, Workshop
+from tritonpress_generator.search.sampler import propose
+from tritonpress_generator.search.settings import Config
+from tritonpress_generator.search.space import Candidate, Space
+from tritonpress_generator.search.state import State
+from tritonpress_generator.search.trials import Trial, costs
+
+_REFERENCE = "reference"
+
+
+class Loop:
+    """Tries candidates until the time or the space is used up.
+
+    Whatever was computed before is taken from the state, so that a search that was killed does the same again up to
+    where it was.
+    """
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        space: Space,
+        config: Config,
+        *,
+        estimator: Estimator,
+        state: State,
+        floor: float,
+        say: Progress,
+    ) -> None:
+        """Takes what is searched; `floor` is the least metric on the held-out examples."""
+        self._workshop, self._space, self._config = workshop, space, config
+        self._estimator, self._state, self._say = estimator, state, say
+        self.floor = floor
+        self._start = time.monotonic()
+        self._seen: set[str] = set()
+        self._first: dict[str, Trial] = {}
+        self.full: dict[str, Trial] = {}
+        """What was scored on all held-out examples, by key."""
+        self.refused: dict[str, str] = {}
+        """Why others could not be made, by label."""
+        self.gone: set[str] = set()
+        """The keys of those that the gate has refused."""
+
+    @property
+    def spent_s(self) -> float:
+        """The time of this search so far, that of a killed one included."""
+        return time.monotonic() - self._start + self._state.replayed_s
+
+    def begin(self) -> Trial:
+        """Returns the trial of the model as it is, against which all others are timed.
+
+        Raises:
+            InputError: It cannot be made, or the budget is too short for one candidate.
+        """
+        candidate = self._space.reference
+        reference = self._judged(candidate)
+        if reference is None:
+            raise InputError(f"search: the model as it is must become an engine: {self.refused[candidate.label]}")
+        # Another candidate takes as long, and its build once more.
+        needed = (self.spent_s + 2 * reference.seconds) / 60
+        if needed > self._config.budget_minutes:
+            raise InputError(
+                f"{self._space.recipe.path}: search.budget_minutes must be at least {needed:.2g} for one candidate on "
+                f"this machine, got {self._config.budget_minutes:g}; raise it"
+            )
+        self._seen.add(candidate.key)
+        self._first[candidate.key] = reference
+        return reference
+
+    def run(self) -> None:
+        """Tries rounds of candidates until the time, the trials or the space are used up."""
+        number = 0
+        while not self.over() and not self._enough():
+            number += 1
+            seed = self._config.seed * 10_007 + number
+            known = [(trial.candidate, trial.score, self._cost(trial)) for trial in self._first.values()]
+            proposed = propose(self._space, known, self._seen, self._config.proposals, seed=seed)
+            if not proposed:
+                return
+            self._seen |= {candidate.key for candidate in proposed}
+            made = [trial for candidate in self._likely(proposed) if (trial := self._tried(candidate)) is not None]
+            going_on = [trial.candidate for trial in self._better_half(made)]
+            if self._space.epochs:
+                short = [self._judged(self._space.trained(candidate, first=True)) for candidate in going_on]
+                going_on = [t.candidate for t in self._better_half([trial for trial in short if trial is not None])]
+            for candidate in going_on:
+                self.settle(self._space.trained(candidate, first=False))
+
+    def refuse(self, candidate: Candidate, reason: str) -> None:
+        """Takes a candidate off the front, which the gate has refused, and tries milder ones in its place."""
+        self.refused[candidate.label] = reason
+        self.gone.add(candidate.key)
+        self.settle(self.relaxed(self.full.pop(candidate.key)))
+
+    def settle(self, candidate: Candidate | None) -> None:
+        """Judges a candidate, and milder ones in its place until one keeps the metric or there is no time."""
+        while candidate is not None:
+            trial = self._judged(candidate)
+            if trial is None or trial.score >= self.floor:
+                return
+            candidate = self.relaxed(trial)
+
+    def relaxed(self, trial: Trial) -> Candidate | None:
+        """Returns the candidate with less of what cost the most; None if there is none that was not judged yet."""
+        for stage in costs(trial.stages):
+            milder = self._of_higher_precision(trial.candidate) if stage == GRAPH else None
+            milder = milder or self._space.milder(trial.candidate, stage)
+            if milder is not None and milder.key not in {*self.full, *self.gone}:
+                return milder
+        return None
+
+    def passing(self) -> list[Trial]:
+        """Returns the trials that keep the metric."""
+        return [trial for trial in self.full.values() if trial.score >= self.floor]
+
+    def front(self) -> list[Trial]:
+        """Returns those of them that no other is better than; the objective's best first."""
+        trials = self.passing()
+        kept = front.front([trial.point(self._config.objective) for trial in trials])
+        return sorted((trials[i] for i in kept), key=self._cost)
+
+    def over(self) -> bool:
+        """Says whether the rest of the time is needed to build what is on the front."""
+        return self.spent_s + sum(trial.seconds for trial in self.front()) >= self._config.budget_minutes * 60
+
+    def known(
+        self, kind: str, candidate: Candidate, compute: Callable[[], dict[str, Any]], *, always: bool = False
+    ) -> dict[str, Any] | None:
+        """Returns a result that is known, or computes it; None if there is no time left, unless it is done `always`."""
+        result = self._state.get(kind, candidate)
+        if result is None and (always or not self.over()):
+            budget = f"{self.spent_s / 60:.1f} of {self._config.budget_minutes:g} min"
+            self._say.stage(f"[{budget}] {kind}: {candidate.label}")
+            began = time.monotonic()
+            try:
+                result = compute()
+            except InputError as exc:
+                result = {"refused": str(exc)}
+            result["seconds"] = time.monotonic() - began
+            self._state.put(kind, candidate, result)
+            self._say.found(_said(result))
+        if result is not None and "refused" in result:
+            self.refused[candidate.label] = result["refused"]
+        return result
+
+    def _tried(self, candidate: Candidate) -> Trial | None:
+        """Returns the trial on a few examples."""
+        if self._enough():
+            return None
+
+        def compute() -> dict[str, Any]:
+            made = self._workshop.made(candidate)
+            return self._timed(candidate, made.stages[GRAPH])
+
+        trial = self._trial(candidate, self.known("trial", candidate, compute))
+        if trial is not None:
+            self._first[candidate.key] = trial
+        return trial
+
+    def _judged(self, candidate: Candidate) -> Trial | None:
+        """Returns the trial on all held-out examples."""
+
+        def compute() -> dict[str, Any]:
+            return self._timed(candidate, self._workshop.score(candidate))
+
+        trial = self._trial(candidate, self.known("score", candidate, compute, always=not self.full))
+        if trial is not None:
+            self.full[candidate.key] = trial
+            kept = {one.candidate.key for one in self.front()}
+            self._workshop.throw_away({self._space.reference.key, candidate.key, *kept})
+        return trial
+
+    def _timed(self, candidate: Candidate, score: float) -> dict[str, Any]:
+        """Returns what is measured of a candidate in turn with the reference and the best so far."""
+        made = self._workshop.made(candidate)
+        others = {_REFERENCE: self._space.reference}
+        if ahead := self.front():
+            others["best"] = ahead[0].candidate
+        rounds = self._workshop.timed({"": candidate} | others)
+        result = {"score": score, "stages": made.stages, "size_bytes": made.size_bytes}
+        result |= asdict(rounds[""].to(rounds[_REFERENCE]))
+        return result | ({"to_best": asdict(rounds[""].to(rounds["best"]))} if "best" in rounds else {})
+
+    def _trial(self, candidate: Candidate, result: dict[str, Any] | None) -> Trial | None:
+        if result is None or "refused" in result:
+            return None
+        return Trial(candidate, **{name: value for name, value in result.items() if name != "to_best"})
+
+    def _enough(self) -> bool:
+        """Says whether as many candidates were built as may be."""
+        return self._config.trials is not None and len(self._first) > self._config.trials
+
+    def _cost(self, trial: Trial) -> float:
+        return trial.cost(self._config.objective)
+
+    def _better_half(self, trials: Sequence[Trial]) -> list[Trial]:
+        points = [(-trial.score, self._cost(trial)) for trial in trials]
+        return [trials[i] for i in front.best(points, (len(points) + 1) // 2)]
+
+    def _likely(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Returns the half of the candidates that is the better one by estimate."""
+        expected = [(candidate, self._estimator(candidate)) for candidate in candidates]
+        found = [(candidate, estimate) for candidate, estimate in expected if estimate is not None]
+        points = [(estimate.loss, self._expected_cost(candidate, estimate)) for candidate, estimate in found]
+        return [found[i][0] for i in front.best(points, (len(points) + 1) // 2)]
+
+    def _expected_cost(self, candidate: Candidate, estimate: Estimate) -> float:
+        """Returns what the objective is expected to be, by what was measured of the same precision, or else of all."""
+        trials = [t for t in self._first.values() if t.candidate.graph == candidate.graph] or [*self._first.values()]
+        ratios = []
+        for trial in trials:
+            own = self._estimator(trial.candidate)
+            if own is not None:
+                by = {"size": trial.size_bytes / own.size_bytes, "latency": trial.latency / own.products}
+                ratios.append(by.get(self._config.objective, 1 / trial.throughput / own.products))
+        of = estimate.size_bytes if self._config.objective == "size" else estimate.products
+        return of * median(ratios)
+
+    def _of_higher_precision(self, candidate: Candidate) -> Candidate | None:
+        """Returns the candidate with one more layer left out of its precision."""
+        if not self._space.quantized(candidate):
+            return None
+        compute = lambda: {"layer": self._workshop.most_sensitive(candidate)}  # noqa: E731
+        layer = (self.known("sensitivity", candidate, compute) or {}).get("layer")
+        return None if layer is None else replace(candidate, excluded=tuple(sorted((*candidate.excluded, layer))))
+
+
+def _said(result: dict[str, Any]) -> str:
+    """Returns a result in few words."""
+    if "refused" in result:
+        return f"refused ({result['refused']})"
+    if "score" in result:
+        faster = f", {result['to_best']['throughput']:.2f}x the best" if "to_best" in result else ""
+        size = f"{result['size_bytes'] / 1e6:.1f} MB"
+        return f"{result['score']:.4f}, {result['throughput']:.2f}x the reference{faster}, {size}"
+    return ", ".join(f"{name} {value}" for name, value in result.items() if name != "seconds")

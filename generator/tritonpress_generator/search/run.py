@@ -1,0 +1,298 @@
+"""A search, read top to bottom: the space, the loop, the gate on what is left, and a recipe for each point."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tritonpress_generator import forms, repository
+from tritonpress_generator import recipe as recipes
+from tritonpress_generator.build import build, build_recipe, processor
+from tritonpress_generator.compression import Material
+from tritonpress_generator.errors import GateError, InputError, VerificationError
+from tritonpress_generator.progress import Progress
+from tritonpress_generator.search.estimate import Estimator, prunable
+from tritonpress_generator.search.loop import Loop
+from tritonpress_generator.search.measure import Rounds, Workshop
+from tritonpress_generator.search.settings import Config
+from tritonpress_generator.search.space import Candidate, Space
+from tritonpress_generator.search.state import State
+from tritonpress_generator.search.trials import Trial
+from tritonpress_generator.structure import depth
+from tritonpress_generator.workload import Workload
+
+_ESTIMATED_ON = 512
+"""Training examples on which gradients are computed."""
+_REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of the front: it has passed the gate, and its recipe builds it again."""
+
+    name: str
+    """The workload's."""
+    trial: Trial
+    recipe: Path
+    build: str
+    """The hash of what its recipe builds."""
+    gate: dict[str, Any]
+    """The gate's verdict."""
+    size_bytes: int
+    """Of all files that are served."""
+    texts_per_s: float
+    """Of the engine with all its instances; measured in turn with the other points, as is the next."""
+    latency_ms: float
+    """Of a text alone, on all cores; the mean over the sample texts."""
+    speedup: float
+    """Its texts per second over the reference's."""
+
+    @property
+    def label(self) -> str:
+        """What it is, in few words."""
+        return self.trial.candidate.label
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search has found."""
+
+    points: list[Point]
+    """The front, the best by the objective first; that one was built into the repository."""
+    folder: Path
+    """Where the recipes and the report lie."""
+    trials: list[Trial]
+    """All that was scored in full."""
+    reference: Candidate
+    floor: float
+    """The least metric on the held-out examples."""
+    metric: str
+    """What was scored on them."""
+    objective: str
+    refused: dict[str, str]
+    """Why others were not taken, by what they are."""
+    minutes: float
+
+
+def search(
+    recipe_path: Path,
+    out: Path,
+    *,
+    data: Path | None = None,
+    work: Path | None = None,
+    progress: Progress | None = None,
+) -> Found:
+    """Returns the front that was found for the recipe at `recipe_path`, the best of which is built into `out`.
+
+    Args:
+        recipe_path: The recipe; its `search` says what is tried, its `passes` by which settings.
+        out: The model repository.
+        data: The folder of the labelled examples; default: the recipe's.
+        work: Keeps what was found, from which a killed search goes on; default: nowhere.
+        progress: Says how far it is.
+
+    Raises:
+        InputError: The recipe, the checkpoint or the data is at fault, or the budget is too short for one candidate.
+        GateError: Nothing that was tried has passed the gate; `out` is as it was.
+        VerificationError: The best point's recipe has built something else than before.
+    """
+    say = progress or Progress()
+    repository.check_writable(out)
+    recipe = recipes.load(recipe_path)
+    if not recipe.engine.module.runs_here():
+        raise InputError(
+            f"{recipe_path}: engine: a search measures each candidate, and {recipe.engine.word} does not run on this "
+            "machine; search where it does, or with another engine"
+        )
+    config = recipe.search or Config()
+    workload = Workload.load(recipe, say)
+    with tempfile.TemporaryDirectory(prefix="tritonpress-") as temporary:
+        own = work or Path(temporary)
+        material = workload.material(data, own)
+        folder = own / f"search-{_fingerprint(workload, material, config)[:12]}"
+        loop, workshop = _begun(workload, material, config, folder, say)
+        reference = loop.begin()
+        loop.run()
+        verdicts = _gated(loop, workshop, material, folder, say)
+        points, times = _in_turn(loop.front(), reference, workshop, config)
+        if not points:
+            raise _nothing(recipe, loop)
+        say.stage("recipes of the front")
+        target = recipe_path.parent / f"{recipe_path.stem}.search"
+        written = _write(points, verdicts, times, workshop, recipe, target)
+        say.stage(f"the best of {len(written)} points: {points[0].candidate.label}")
+        again = build(written[0].recipe, out, data=material.folder, work=own, progress=Progress(shown=False))
+        if again.manifest["build"] != written[0].build:
+            raise VerificationError(
+                f"search: {written[0].recipe} must build {written[0].build} again, has built "
+                f"{again.manifest['build']}; what a pass or the engine computes is not the same twice on this machine"
+            )
+        say.done()
+        metric = str(recipe.finetune.module.METRIC)
+        return Found(
+            written, target, [*loop.full.values()], reference.candidate, loop.floor, metric, config.objective,
+            loop.refused, loop.spent_s / 60,
+        )  # fmt: skip
+
+
+def _begun(
+    workload: Workload, material: Material, config: Config, folder: Path, say: Progress
+) -> tuple[Loop, Workshop]:
+    """Returns the loop before its first candidate, and where candidates are made."""
+    recipe = workload.recipe
+    say.stage("what matters to the task")
+    kinds = {group.kind for group in prunable(workload.model)}
+    lengths = recipe.raw.get("serve", {}).get("lengths", "auto")
+    if len(recipe.lengths) > 1 and config.space.lengths is None:
+        # Remembered, since another choice would be another reference.
+        chosen = folder / "lengths.json"
+        if not chosen.exists():
+            source = workload.source(material=material)
+            form, _ = forms.choose(recipe, forms.compile_forms(recipe, source), source)
+            folder.mkdir(parents=True, exist_ok=True)
+            chosen.write_text(json.dumps(form.lengths.word), encoding="utf-8")
+        lengths = json.loads(chosen.read_text(encoding="utf-8"))
+    space = Space.load(recipe, config, depth=depth(workload.model), kinds=sorted(kinds), lengths=lengths)
+    estimator = Estimator(material.original, material, samples=_ESTIMATED_ON, length=space.length)
+    workshop = Workshop(workload, material, space, config, folder / "engines")
+    floor = recipe.gate.keep * workshop.baseline()
+    state = State(folder / f"against-{space.reference.key}.jsonl")
+    return Loop(workshop, space, config, estimator=estimator, state=state, floor=floor, say=say), workshop
+
+
+def _gated(
+    loop: Loop, workshop: Workshop, material: Material, folder: Path, say: Progress
+) -> dict[str, dict[str, Any]]:
+    """Returns what the gate says of each point of the front that has passed it, by key.
+
+    A point that the gate refuses is relaxed and tried again while there is time.
+    """
+    passed: dict[str, dict[str, Any]] = {}
+    while pending := [trial for trial in loop.front() if trial.candidate.key not in passed]:
+        candidate = pending[0].candidate
+
+        def compute(candidate: Candidate = candidate) -> dict[str, Any]:
+            scratch = folder / "built"
+            shutil.rmtree(scratch, ignore_errors=True)
+            try:
+                built = build_recipe(
+                    workshop.recipe(candidate), scratch, data=material.folder, work=material.work,
+                    progress=Progress(shown=False),
+                )  # fmt: skip
+            except GateError as exc:
+                return {"gate": exc.reason}
+            manifest = built.manifest
+            shutil.rmtree(scratch)
+            size = repository.size_bytes(manifest)
+            return {"build": manifest["build"], "verdict": manifest["gate"], "size_bytes": size}
+
+        result = loop.known("build", candidate, compute, always=True) or {}
+        if "build" in result:
+            passed[candidate.key] = result
+            continue
+        loop.refuse(candidate, result.get("gate") or result["refused"])
+    return passed
+
+
+def _in_turn(
+    trials: list[Trial], reference: Trial, workshop: Workshop, config: Config
+) -> tuple[list[Trial], dict[str, Rounds]]:
+    """Returns the trials, the best by the objective first, and the times of each, all measured in turn."""
+    if not trials:
+        return [], {}
+    rounds = workshop.timed({_REFERENCE: reference.candidate} | {t.candidate.key: t.candidate for t in trials})
+
+    def objective(trial: Trial) -> float:
+        times = rounds[trial.candidate.key].to(rounds[_REFERENCE])
+        by = {"throughput": -times.throughput, "latency": times.latency, "size": float(trial.size_bytes)}
+        return by[config.objective]
+
+    return sorted(trials, key=objective), rounds
+
+
+def _write(
+    trials: list[Trial],
+    verdicts: dict[str, dict[str, Any]],
+    rounds: dict[str, Rounds],
+    workshop: Workshop,
+    recipe: recipes.Recipe,
+    target: Path,
+) -> list[Point]:
+    """Writes a recipe for each point into the folder `target`, and returns the points."""
+    target.mkdir(exist_ok=True)
+    for old in target.glob("front-*.yaml"):
+        old.unlink()
+    points = []
+    for number, trial in enumerate(trials, start=1):
+        result, times = verdicts[trial.candidate.key], rounds[trial.candidate.key]
+        verdict = result["verdict"]
+        folder = os.path.relpath(recipe.folder, target)
+        text = yaml.safe_dump(
+            workshop.written(trial.candidate) | {"folder": folder}, sort_keys=False, allow_unicode=True
+        )
+        path = target / f"front-{number:02}.yaml"
+        path.write_text(
+            f"# Point {number} of {len(trials)} of the search of {recipe.path.name}: {trial.candidate.label}.\n"
+            f"# Gate: {verdict['metric']} {verdict['served']:.6f}, limit {verdict['limit']:.6f}; "
+            f"build {result['build']}\n"
+            f"{text}",
+            encoding="utf-8",
+        )
+        recipes.load(path)
+        speedup = times.to(rounds[_REFERENCE]).throughput
+        texts_per_s, latency_ms = times.medians()
+        points.append(
+            Point(
+                recipe.name,
+                trial,
+                path,
+                result["build"],
+                verdict,
+                result["size_bytes"],
+                texts_per_s,
+                latency_ms,
+                speedup,
+            )
+        )
+    return points
+
+
+def _nothing(recipe: recipes.Recipe, loop: Loop) -> GateError:
+    """Returns the error of a search that has nothing to show."""
+    best = max(loop.full.values(), key=lambda trial: trial.score, default=None)
+    tried = f"{len(loop.full) + len(loop.gone)} candidates"
+    if loop.gone:
+        label, reason = next(iter(loop.refused.items()))
+        return GateError(f"search: none of {tried} has passed the gate; {label}: {reason}", "lower gate.keep")
+    metric = recipe.finetune.module.METRIC
+    return GateError(
+        f"search: none of {tried} keeps {metric} at or above {loop.floor:.4f} on the held-out examples; the nearest, "
+        f"{best.candidate.label if best else 'none'}, has {best.score if best else 0:.4f}",
+        "lower gate.keep, or let the space have milder candidates",
+    )
+
+
+def _fingerprint(workload: Workload, material: Material, config: Config) -> str:
+    """Returns a hash of all that results depend on; what is searched and for how long is no part of it."""
+    recipe, data = workload.recipe, workload.recipe.data
+    digest = hashlib.sha256()
+    raw = {name: value for name, value in recipe.raw.items() if name not in {"search", "graph"}}
+    measured = [config.examples, config.rounds, config.slice_s]
+    machine = [processor(), len(os.sched_getaffinity(0))]
+    versions = {name: version(name) for name in ("tritonpress", "torch", "onnxruntime")}
+    weights = [workload.checkpoint.sha256, workload.checkpoint.adapter_sha256]
+    digest.update(json.dumps([raw, measured, machine, versions, weights], sort_keys=True).encode())
+    files = [recipe.file(recipe.gate.dataset)]
+    files += [material.folder / name for name in (*data.train, *data.validation)] if data is not None else []
+    for path in files:
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()

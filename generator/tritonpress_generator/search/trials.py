@@ -1,0 +1,62 @@
+"""What is known of a candidate that was measured, and what of it is relaxed when it misses the gate."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tritonpress_generator.search import front
+from tritonpress_generator.search.measure import GRAPH
+from tritonpress_generator.search.space import Candidate
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate, measured."""
+
+    candidate: Candidate
+    score: float
+    """The metric on held-out examples; in a first trial on a few."""
+    stages: Mapping[str, float]
+    """The metric on a few of them: of the checkpoint (`""`), after each pass, and of the engine."""
+    size_bytes: int
+    """Of the engine."""
+    throughput: float
+    """Texts per second relative to the reference's, in turn with it."""
+    latency: float
+    """The time of a text alone, likewise."""
+    seconds: float
+    """How long it took to find this."""
+
+    def cost(self, objective: str) -> float:
+        """Returns what the objective makes as small as it can; times in steps, since their noise is no difference."""
+        if objective == "size":
+            return float(self.size_bytes)
+        return front.steps(self.latency if objective == "latency" else 1 / self.throughput)
+
+    def point(self, objective: str) -> tuple[float, float, float]:
+        """Returns the point of the front: the metric, the speed and the size, smaller is better."""
+        speed = "latency" if objective == "size" else objective
+        return -self.score, self.cost(speed), float(self.size_bytes)
+
+
+def costs(stages: Mapping[str, float]) -> dict[str, float]:
+    """Returns how much of the metric each stage costs, the one that costs most first.
+
+    A distillation costs what it has not regained of what was lost before it, and so it comes first unless the graph
+    passes cost more; what the passes before it cost falls by the share that it has regained.
+
+    Args:
+        stages: The metric of the checkpoint (`""`), and after each stage, in their order.
+    """
+    scores = [*stages.items()]
+    found = {after: was - now for (_, was), (after, now) in itertools.pairwise(scores)}
+    if "distill" in found:
+        lost = sum(cost for stage, cost in found.items() if stage not in {"distill", GRAPH})
+        left = max(0.0, lost + found["distill"])
+        for stage in found.keys() - {"distill", GRAPH}:
+            found[stage] *= left / lost if lost > 0 else 0.0
+        found["distill"] = left
+    # A distillation that ties with the only pass before it is the milder change.
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0] != "distill")))
