@@ -136,16 +136,17 @@ class Loop:
         kept = front.front([trial.point(self._config.objective) for trial in trials])
         return sorted((trials[i] for i in kept), key=self._cost)
 
-    def over(self) -> bool:
-        """Says whether the rest of the time is needed to build what is on the front."""
-        return self.spent_s + sum(trial.seconds for trial in self.front()) >= self._config.budget_minutes * 60
+    def over(self, expected_s: float = 0.0) -> bool:
+        """Says whether there is no time for what takes so long, besides building what is on the front."""
+        building = sum(trial.seconds for trial in self.front())
+        return self.spent_s + building + expected_s >= self._config.budget_minutes * 60
 
     def known(
         self, kind: str, candidate: Candidate, compute: Callable[[], dict[str, Any]], *, always: bool = False
     ) -> dict[str, Any] | None:
         """Returns a result that is known, or computes it; None if there is no time left, unless it is done `always`."""
         result = self._state.get(kind, candidate)
-        if result is None and (always or not self.over()):
+        if result is None and (always or not self.over(self._expected_s(candidate))):
             budget = f"{self.spent_s / 60:.1f} of {self._config.budget_minutes:g} min"
             self._say.stage(f"[{budget}] {kind}: {candidate.label}")
             began = time.monotonic()
@@ -190,18 +191,28 @@ class Loop:
     def _timed(self, candidate: Candidate, score: float) -> dict[str, Any]:
         """Returns what is measured of a candidate in turn with the reference and the best so far."""
         made = self._workshop.made(candidate)
+        result = {"score": score, "stages": made.stages, "size_bytes": made.size_bytes}
+        if candidate == self._space.reference:
+            return result | {"throughput": 1.0, "latency": 1.0}
         others = {_REFERENCE: self._space.reference}
         if ahead := self.front():
             others["best"] = ahead[0].candidate
         rounds = self._workshop.timed({"": candidate} | others)
-        result = {"score": score, "stages": made.stages, "size_bytes": made.size_bytes}
-        result |= asdict(rounds[""].to(rounds[_REFERENCE]))
-        return result | ({"to_best": asdict(rounds[""].to(rounds["best"]))} if "best" in rounds else {})
+        if "best" in rounds:
+            result["to_best"] = asdict(rounds[""].to(rounds["best"]))
+        return result | asdict(rounds[""].to(rounds[_REFERENCE]))
 
     def _trial(self, candidate: Candidate, result: dict[str, Any] | None) -> Trial | None:
         if result is None or "refused" in result:
             return None
         return Trial(candidate, **{name: value for name, value in result.items() if name != "to_best"})
+
+    def _expected_s(self, candidate: Candidate) -> float:
+        """Returns how long a candidate takes: as those that were distilled, by their epochs, or else as the others."""
+        of_epoch = [trial.seconds / trial.candidate.epochs for trial in self.full.values() if trial.candidate.epochs]
+        if candidate.epochs and of_epoch:
+            return candidate.epochs * median(of_epoch)
+        return median([trial.seconds for trial in self._first.values()] or [0.0])
 
     def _enough(self) -> bool:
         """Says whether as many candidates were built as may be."""
@@ -244,10 +255,12 @@ class Loop:
 
 def _said(result: dict[str, Any]) -> str:
     """Returns a result in few words."""
-    if "refused" in result:
-        return f"refused ({result['refused']})"
-    if "score" in result:
-        faster = f", {result['to_best']['throughput']:.2f}x the best" if "to_best" in result else ""
-        size = f"{result['size_bytes'] / 1e6:.1f} MB"
-        return f"{result['score']:.4f}, {result['throughput']:.2f}x the reference{faster}, {size}"
-    return ", ".join(f"{name} {value}" for name, value in result.items() if name != "seconds")
+    if reason := result.get("refused", result.get("gate")):
+        return f"refused ({reason})"
+    if "build" in result:
+        return f"passed, {result['verdict']['metric']} {result['verdict']['served']:.4f}"
+    if "layer" in result:
+        return f"layer {result['layer']}"
+    faster = f", {result['to_best']['throughput']:.2f}x the best" if "to_best" in result else ""
+    size = f"{result['size_bytes'] / 1e6:.1f} MB"
+    return f"{result['score']:.4f}, {result['throughput']:.2f}x the reference{faster}, {size}"

@@ -71,8 +71,8 @@ def write(found: Found, recipe: str) -> Path:
 <p>{len(found.points)} points of the front, of {len(found.trials)} candidates that were scored in full, after
 {found.minutes:.1f} minutes. Objective: {found.objective}. The best: {escape(best.label)}.</p>
 <figure>{_plot(found)}<figcaption>Each circle is a candidate; its area grows with the engine. Blue: the front, each
-point of which has passed the gate. Orange: the reference, the model as it is in the fastest precision. Dashed: the least
-{escape(found.metric)} on the held-out examples. Hover for what a point is.</figcaption></figure>
+point of which has passed the gate. Orange: the reference, the model as it is in the fastest precision. Dashed: the
+least {escape(found.metric)} on the held-out examples. Hover for what a point is.</figcaption></figure>
 <h2>The front</h2><div class="scroll"><table><tr>{cells}</tr>{body}</table></div>
 {"<h2>Refused</h2><div class='scroll'><table>" + refused + "</table></div>" if refused else ""}
 </body></html>

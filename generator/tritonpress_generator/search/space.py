@@ -19,7 +19,7 @@ from tritonpress_generator.search.settings import Config
 _FLOPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 _FIRST_EPOCHS = 0.25
 """The share of the recipe's epochs after which a distilled candidate is judged first."""
-_MOST_EPOCHS = 4
+_MOST_EPOCHS = 2
 """How many times the recipe's epochs a candidate that misses the gate is distilled at most."""
 
 
@@ -54,7 +54,7 @@ class Candidate:
     @property
     def label(self) -> str:
         """What it is, in few words."""
-        parts = [f"{self.layers} layers"]
+        parts = [f"{self.layers} layer{'s' if self.layers > 1 else ''}"]
         for name in ("flops", "heads", "ffn"):
             if share := getattr(self, name):
                 parts.append(f"{name} -{share:.0%}")
