@@ -1,0 +1,321 @@
+"""The search as a command: what it finds builds again, a killed one goes on, and the gate has the last word."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from tiny_training import change, write_training
+from tritonpress_generator import cli, repository
+from tritonpress_generator import recipe as recipes
+from tritonpress_generator.build import build
+from tritonpress_generator.progress import Progress
+from tritonpress_generator.search.estimate import Estimator
+from tritonpress_generator.search.run import Found, search
+from tritonpress_generator.search.space import Candidate
+from tritonpress_generator.workload import Workload
+
+QUICK: dict[str, Any] = {"objective": "size", "budget_minutes": 30, "proposals": 4, "rounds": 1, "slice_s": 0.01}
+SPACE: dict[str, Any] = {"layers": [2, 1], "ffn": [0.0, 0.5], "heads": [0.0, 0.5]}
+PRUNE: dict[str, Any] = {"ffn": 0.1, "round_to": 8, "samples": 40, "reconstruct": False}
+DISTILL: dict[str, Any] = {"epochs": 2, "batch_size": 8, "precision": "fp32", "evaluations": 1, "learning_rate": 2e-3}
+
+
+def trained(folder: Path, **settings: Any) -> Path:
+    """Returns the recipe of a search over a checkpoint that was trained a little, so that what is cut shows."""
+    recipe = write_training(folder, "recommendation", epochs=1)
+    assert cli.main(["finetune", str(recipe), "--out", str(folder / "trained")]) == 0
+    gate = {"dataset": "test.jsonl", "metric": "ndcg@10", "keep": 0.5, "confidence": "point"}
+    graph = ["fuse", {"quantize": {"samples": 64}}]
+    return change(recipe, checkpoint={"source": "./trained"}, graph=graph, gate=gate, **settings)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("search")
+    return trained(folder, passes=[{"prune": PRUNE}], search={**QUICK, "trials": 4, "space": SPACE})
+
+
+@pytest.fixture(scope="module")
+def found(source: Path) -> Found:
+    """What a search in one go finds."""
+    return search(source, source.parent / "out", work=source.parent / "work", progress=Progress(shown=False))
+
+
+def copied(source: Path, name: str, **settings: Any) -> Path:
+    """Returns a recipe of its own beside `source`."""
+    path = source.with_name(f"{name}.yaml")
+    path.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    return change(path, **settings)
+
+
+def results(work: Path) -> list[dict[str, Any]]:
+    """Returns the lines of the state in `work`."""
+    (path,) = work.glob("search-*/against-*.jsonl")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def without_times(lines: list[dict[str, Any]]) -> list[Any]:
+    """Returns what of the state is the same again: not how long something took."""
+    timed = {"seconds", "throughput", "latency", "to_best"}
+    return [
+        (one["kind"], one["candidate"], {k: v for k, v in one["result"].items() if k not in timed}) for one in lines
+    ]
+
+
+def test_search_finds_a_front_and_builds_its_best(source: Path, found: Found) -> None:
+    assert found.points
+    scores = [point.trial.score for point in found.points]
+    sizes = [point.trial.size_bytes for point in found.points]
+    assert sizes == sorted(sizes)
+    assert min(scores) >= found.floor > 0
+    kinds = [line["kind"] for line in results(source.parent / "work")]
+    assert kinds[0] == "score"
+    assert kinds.count("trial") == 4
+    assert kinds.count("build") >= len(found.points)
+    manifest = repository.read_manifest(source.parent / "out", "recommendation")
+    assert manifest["build"] == found.points[0].build
+    assert cli.main(["verify", str(source.parent / "out")]) == 0
+    assert sizes[0] < next(t.size_bytes for t in found.trials if t.candidate == found.reference)
+
+
+def test_every_recipe_builds_to_the_recorded_metric_and_hash(source: Path, found: Found, tmp_path: Path) -> None:
+    assert sorted(found.folder.glob("*.yaml")) == [point.recipe for point in found.points]
+    assert found.folder == source.with_name("recipe.search")
+    for point in found.points:
+        # Without what the search has kept: the recipe says all that it needs.
+        built = build(point.recipe, tmp_path / point.recipe.stem, progress=Progress(shown=False))
+        assert built.manifest["build"] == point.build
+        assert built.manifest["gate"]["served"] == point.gate["served"]
+        header = point.recipe.read_text(encoding="utf-8")
+        assert f"build {point.build}\n" in header
+        assert f"ndcg@10 {point.gate['served']:.6f}" in header
+
+
+def test_search_that_is_killed_goes_on_and_finds_the_same(source: Path, found: Found, tmp_path: Path) -> None:
+    recipe, work = copied(source, "killed"), tmp_path / "work"
+    command = [sys.executable, "-m", "tritonpress_generator.cli", "search", str(recipe), "--out", str(tmp_path / "out")]
+    code = "import sys; from tritonpress_generator.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *command[3:], "--work", str(work)]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            end = time.monotonic() + 240
+            while not any(path.read_bytes().count(b"\n") >= 3 for path in work.glob("search-*/against-*.jsonl")):
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                assert time.monotonic() < end
+                time.sleep(0.02)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    before = results(work)
+    assert 3 <= len(before) < len(results(source.parent / "work"))
+    again = search(recipe, tmp_path / "out", work=work, progress=Progress(shown=False))
+    after = results(work)
+    # What was known is not computed again, and what follows is what a search in one go has done.
+    assert after[: len(before)] == before
+    of_whole, of_killed = (without_times(lines) for lines in (results(source.parent / "work"), after))
+    assert [one for one in of_killed if one[0] == "trial"] == [one for one in of_whole if one[0] == "trial"]
+    scored = [{one["key"]: one for one in of_scores(lines)} for lines in (of_whole, of_killed)]
+    assert all(scored[0][key] == scored[1][key] for key in scored[0].keys() & scored[1].keys())
+    # Times differ, and with them which of the points that are equal otherwise is on the front.
+    assert {flat(point) for point in again.points} & {flat(point) for point in found.points}
+    assert again.points[0].build == found.points[0].build
+
+
+def of_scores(lines: list[Any]) -> list[dict[str, Any]]:
+    return [{"key": Candidate.of(candidate).key, **result} for kind, candidate, result in lines if kind == "score"]
+
+
+def flat(point: Any) -> tuple[float, int, str]:
+    return point.trial.score, point.trial.size_bytes, point.build
+
+
+def test_search_that_is_done_is_read_again_without_computing(
+    source: Path, found: Found, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = results(source.parent / "work")
+    status = cli.main(
+        ["search", str(source), "--out", str(source.parent / "out"), "--work", str(source.parent / "work")]
+    )
+    assert status == 0
+    assert results(source.parent / "work") == before
+    printed = capsys.readouterr().out
+    assert re.search(rf"^01 {re.escape(found.points[0].label)} ", printed, re.M)
+    assert f"build {found.points[0].build}" in printed
+    page = (found.folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("<circle class='front'") == len(found.points)
+    assert page.count("<circle") == len(found.trials)
+    assert all(point.label in page for point in found.points)
+    assert "prefers-color-scheme: dark" in page
+    assert not re.search(r"(src|href)=", page)
+
+
+def test_what_misses_the_metric_is_relaxed_until_it_keeps_it(source: Path, tmp_path: Path) -> None:
+    recipe = copied(
+        source,
+        "relaxed",
+        gate={"dataset": "test.jsonl", "metric": "ndcg@10", "keep": 0.99, "confidence": "point"},
+        search={**QUICK, "trials": 2, "space": {**SPACE, "vocabulary": [False], "precisions": [["fuse"]]}},
+    )
+    found = search(recipe, tmp_path / "out", work=tmp_path / "work", progress=Progress(shown=False))
+    scored = [line for line in results(tmp_path / "work") if line["kind"] == "score"]
+    missed = [i for i, line in enumerate(scored) if line["result"]["score"] < found.floor]
+    assert missed
+    for i in missed:
+        tried, milder = (Candidate.of(line["candidate"]) for line in scored[i : i + 2])
+        assert (milder.layers, -milder.ffn, -milder.heads) > (tried.layers, -tried.ffn, -tried.heads)
+    assert all(point.trial.score >= found.floor for point in found.points)
+
+
+def test_what_the_gate_refuses_is_relaxed_until_it_passes(source: Path, tmp_path: Path) -> None:
+    recipe = copied(
+        source,
+        "refused",
+        gate={"dataset": "test.jsonl", "metric": "ndcg@10", "keep": 0.5, "agreement": 1.0, "confidence": "point"},
+        search={**QUICK, "trials": 1, "space": {"layers": [2, 1], "flops": [0.0], "vocabulary": [False]}},
+    )
+    found = search(recipe, tmp_path / "out", work=tmp_path / "work", progress=Progress(shown=False))
+    lines = results(tmp_path / "work")
+    assert any("gate" in line["result"] for line in lines)
+    assert any("agreement with FP32's answers must stay at or above 1" in why for why in found.refused.values())
+    # A layer is left out of INT8 first; then the precision is given up.
+    sensitive = [line for line in lines if line["kind"] == "sensitivity" and line["result"]["layer"] is not None]
+    assert sensitive
+    excluded = [line["candidate"]["excluded"] for line in lines if line["candidate"]["excluded"]]
+    assert excluded[0] == [sensitive[0]["result"]["layer"]]
+    assert all(point.gate["agreement"] == 1 for point in found.points)
+    assert all(point.trial.candidate.graph == '["fuse"]' for point in found.points)
+
+
+def test_nothing_that_passes_is_the_verdict_no(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = copied(
+        source,
+        "nothing",
+        gate={"dataset": "test.jsonl", "metric": "ndcg@10", "keep": 0.5, "agreement": 1.0, "confidence": "point"},
+        search={
+            **QUICK,
+            "trials": 1,
+            "space": {"layers": [1], "vocabulary": [False], "precisions": [["fuse", {"quantize": {"samples": 64}}]]},
+        },
+    )
+    arguments = ["search", str(recipe), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    assert cli.main(arguments) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(
+        r"tritonpress search: search: none of \d candidates has passed the gate; .*nothing was written", error
+    )
+    assert not (tmp_path / "out").exists()
+    assert not recipe.with_name("nothing.search").exists()
+
+
+def test_budget_too_short_for_one_candidate_is_said_in_a_line(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = copied(source, "short", search={**QUICK, "budget_minutes": 0.001})
+    assert cli.main(["search", str(recipe), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(
+        r"short\.yaml: search\.budget_minutes must be at least [\d.e+]+ for one candidate on this machine, got 0\.001; "
+        r"raise it$",
+        error,
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change_of", "message"),
+    [
+        ({"engine": {"tensorrt": {"release": "24.10"}}, "graph": ["qdq"]}, "tensorrt does not run on this machine"),
+        ({"data": None}, "must have 'data'; add it"),
+        ({"search": {"space": {"layers": [3]}}}, "search.space.layers must be at most 2 (the model's), got 3"),
+    ],
+)
+def test_input_at_fault_is_said_in_a_line(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change_of: dict[str, Any], message: str
+) -> None:
+    recipe = copied(source, "fault", **change_of)
+    if change_of.get("engine"):
+        change(recipe, serve={"lengths": "auto", "steps": "ensemble"})
+    assert cli.main(["search", str(recipe), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_metric_that_is_no_number_is_said_in_a_line(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = tmp_path / "broken"
+    checkpoint.mkdir()
+    for path in (source.parent / "trained").iterdir():
+        if path.is_file():
+            (checkpoint / path.name).write_bytes(path.read_bytes())
+    weights = load_file(checkpoint / "model.safetensors")
+    name = next(name for name in weights if name.endswith("layer.1.output.dense.weight"))
+    weights[name] = torch.full_like(weights[name], float("nan"))
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    recipe = copied(source, "broken", checkpoint={"source": str(checkpoint)})
+    assert cli.main(["search", str(recipe), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(
+        r"tritonpress search: .*must be finite, is not|tritonpress search: .*must be finite, are not", error
+    )
+
+
+def test_distilled_candidates_are_trained_shortly_first_and_build_again(source: Path, tmp_path: Path) -> None:
+    recipe = copied(
+        source,
+        "distilled",
+        passes=[{"prune": PRUNE}, {"distill": DISTILL}],
+        search={**QUICK, "trials": 2, "space": {"layers": [1], "vocabulary": [True], "precisions": [["fuse"]]}},
+    )
+    found = search(recipe, tmp_path / "out", work=tmp_path / "work", progress=Progress(shown=False))
+    epochs = [line["candidate"]["epochs"] for line in results(tmp_path / "work") if line["kind"] == "score"]
+    assert epochs[:3] == [0.0, 0.5, 2.0]
+    distilled = [point for point in found.points if point.trial.candidate.epochs]
+    assert distilled
+    written = yaml.safe_load(distilled[0].recipe.read_text(encoding="utf-8"))
+    assert written["passes"][-1]["distill"] == {**DISTILL, "epochs": distilled[0].trial.candidate.epochs}
+    # Trained anew: nothing of the search is there.
+    built = build(distilled[0].recipe, tmp_path / "again", work=tmp_path / "other", progress=Progress(shown=False))
+    assert built.manifest["build"] == distilled[0].build
+
+
+def test_estimates_rank_what_is_cut(source: Path) -> None:
+    workload = Workload.load(recipes.load(source), Progress(shown=False))
+    material = workload.material()
+    estimate = Estimator(material.original, material, samples=40, length=32)
+
+    def of(**cut: Any) -> Any:
+        whole = {"layers": 2, "heads": 0.0, "ffn": 0.0, "flops": 0.0, "vocabulary": False}
+        return estimate(Candidate(**{**whole, **cut}, graph="[]", lengths='"exact"'))
+
+    nothing = of()
+    assert nothing.loss == 0
+    assert nothing.size_bytes == material.original.size_bytes
+    for harder in ({"layers": 1}, {"heads": 0.5}, {"ffn": 0.5}, {"flops": 0.3}):
+        cut = of(**harder)
+        assert cut.loss > 0
+        assert cut.products < nothing.products
+        assert cut.size_bytes < nothing.size_bytes
+    assert of(layers=1).products == pytest.approx(nothing.products / 2)
+    assert of(ffn=0.25).loss < of(ffn=0.5).loss < of(ffn=0.75).loss
+    assert of(vocabulary=True).size_bytes < nothing.size_bytes
+    assert of(vocabulary=True).loss == 0
+    assert of(flops=0.99) is None
+    assert of(heads=0.9) is None
+    assert np.isfinite(of(layers=1, flops=0.5).loss)
