@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -25,17 +27,20 @@ from tritonpress_generator.progress import Progress
 from tritonpress_generator.search.estimate import Estimator
 from tritonpress_generator.search.run import Found, search
 from tritonpress_generator.search.space import Candidate
+from tritonpress_generator.search.trials import costs
 from tritonpress_generator.workload import Workload
 
 QUICK: dict[str, Any] = {"objective": "size", "budget_minutes": 30, "proposals": 4, "rounds": 1, "slice_s": 0.01}
 SPACE: dict[str, Any] = {"layers": [2, 1], "ffn": [0.0, 0.5], "heads": [0.0, 0.5]}
 PRUNE: dict[str, Any] = {"ffn": 0.1, "round_to": 8, "samples": 40, "reconstruct": False}
+COARSE = {"fixed_point": {"bits": 8, "power_of_two_scales": True, "samples": 64}}
+"""What changes answers."""
 DISTILL: dict[str, Any] = {"epochs": 2, "batch_size": 8, "precision": "fp32", "evaluations": 1, "learning_rate": 2e-3}
 
 
 def trained(folder: Path, **settings: Any) -> Path:
-    """Returns the recipe of a search over a checkpoint that was trained a little, so that what is cut shows."""
-    recipe = write_training(folder, "recommendation", epochs=1)
+    """Returns the recipe of a search over a checkpoint that was trained."""
+    recipe = write_training(folder, "recommendation")
     assert cli.main(["finetune", str(recipe), "--out", str(folder / "trained")]) == 0
     gate = {"dataset": "test.jsonl", "metric": "ndcg@10", "keep": 0.5, "confidence": "point"}
     graph = ["fuse", {"quantize": {"samples": 64}}]
@@ -46,6 +51,15 @@ def trained(folder: Path, **settings: Any) -> Path:
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("search")
     return trained(folder, passes=[{"prune": PRUNE}], search={**QUICK, "trials": 4, "space": SPACE})
+
+
+def memorised(folder: Path, **settings: Any) -> Path:
+    """Returns the recipe of a search over a model that answers what it was trained on; what is cut, it forgets."""
+    recipe = write_training(folder, "question_answering", epochs=20, evaluations=1)
+    change(recipe, data={"validation": ["train.json"]})
+    assert cli.main(["finetune", str(recipe), "--out", str(folder / "trained")]) == 0
+    gate = {"dataset": "train.json", "metric": "f1", "keep": 0.9, "confidence": "point"}
+    return change(recipe, checkpoint={"source": "./trained"}, graph=["fuse"], gate=gate, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -161,22 +175,26 @@ def test_search_that_is_done_is_read_again_without_computing(
     assert all(point.label in page for point in found.points)
     assert "prefers-color-scheme: dark" in page
     assert not re.search(r"(src|href)=", page)
-
-
-def test_what_misses_the_metric_is_relaxed_until_it_keeps_it(source: Path, tmp_path: Path) -> None:
-    recipe = copied(
-        source,
-        "relaxed",
-        gate={"dataset": "test.jsonl", "metric": "ndcg@10", "keep": 0.99, "confidence": "point"},
-        search={**QUICK, "trials": 2, "space": {**SPACE, "vocabulary": [False], "precisions": [["fuse"]]}},
+    plot = ElementTree.fromstring(page[page.index("<svg") : page.index("</svg>") + len("</svg>")])
+    width, height = map(float, plot.attrib["viewBox"].split()[2:])
+    assert all(
+        0 < float(circle.attrib["cx"]) < width and 0 < float(circle.attrib["cy"]) < height
+        for circle in plot.iter("circle")
     )
+
+
+def test_what_misses_the_metric_is_relaxed_until_it_keeps_it(tmp_path: Path) -> None:
+    space = {"layers": [2, 1], "heads": [0.0, 0.5], "ffn": [0.0, 0.9], "vocabulary": [False]}
+    passes = [{"prune": {**PRUNE, "round_to": 1}}]
+    recipe = memorised(tmp_path, passes=passes, search={**QUICK, "trials": 2, "space": space})
     found = search(recipe, tmp_path / "out", work=tmp_path / "work", progress=Progress(shown=False))
     scored = [line for line in results(tmp_path / "work") if line["kind"] == "score"]
     missed = [i for i, line in enumerate(scored) if line["result"]["score"] < found.floor]
     assert missed
-    for i in missed:
-        tried, milder = (Candidate.of(line["candidate"]) for line in scored[i : i + 2])
-        assert (milder.layers, -milder.ffn, -milder.heads) > (tried.layers, -tried.ffn, -tried.heads)
+    tried, milder = (Candidate.of(line["candidate"]) for line in scored[missed[0] : missed[0] + 2])
+    most, *_ = costs(scored[missed[0]]["result"]["stages"])
+    assert most == "crop"
+    assert milder == replace(tried, layers=tried.layers + 1)
     assert all(point.trial.score >= found.floor for point in found.points)
 
 
@@ -184,6 +202,7 @@ def test_what_the_gate_refuses_is_relaxed_until_it_passes(source: Path, tmp_path
     recipe = copied(
         source,
         "refused",
+        graph=["fuse", COARSE],
         gate={"dataset": "test.jsonl", "metric": "ndcg@10", "keep": 0.5, "agreement": 1.0, "confidence": "point"},
         search={**QUICK, "trials": 1, "space": {"layers": [2, 1], "flops": [0.0], "vocabulary": [False]}},
     )
@@ -210,7 +229,7 @@ def test_nothing_that_passes_is_the_verdict_no(
         search={
             **QUICK,
             "trials": 1,
-            "space": {"layers": [1], "vocabulary": [False], "precisions": [["fuse", {"quantize": {"samples": 64}}]]},
+            "space": {"layers": [1], "vocabulary": [False], "precisions": [["fuse", COARSE]]},
         },
     )
     arguments = ["search", str(recipe), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
@@ -266,13 +285,13 @@ def test_metric_that_is_no_number_is_said_in_a_line(
             (checkpoint / path.name).write_bytes(path.read_bytes())
     weights = load_file(checkpoint / "model.safetensors")
     name = next(name for name in weights if name.endswith("layer.1.output.dense.weight"))
-    weights[name] = torch.full_like(weights[name], float("nan"))
+    weights[name] = torch.full_like(weights[name], 1e38)
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
     recipe = copied(source, "broken", checkpoint={"source": str(checkpoint)})
     assert cli.main(["search", str(recipe), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert re.match(
-        r"tritonpress search: .*must be finite, is not|tritonpress search: .*must be finite, are not", error
+        r"tritonpress search: search: the loss on the training examples must be finite, is not; check", error
     )
 
 
