@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from statistics import median
 from typing import Any
 
-from tritonpress_generator.errors import InputError
+from tritonpress_generator.errors import GateError, InputError
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.search import front
 from tritonpress_generator.search.estimate import Estimate, Estimator
@@ -102,6 +102,8 @@ class Loop:
                 going_on = [t.candidate for t in self._better_half([trial for trial in short if trial is not None])]
             for candidate in going_on:
                 self.settle(self._space.trained(candidate, first=False))
+            kept = {trial.candidate.key for trial in self.front()}
+            self._workshop.throw_away({self._space.reference.key, *kept})
 
     def refuse(self, candidate: Candidate, reason: str) -> None:
         """Takes a candidate off the front, which the gate has refused, and tries milder ones in its place."""
@@ -154,6 +156,8 @@ class Loop:
                 result = compute()
             except InputError as exc:
                 result = {"refused": str(exc)}
+            except GateError as exc:  # of a graph pass that is held to the metric itself
+                result = {"refused": exc.reason}
             result["seconds"] = time.monotonic() - began
             self._state.put(kind, candidate, result)
             self._say.found(_said(result))
@@ -184,8 +188,6 @@ class Loop:
         trial = self._trial(candidate, self.known("score", candidate, compute, always=not self.full))
         if trial is not None:
             self.full[candidate.key] = trial
-            kept = {one.candidate.key for one in self.front()}
-            self._workshop.throw_away({self._space.reference.key, candidate.key, *kept})
         return trial
 
     def _timed(self, candidate: Candidate, score: float) -> dict[str, Any]:

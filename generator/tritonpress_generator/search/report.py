@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from tritonpress_generator.search.run import Found, Point
+from tritonpress_generator.search.points import Point
+from tritonpress_generator.search.run import Found
 from tritonpress_generator.search.trials import Trial
 from tritonpress_generator.table import render
 

@@ -5,24 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from tritonpress_generator import forms, repository
 from tritonpress_generator import recipe as recipes
-from tritonpress_generator.build import build, build_recipe, processor
+from tritonpress_generator.build import build, processor
 from tritonpress_generator.compression import Material
 from tritonpress_generator.errors import GateError, InputError, VerificationError
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.search.estimate import Estimator, prunable
 from tritonpress_generator.search.loop import Loop
 from tritonpress_generator.search.measure import Rounds, Workshop
+from tritonpress_generator.search.points import REFERENCE, Point, gated, write
 from tritonpress_generator.search.settings import Config
 from tritonpress_generator.search.space import Candidate, Space
 from tritonpress_generator.search.state import State
@@ -32,34 +29,6 @@ from tritonpress_generator.workload import Workload
 
 _ESTIMATED_ON = 512
 """Training examples on which gradients are computed."""
-_REFERENCE = "reference"
-
-
-@dataclass(frozen=True)
-class Point:
-    """One point of the front: it has passed the gate, and its recipe builds it again."""
-
-    name: str
-    """The workload's."""
-    trial: Trial
-    recipe: Path
-    build: str
-    """The hash of what its recipe builds."""
-    gate: dict[str, Any]
-    """The gate's verdict."""
-    size_bytes: int
-    """Of all files that are served."""
-    texts_per_s: float
-    """Of the engine with all its instances; measured in turn with the other points, as is the next."""
-    latency_ms: float
-    """Of a text alone, on all cores; the mean over the sample texts."""
-    speedup: float
-    """Its texts per second over the reference's."""
-
-    @property
-    def label(self) -> str:
-        """What it is, in few words."""
-        return self.trial.candidate.label
 
 
 @dataclass(frozen=True)
@@ -122,13 +91,13 @@ def search(
         loop, workshop = _begun(workload, material, config, folder, say)
         reference = loop.begin()
         loop.run()
-        verdicts = _gated(loop, workshop, material, folder, say)
+        verdicts = gated(loop, workshop, material, folder)
         points, times = _in_turn(loop.front(), reference, workshop, config)
         if not points:
             raise _nothing(recipe, loop)
         say.stage("recipes of the front")
         target = recipe_path.parent / f"{recipe_path.stem}.search"
-        written = _write(points, verdicts, times, workshop, recipe, target)
+        written = write(points, verdicts, times, workshop, recipe, target)
         say.stage(f"the best of {len(written)} points: {points[0].candidate.label}")
         again = build(written[0].recipe, out, data=material.folder, work=own, progress=Progress(shown=False))
         if again.manifest["build"] != written[0].build:
@@ -169,101 +138,20 @@ def _begun(
     return Loop(workshop, space, config, estimator=estimator, state=state, floor=floor, say=say), workshop
 
 
-def _gated(
-    loop: Loop, workshop: Workshop, material: Material, folder: Path, say: Progress
-) -> dict[str, dict[str, Any]]:
-    """Returns what the gate says of each point of the front that has passed it, by key.
-
-    A point that the gate refuses is relaxed and tried again while there is time.
-    """
-    passed: dict[str, dict[str, Any]] = {}
-    while pending := [trial for trial in loop.front() if trial.candidate.key not in passed]:
-        candidate = pending[0].candidate
-
-        def compute(candidate: Candidate = candidate) -> dict[str, Any]:
-            scratch = folder / "built"
-            shutil.rmtree(scratch, ignore_errors=True)
-            try:
-                built = build_recipe(
-                    workshop.recipe(candidate), scratch, data=material.folder, work=material.work,
-                    progress=Progress(shown=False),
-                )  # fmt: skip
-            except GateError as exc:
-                return {"gate": exc.reason}
-            manifest = built.manifest
-            shutil.rmtree(scratch)
-            size = repository.size_bytes(manifest)
-            return {"build": manifest["build"], "verdict": manifest["gate"], "size_bytes": size}
-
-        result = loop.known("build", candidate, compute, always=True) or {}
-        if "build" in result:
-            passed[candidate.key] = result
-            continue
-        loop.refuse(candidate, result.get("gate") or result["refused"])
-    return passed
-
-
 def _in_turn(
     trials: list[Trial], reference: Trial, workshop: Workshop, config: Config
 ) -> tuple[list[Trial], dict[str, Rounds]]:
     """Returns the trials, the best by the objective first, and the times of each, all measured in turn."""
     if not trials:
         return [], {}
-    rounds = workshop.timed({_REFERENCE: reference.candidate} | {t.candidate.key: t.candidate for t in trials})
+    rounds = workshop.timed({REFERENCE: reference.candidate} | {t.candidate.key: t.candidate for t in trials})
 
     def objective(trial: Trial) -> float:
-        times = rounds[trial.candidate.key].to(rounds[_REFERENCE])
+        times = rounds[trial.candidate.key].to(rounds[REFERENCE])
         by = {"throughput": -times.throughput, "latency": times.latency, "size": float(trial.size_bytes)}
         return by[config.objective]
 
     return sorted(trials, key=objective), rounds
-
-
-def _write(
-    trials: list[Trial],
-    verdicts: dict[str, dict[str, Any]],
-    rounds: dict[str, Rounds],
-    workshop: Workshop,
-    recipe: recipes.Recipe,
-    target: Path,
-) -> list[Point]:
-    """Writes a recipe for each point into the folder `target`, and returns the points."""
-    target.mkdir(exist_ok=True)
-    for old in target.glob("front-*.yaml"):
-        old.unlink()
-    points = []
-    for number, trial in enumerate(trials, start=1):
-        result, times = verdicts[trial.candidate.key], rounds[trial.candidate.key]
-        verdict = result["verdict"]
-        folder = os.path.relpath(recipe.folder, target)
-        text = yaml.safe_dump(
-            workshop.written(trial.candidate) | {"folder": folder}, sort_keys=False, allow_unicode=True
-        )
-        path = target / f"front-{number:02}.yaml"
-        path.write_text(
-            f"# Point {number} of {len(trials)} of the search of {recipe.path.name}: {trial.candidate.label}.\n"
-            f"# Gate: {verdict['metric']} {verdict['served']:.6f}, limit {verdict['limit']:.6f}; "
-            f"build {result['build']}\n"
-            f"{text}",
-            encoding="utf-8",
-        )
-        recipes.load(path)
-        speedup = times.to(rounds[_REFERENCE]).throughput
-        texts_per_s, latency_ms = times.medians()
-        points.append(
-            Point(
-                recipe.name,
-                trial,
-                path,
-                result["build"],
-                verdict,
-                result["size_bytes"],
-                texts_per_s,
-                latency_ms,
-                speedup,
-            )
-        )
-    return points
 
 
 def _nothing(recipe: recipes.Recipe, loop: Loop) -> GateError:

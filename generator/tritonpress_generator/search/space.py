@@ -17,6 +17,7 @@ from tritonpress_generator.recipe import Recipe, Stage
 from tritonpress_generator.search.settings import Config
 
 _FLOPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+_SEARCHED = ("crop", "prune", "distill")
 _FIRST_EPOCHS = 0.25
 """The share of the recipe's epochs after which a distilled candidate is judged first."""
 _MOST_EPOCHS = 2
@@ -90,6 +91,11 @@ class Space:
             InputError: The space has what this model has not.
         """
         given, where = config.space, f"{recipe.path}: search.space"
+        if others := [stage.word for stage in recipe.passes if stage.word not in _SEARCHED]:
+            raise InputError(
+                f"{recipe.path}: passes: a search tries {', '.join(_SEARCHED)}, got {others[0]}; leave it out, and add "
+                "it to the recipe of the point that is chosen"
+            )
         if given.layers is not None and max(given.layers) > depth:
             raise InputError(
                 f"{where}.layers must be at most {depth} (the model's), got {max(given.layers)}; correct them"
