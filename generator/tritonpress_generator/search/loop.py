@@ -73,8 +73,8 @@ class Loop:
         reference = self._judged(candidate)
         if reference is None:
             raise InputError(f"search: the model as it is must become an engine: {self.refused[candidate.label]}")
-        # Another candidate takes as long, and its build once more.
-        needed = (self.spent_s + 2 * reference.seconds) / 60
+        # Another candidate takes as long, and so does each of its two builds.
+        needed = (self.spent_s + 3 * reference.seconds) / 60
         if needed > self._config.budget_minutes:
             raise InputError(
                 f"{self._space.recipe.path}: search.budget_minutes must be at least {needed:.2g} for one candidate on "
@@ -139,9 +139,12 @@ class Loop:
         return sorted((trials[i] for i in kept), key=self._cost)
 
     def over(self, expected_s: float = 0.0) -> bool:
-        """Says whether there is no time for what takes so long, besides building what is on the front."""
-        building = sum(trial.seconds for trial in self.front())
-        return self.spent_s + building + expected_s >= self._config.budget_minutes * 60
+        """Says whether there is no time for what takes so long, besides building the front, and its best once more.
+
+        A build takes as long as a candidate that is not trained, since it finds trainings done.
+        """
+        build_s = median([trial.seconds for trial in self._first.values()] or [0.0])
+        return self.spent_s + (len(self.front()) + 1) * build_s + expected_s >= self._config.budget_minutes * 60
 
     def known(
         self, kind: str, candidate: Candidate, compute: Callable[[], dict[str, Any]], *, always: bool = False
