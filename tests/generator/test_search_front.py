@@ -254,6 +254,12 @@ def test_space_that_the_model_has_not_is_refused(
         space_of(write_training(tmp_path, "recommendation"), wanted, kinds)
 
 
+def test_pass_that_is_not_searched_is_refused(tmp_path: Path) -> None:
+    path = change(write_training(tmp_path, "recommendation"), passes=[{"sparsify": {"share": 0.5}}])
+    with pytest.raises(InputError, match="passes: a search tries crop, prune, distill, got sparsify; leave it out"):
+        space_of(path, {})
+
+
 def test_space_that_is_left_out_has_defaults(tmp_path: Path) -> None:
     path = change(write_training(tmp_path, "recommendation"), graph=["fuse", "quantize"])
     assert space_of(path, {}).dimensions == {
