@@ -314,6 +314,42 @@ def test_distilled_candidates_are_trained_shortly_first_and_build_again(source: 
     assert built.manifest["build"] == distilled[0].build
 
 
+@pytest.mark.parametrize("objective", ["throughput", "latency"])
+def test_speed_is_measured_and_lengths_are_chosen_once(source: Path, tmp_path: Path, objective: str) -> None:
+    recipe = copied(
+        source,
+        objective,
+        serve={"lengths": "auto"},
+        search={**QUICK, "objective": objective, "trials": 2, "space": {"layers": [2, 1], "vocabulary": [False]}},
+    )
+    found = search(recipe, tmp_path / "out", work=tmp_path / "work", progress=Progress(shown=False))
+    (chosen,) = tmp_path.glob("work/search-*/lengths.json")
+    form = json.loads(chosen.read_text(encoding="utf-8"))
+    assert form in {"ragged", "buckets", "exact"}
+    for point in found.points:
+        assert recipes.load(point.recipe).lengths[0].word == form
+        assert recipes.load(point.recipe).folder.resolve() == recipe.parent.resolve()
+    # The best by what was measured in turn at the end is the first, and the one that was built.
+    speeds = [point.speedup if objective == "throughput" else -point.latency_ms for point in found.points]
+    assert speeds[0] > 0 or objective == "latency"
+    assert all(np.isfinite([point.texts_per_s, point.latency_ms, point.speedup]).all() for point in found.points)
+    if objective == "throughput":
+        assert speeds == sorted(speeds, reverse=True)
+    measured = [line["result"] for line in results(tmp_path / "work") if line["kind"] == "trial"]
+    assert measured
+    assert all(result["throughput"] > 0 and result["latency"] > 0 and "to_best" in result for result in measured)
+
+
+def test_candidate_that_cannot_be_made_is_refused_and_the_search_goes_on(source: Path, tmp_path: Path) -> None:
+    space = {"layers": [2], "ffn": [0.0, 0.6], "vocabulary": [False], "precisions": [["fuse"]]}
+    recipe = copied(
+        source, "impossible", passes=[{"prune": {**PRUNE, "round_to": 64}}], search={**QUICK, "space": space}
+    )
+    found = search(recipe, tmp_path / "out", work=tmp_path / "work", progress=Progress(shown=False))
+    assert [point.trial.candidate for point in found.points] == [found.reference]
+    assert "ffn must leave every layer 64 at least" in found.refused["2 layers, ffn -60%, fuse"]
+
+
 def test_estimates_rank_what_is_cut(source: Path) -> None:
     workload = Workload.load(recipes.load(source), Progress(shown=False))
     material = workload.material()

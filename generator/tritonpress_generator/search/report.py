@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -20,7 +21,7 @@ _STYLE = """
           --front: #79b8ff; --other: #6e7681; --reference: #ffa657; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back); max-width: 900px;
        margin: 2rem auto; padding: 0 1rem; }
-svg { width: 100%; height: auto; } text { fill: var(--soft); font-size: 12px; }
+svg { width: 100%; height: auto; } text { fill: var(--soft); font-size: 12px; } .number { fill: var(--text); }
 svg .axis { stroke: var(--line); } .limit { stroke: var(--reference); stroke-dasharray: 5 4; }
 .other { fill: var(--other); fill-opacity: .45; } .front { fill: var(--front); fill-opacity: .75; }
 .reference { fill: var(--reference); fill-opacity: .8; } circle:hover { fill-opacity: 1; stroke: var(--text); }
@@ -97,11 +98,11 @@ def _plot(found: Found) -> str:
     )
     limit = vertical(found.floor)
     ticks = "".join(
-        f"<text x='{horizontal(value):.1f}' y='{_HEIGHT - _BOTTOM + 18}' text-anchor='middle'>{value:.2f}x</text>"
+        f"<text x='{horizontal(value):.1f}' y='{_HEIGHT - _BOTTOM + 18}' text-anchor='middle'>{value:.3g}x</text>"
         for value in horizontal.ticks
     ) + "".join(
         f"<line class='axis' x1='{_LEFT}' x2='{_WIDTH - _EDGE}' y1='{vertical(value):.1f}' y2='{vertical(value):.1f}'/>"
-        f"<text x='{_LEFT - 8}' y='{vertical(value) + 4:.1f}' text-anchor='end'>{value:.4f}</text>"
+        f"<text x='{_LEFT - 8}' y='{vertical(value) + 4:.1f}' text-anchor='end'>{value:.4g}</text>"
         for value in vertical.ticks
     )
     return (
@@ -122,19 +123,25 @@ def _circle(
         f"{number}{trial.candidate.label}: {found.metric} {trial.score:.4f}, {trial.throughput:.2f}x, "
         f"{trial.size_bytes / 1e6:.2f} MB"
     )
+    x, y = horizontal(trial.throughput), vertical(trial.score)
+    radius = 4 + 12 * (trial.size_bytes / most) ** 0.5
     return (
-        f"<circle class='{kind}' cx='{horizontal(trial.throughput):.1f}' cy='{vertical(trial.score):.1f}' "
-        f"r='{4 + 12 * (trial.size_bytes / most) ** 0.5:.1f}'><title>{escape(title)}</title></circle>"
+        f"<circle class='{kind}' cx='{x:.1f}' cy='{y:.1f}' r='{radius:.1f}'><title>{escape(title)}</title></circle>"
+        f"<text class='number' x='{x:.1f}' y='{y - radius - 3:.1f}' text-anchor='middle'>{number}</text>"
     )
 
 
 class _Axis:
-    """Places values between two edges, with some room beside them."""
+    """Places values between two edges, with some room beside them, and ticks at round ones."""
 
     def __init__(self, values: Sequence[float], start: float, end: float) -> None:
         room = (max(values) - min(values)) * 0.1 or abs(max(values)) * 0.1 or 1.0
         self._low, self._high, self._start, self._end = min(values) - room, max(values) + room, start, end
-        self.ticks = [self._low + (self._high - self._low) * (i + 0.5) / 5 for i in range(5)]
+        rough = (self._high - self._low) / 5
+        unit = 10 ** math.floor(math.log10(rough))
+        step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
+        first = math.ceil(self._low / step)
+        self.ticks = [step * number for number in range(first, math.floor(self._high / step) + 1)]
 
     def __call__(self, value: float) -> float:
         """Returns the place of a value."""
