@@ -20,7 +20,7 @@ demo: .venv/installed
 	@$(RUN) python loadtests/demo.py
 
 test: .venv/installed
-	@$(RUN) python -m pytest -m 'not slow and not gpu'
+	@$(RUN) python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu'
 
 test-slow: .venv/installed
 	@$(RUN) python -m pytest -m slow

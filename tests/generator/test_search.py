@@ -55,7 +55,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def memorised(folder: Path, **settings: Any) -> Path:
     """Returns the recipe of a search over a model that answers what it was trained on; what is cut, it forgets."""
-    recipe = write_training(folder, "question_answering", epochs=20, evaluations=1)
+    recipe = write_training(folder, "question_answering", epochs=80, evaluations=1)
     change(recipe, data={"validation": ["train.json"]})
     assert cli.main(["finetune", str(recipe), "--out", str(folder / "trained")]) == 0
     gate = {"dataset": "train.json", "metric": "f1", "keep": 0.9, "confidence": "point"}
@@ -105,6 +105,7 @@ def test_search_finds_a_front_and_builds_its_best(source: Path, found: Found) ->
     assert sizes[0] < next(t.size_bytes for t in found.trials if t.candidate == found.reference)
 
 
+@pytest.mark.slow
 def test_every_recipe_builds_to_the_recorded_metric_and_hash(source: Path, found: Found, tmp_path: Path) -> None:
     assert sorted(found.folder.glob("*.yaml")) == [point.recipe for point in found.points]
     assert found.folder == source.with_name("recipe.search")
@@ -118,6 +119,7 @@ def test_every_recipe_builds_to_the_recorded_metric_and_hash(source: Path, found
         assert f"ndcg@10 {point.gate['served']:.6f}" in header
 
 
+@pytest.mark.slow
 def test_search_that_is_killed_goes_on_and_finds_the_same(source: Path, found: Found, tmp_path: Path) -> None:
     recipe, work = copied(source, "killed"), tmp_path / "work"
     command = [sys.executable, "-m", "tritonpress_generator.cli", "search", str(recipe), "--out", str(tmp_path / "out")]
@@ -183,6 +185,7 @@ def test_search_that_is_done_is_read_again_without_computing(
     )
 
 
+@pytest.mark.slow
 def test_what_misses_the_metric_is_relaxed_until_it_keeps_it(tmp_path: Path) -> None:
     space = {"layers": [2, 1], "heads": [0.0, 0.5], "ffn": [0.0, 0.9], "vocabulary": [False]}
     passes = [{"prune": {**PRUNE, "round_to": 1}}]
@@ -198,6 +201,7 @@ def test_what_misses_the_metric_is_relaxed_until_it_keeps_it(tmp_path: Path) -> 
     assert all(point.trial.score >= found.floor for point in found.points)
 
 
+@pytest.mark.slow
 def test_what_the_gate_refuses_is_relaxed_until_it_passes(source: Path, tmp_path: Path) -> None:
     recipe = copied(
         source,
@@ -295,6 +299,7 @@ def test_metric_that_is_no_number_is_said_in_a_line(
     )
 
 
+@pytest.mark.slow
 def test_distilled_candidates_are_trained_shortly_first_and_build_again(source: Path, tmp_path: Path) -> None:
     recipe = copied(
         source,
@@ -314,6 +319,7 @@ def test_distilled_candidates_are_trained_shortly_first_and_build_again(source: 
     assert built.manifest["build"] == distilled[0].build
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["throughput", "latency"])
 def test_speed_is_measured_and_lengths_are_chosen_once(source: Path, tmp_path: Path, objective: str) -> None:
     recipe = copied(
@@ -340,6 +346,7 @@ def test_speed_is_measured_and_lengths_are_chosen_once(source: Path, tmp_path: P
     assert all(result["throughput"] > 0 and result["latency"] > 0 and "to_best" in result for result in measured)
 
 
+@pytest.mark.slow
 def test_candidate_that_cannot_be_made_is_refused_and_the_search_goes_on(source: Path, tmp_path: Path) -> None:
     space = {"layers": [2], "ffn": [0.0, 0.6], "vocabulary": [False], "precisions": [["fuse"]]}
     recipe = copied(
