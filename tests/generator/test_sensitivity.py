@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -17,7 +19,7 @@ from tritonpress_generator.errors import InputError
 from tritonpress_generator.graph import NO_MATERIAL, GraphMaterial, fuse, qdq, quantize
 from tritonpress_generator.infer import Array
 from tritonpress_generator.kept import Kept
-from tritonpress_generator.onnx_graph import GraphEditor
+from tritonpress_generator.onnx_graph import GraphEditor, normalized
 from tritonpress_generator.sensitivity import Measured
 
 MODEL = make("bert", export.ATTENTION, "span")
@@ -35,7 +37,7 @@ def with_an_outlier() -> onnx.ModelProto:
     node = next(node for node in model.graph.node if node.name.endswith(COSTLY))
     for tensor in model.graph.initializer:
         if tensor.name == node.input[1]:
-            weight = onnx.numpy_helper.to_array(tensor).copy()
+            weight = 50 * onnx.numpy_helper.to_array(tensor)
             weight[5] = 0
             tensor.CopyFrom(onnx.numpy_helper.from_array(weight, tensor.name))
     shift = np.zeros(64, np.float32)
@@ -49,6 +51,7 @@ def with_an_outlier() -> onnx.ModelProto:
 
 
 OUTLIER = with_an_outlier()
+FP32_PLAIN = normalized(FP32)
 
 
 class Score:
@@ -90,7 +93,7 @@ def test_what_costs_is_left_out_and_the_rest_is_not(graph_pass: ModuleType, tmp_
     asked = score.asked
     kept.save()
     for held_out, measured in (("these", False), ("others", True)):
-        again = GraphMaterial(Kept(tmp_path), score, lambda held_out=held_out: held_out)
+        again = GraphMaterial(Kept(tmp_path), score, partial(str, held_out))
         same = graph_pass.apply(OUTLIER, graph_pass.Config(keep=0.93, **config), SAMPLES, again)
         assert same.SerializeToString() == graph.SerializeToString()
         assert (score.asked > asked) == measured
@@ -109,9 +112,6 @@ def test_it_gives_up_in_a_line_where_no_part_may_be_quantised() -> None:
     material = GraphMaterial(score=lambda model: float(model == FP32_PLAIN), held_out=lambda: "these")
     with pytest.raises(InputError, match=r"^qdq: keep: must leave a part to quantise, 0.99 of .* lower it, or leave"):
         qdq.apply(FP32_PLAIN, qdq.Config(keep=0.99, calibration="min_max"), SAMPLES, material)
-
-
-FP32_PLAIN = qdq.normalized(FP32)
 
 
 @pytest.mark.parametrize(("graph_pass", "model"), [(qdq, FP32), (quantize, fuse.apply(FP32, fuse.Config(), []))])
@@ -139,8 +139,8 @@ def test_the_fewest_parts_are_left_out_the_worst_first(costs: list[int], keep: f
     """A part costs what it is: halving finds the shortest beginning of the order that holds."""
     total = 1000.0
 
-    def made(left_out: object) -> onnx.ModelProto:
-        return tiny(total - sum(cost for cost in costs if str(cost) not in left_out))  # type: ignore[operator]
+    def made(left_out: Collection[str]) -> onnx.ModelProto:
+        return tiny(total - sum(cost for cost in costs if str(cost) not in left_out))
 
     def score(model: onnx.ModelProto) -> float:
         return float(onnx.numpy_helper.to_array(model.graph.initializer[0])[0])
