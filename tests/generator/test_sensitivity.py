@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_encoders import make, pairs, signature
-from tritonpress_generator import export
+from tiny_training import change, write_examples, write_training
+from tritonpress_generator import cli, export
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.graph import NO_MATERIAL, GraphMaterial, fuse, qdq, quantize
@@ -158,3 +160,34 @@ def test_the_fewest_parts_are_left_out_the_worst_first(costs: list[int], keep: f
         record = measured.record(keep, where="qdq")
         assert record["left_out"] == [str(cost) for cost in order[:fewest]]
         assert list(record["errors"]) == [str(cost) for cost in order]
+
+
+@pytest.mark.parametrize(
+    ("graph", "engine"),
+    [(["fuse", {"quantize": {"keep": 0.6}}], "onnxruntime"), ([{"qdq": {"keep": 0.6}}], "openvino")],
+)
+def test_a_build_measures_on_held_out_examples_until_they_change(
+    tmp_path: Path, graph: list[object], engine: str
+) -> None:
+    recipe = change(write_training(tmp_path, "recommendation"), graph=graph, engine=engine)
+
+    def record() -> tuple[Path, str]:
+        assert cli.main(["build", str(recipe), "--out", str(tmp_path / "out")]) == 0
+        files = [(path, path.read_text()) for path in (tmp_path / "out/recommendation/kept").glob("*.json")]
+        (found,) = [(path, text) for path, text in files if '"left_out"' in text]
+        return found
+
+    path, text = record()
+    # Were it measured again, this would be found in it.
+    marked = text.replace('"metrics": {', '"metrics": {"marked": 1, ')
+    path.write_text(marked)
+    assert record() == (path, marked)
+    write_examples(tmp_path / "dev.jsonl", "recommendation", 12, 7)
+    assert "marked" not in record()[1]
+
+
+def test_held_out_files_that_are_missing_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = change(write_training(tmp_path, "recommendation"), graph=["fuse", {"quantize": {"keep": 0.6}}])
+    (tmp_path / "dev.jsonl").unlink()
+    assert cli.main(["build", str(recipe), "--out", str(tmp_path / "out")]) == 2
+    assert re.search(r"dev.jsonl.*--data", capsys.readouterr().err.splitlines()[-1])
