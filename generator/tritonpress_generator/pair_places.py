@@ -52,12 +52,8 @@ class Places:
         of_softmax = attention_products(editor)
         own = [found & inner for found in of_softmax.values() if found & inner] if attention else []
         wanted = linear.union(*own, (node.output[0] for node in adds if residual))
-        included = calibration.included(
-            [node for node in editor.model.graph.node if node.output[0] in wanted],
-            exclude,
-            where="qdq",
-            kind="product or residual",
-        )
+        nodes = [node for node in editor.model.graph.node if node.output[0] in wanted]
+        included = calibration.included(nodes, exclude, where="qdq", kind="product or residual")
         self._found = [node for node in included if node.output[0] not in left_out]
         self._linear, self._own = linear, own
         self._adds = {node.output[0] for node in adds}

@@ -188,7 +188,6 @@ def _codes(source: NDArray[Any], scale: NDArray[Any], zero_point: NDArray[Any], 
         shape[axis] = -1
     limits = np.iinfo(zero_point.dtype)
     # FP16 and BF16 are divided in FP32, as ONNX Runtime does.
-    codes = np.round(source.astype(np.float32) / scale.astype(np.float32).reshape(shape)) + zero_point.reshape(
-        shape
-    ).astype(np.int32)
+    divided = source.astype(np.float32) / scale.astype(np.float32).reshape(shape)
+    codes = np.round(divided) + zero_point.reshape(shape).astype(np.int32)
     return np.asarray(np.clip(codes, limits.min, limits.max), zero_point.dtype)
