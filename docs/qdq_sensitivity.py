@@ -45,7 +45,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         kept = Kept(Path(folder))
-        material = GraphMaterial(kept, score, source.held_out)
+        material = GraphMaterial(kept, score, held_out=source.held_out)
         config = qdq.Config(keep=options.keep)
         graph = qdq.apply(fp32, config, [feed for _, feed in alone(source.calibration)], material)
         kept.save()

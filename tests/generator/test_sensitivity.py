@@ -95,7 +95,7 @@ def test_what_costs_is_left_out_and_the_rest_is_not(graph_pass: ModuleType, tmp_
     asked = score.asked
     kept.save()
     for held_out, measured in (("these", False), ("others", True)):
-        again = GraphMaterial(Kept(tmp_path), score, partial(str, held_out))
+        again = GraphMaterial(Kept(tmp_path), score, held_out=partial(str, held_out))
         same = graph_pass.apply(OUTLIER, graph_pass.Config(keep=0.93, **config), SAMPLES, again)
         assert same.SerializeToString() == graph.SerializeToString()
         assert (score.asked > asked) == measured
