@@ -34,6 +34,9 @@ def graphs(samples: list[dict[str, Array]], fp32: onnx.ModelProto) -> Iterator[t
             config = qdq.Config.model_validate({"calibration": calibration, "smooth": smooth})
             name = f"INT8, {calibration}" + (", smoothed" if smooth else "")
             yield name, qdq.apply(fp32, config, samples)
+    for settings in ({"attention": False}, {"residual": False}, {"attention": False, "residual": False}):
+        name = f"INT8, entropy, smoothed, without {' and '.join(settings)}"
+        yield name, qdq.apply(fp32, qdq.Config.model_validate(settings), samples)
     yield "INT8, entropy, smoothed, the rest FP16", typed(qdq.apply(fp32, qdq.Config(), samples), "fp16")
     for calibration in CALIBRATIONS:
         config = qdq.Config.model_validate({"calibration": calibration, "precision": "fp8"})

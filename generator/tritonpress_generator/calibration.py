@@ -106,8 +106,10 @@ def kept_key(word: str, model: onnx.ModelProto, settings: str, samples: Sequence
     return f"{word} {digest.hexdigest()}"
 
 
-def included(products: list[onnx.NodeProto], patterns: Sequence[str], *, where: str) -> list[onnx.NodeProto]:
-    """Returns the products whose names match none of `patterns`.
+def included(
+    products: list[onnx.NodeProto], patterns: Sequence[str], *, where: str, kind: str = "product"
+) -> list[onnx.NodeProto]:
+    """Returns the nodes, each a `kind`, whose names match none of `patterns`.
 
     Raises:
         InputError: A pattern matches none, or nothing is left.
@@ -115,13 +117,13 @@ def included(products: list[onnx.NodeProto], patterns: Sequence[str], *, where: 
     for pattern in patterns:
         if not any(fnmatchcase(node.name, pattern) for node in products):
             raise InputError(
-                f"{where}: exclude: must match the name of a product, {pattern!r} matches none of {len(products)}; "
+                f"{where}: exclude: must match the name of a {kind}, {pattern!r} matches none of {len(products)}; "
                 f"they are named like {products[0].name!r}"
             )
     left = [node for node in products if not any(fnmatchcase(node.name, pattern) for pattern in patterns)]
     if not left:
         raise InputError(
-            f"{where}: exclude: must leave a product to quantise, all {len(products)} match; leave {where} out"
+            f"{where}: exclude: must leave a {kind} to quantise, all {len(products)} match; leave {where} out"
         )
     return left
 

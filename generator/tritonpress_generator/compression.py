@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,6 +15,7 @@ import torch
 from tokenizers import Tokenizer
 
 from tritonpress_generator.checkpoint import Checkpoint
+from tritonpress_generator.errors import InputError
 from tritonpress_generator.examples import Examples, answered, collate
 from tritonpress_generator.export import torch_infer
 from tritonpress_generator.infer import Infer
@@ -122,6 +124,21 @@ class Material:
         answers = answered(infer, signature, examples, recipe, tokenizer, self.world)
         chosen: dict[str, Any] = module.chosen(examples, answers, recipe, self.settings)
         return chosen
+
+    def held_out_hash(self) -> str:
+        """Returns what says all that `score` depends on beside the model: the recipe, settings, held-out files.
+
+        Raises:
+            InputError: They cannot be read.
+        """
+        digest = hashlib.sha256(self.recipe.text.encode() + repr(self.settings).encode())
+        for file in self.recipe.data.validation if self.recipe.data else ():
+            path = self.folder / file
+            try:
+                digest.update(path.read_bytes())
+            except OSError as exc:
+                raise InputError(f"{path}: cannot be read ({exc}); give the examples' folder with --data") from exc
+        return digest.hexdigest()
 
     def score(self, infer: Infer, tokenizer: Tokenizer, most: int = 1000) -> float:
         """Returns the metric that decides in training, of `infer` on held-out examples; higher is better.

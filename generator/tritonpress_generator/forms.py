@@ -53,6 +53,8 @@ class Source:
     """Of what will be asked."""
     score: Callable[[Infer], float]
     """The task's metric on held-out examples that are not the gate's."""
+    held_out: Callable[[], str]
+    """A hash of these examples, and of what they are asked with."""
     kept: Kept = NOTHING
     """What earlier builds have computed."""
 
@@ -186,7 +188,8 @@ def _compile(recipe: Recipe, lengths: Stage, source: Source, others: Mapping[str
 
     for stage in recipe.graph:
         note = partial(form.report.__setitem__, stage.word)
-        graph = stage.module.apply(graph, stage.config, feeds, GraphMaterial(source.kept, score, note))
+        noted = GraphMaterial(source.kept, score, note, source.held_out)
+        graph = stage.module.apply(graph, stage.config, feeds, noted)
     return replace(form, fp32=plain(fp32), model=plain(graph))
 
 

@@ -170,6 +170,11 @@ def residuals(editor: GraphEditor) -> list[onnx.NodeProto]:
     They add the (biased) answer of a product with constant weights to an activation that it has not made: neither the
     embeddings' sum, nor what positions or a mask add to scores, nor a bias, nor a term of an activation function.
     """
+    return [node for node in editor.model.graph.node if skipping(editor, node) is not None]
+
+
+def skipping(editor: GraphEditor, node: onnx.NodeProto) -> str | None:
+    """Returns which input of a residual connection's Add goes past the block; None where `node` is no such Add."""
 
     def of_product(name: str) -> bool:
         node = editor.producer.get(name)
@@ -177,16 +182,24 @@ def residuals(editor: GraphEditor) -> list[onnx.NodeProto]:
             name = next((i for i in node.input if editor.constant(i) is None), "")
             constant = any(editor.constant(i) is not None for i in node.input)
             node = editor.producer.get(name) if constant else None
-        return node is not None and linear_product(editor, node, fewest_columns=1)
+        return node is not None and (linear_product(editor, node, fewest_columns=1) or _quantized_product(editor, node))
 
-    adds = [node for node in editor.model.graph.node if node.op_type == "Add"]
-    computed = [node for node in adds if all(editor.constant(name) is None for name in node.input)]
-    return [
-        node
-        for node in computed
-        for name, other in (node.input, reversed(node.input))
-        if of_product(name) and other not in behind(editor, [name])
-    ]
+    if node.op_type != "Add" or any(editor.constant(name) is not None for name in node.input):
+        return None
+    for name, other in (node.input, reversed(node.input)):
+        if of_product(name) and other not in behind(editor, [name]):
+            return str(other)
+    return None
+
+
+def _quantized_product(editor: GraphEditor, node: onnx.NodeProto) -> bool:
+    """Says whether `node` multiplies activations with a constant that is quantised."""
+    made = editor.producer.get(node.input[1]) if node.op_type == "MatMul" else None
+    while made is not None and made.op_type in {"QuantizeLinear", "DequantizeLinear"}:
+        if editor.constant(made.input[0]) is not None:
+            return True
+        made = editor.producer.get(made.input[0])
+    return False
 
 
 def encoder_products(editor: GraphEditor, *, fewest_columns: int) -> list[onnx.NodeProto]:
@@ -196,7 +209,7 @@ def encoder_products(editor: GraphEditor, *, fewest_columns: int) -> list[onnx.N
     """
     adds = residuals(editor)
     head = behind(editor, adds[-1].output) if adds else set()
-    of_attention = _of_attention(editor)
+    of_attention = set().union(*attention_products(editor).values())
     return [
         node
         for node in editor.model.graph.node
@@ -207,18 +220,20 @@ def encoder_products(editor: GraphEditor, *, fewest_columns: int) -> list[onnx.N
     ]
 
 
-def _of_attention(editor: GraphEditor) -> set[str]:
-    """Returns the answers of the products in front of and behind each Softmax."""
-    found: set[str] = set()
-    for softmax in [node for node in editor.model.graph.node if node.op_type == "Softmax"]:
-        found |= {node.output[0] for node in editor.consumers.get(softmax.output[0], []) if node.op_type == "MatMul"}
-        waiting = [softmax.input[0]]
-        while waiting:
-            node = editor.producer.get(waiting.pop())
-            if node is not None and node.op_type == "MatMul" and all(editor.constant(i) is None for i in node.input):
-                found.add(node.output[0])
-            elif node is not None and node.op_type in _TO_SOFTMAX:
-                waiting += node.input
+def attention_products(editor: GraphEditor) -> dict[str, set[str]]:
+    """Returns the answers of the products in front of and behind each Softmax, by the Softmax's."""
+    return {node.output[0]: _around(editor, node) for node in editor.model.graph.node if node.op_type == "Softmax"}
+
+
+def _around(editor: GraphEditor, softmax: onnx.NodeProto) -> set[str]:
+    found = {node.output[0] for node in editor.consumers.get(softmax.output[0], []) if node.op_type == "MatMul"}
+    waiting = [softmax.input[0]]
+    while waiting:
+        node = editor.producer.get(waiting.pop())
+        if node is not None and node.op_type == "MatMul" and all(editor.constant(i) is None for i in node.input):
+            found.add(node.output[0])
+        elif node is not None and node.op_type in _TO_SOFTMAX:
+            waiting += node.input
     return found
 
 

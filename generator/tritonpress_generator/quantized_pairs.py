@@ -68,7 +68,10 @@ def undone(model: onnx.ModelProto, before: onnx.ModelProto, names: Sequence[str]
 
 
 def folded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns `model` with the codes of its quantised constants in place of these; equal ones are there once."""
+    """Returns `model` with the codes of its quantised constants in place of these; equal ones are there once.
+
+    FP8 stays a pair: its rounding is left to who runs the graph.
+    """
     short = onnx.ModelProto()
     short.CopyFrom(model)
     editor = GraphEditor(short)
@@ -76,7 +79,7 @@ def folded(model: onnx.ModelProto) -> onnx.ModelProto:
     same: dict[str, str] = {}
     for node in [node for node in short.graph.node if node.op_type == "QuantizeLinear"]:
         source, scale, zero_point = (editor.constant(name) for name in node.input)
-        if source is None or scale is None or zero_point is None:
+        if source is None or scale is None or zero_point is None or zero_point.dtype not in (np.int8, np.uint8):
             continue
         key = (node.input[0], scale.tobytes(), zero_point.tobytes())
         if key not in made:
@@ -184,5 +187,7 @@ def _codes(source: NDArray[Any], scale: NDArray[Any], zero_point: NDArray[Any], 
     if scale.ndim:
         shape[axis] = -1
     limits = np.iinfo(zero_point.dtype)
-    codes = np.round(source / scale.reshape(shape)) + zero_point.reshape(shape).astype(np.int32)
+    # FP16 and BF16 are divided in FP32, as ONNX Runtime does.
+    divided = source.astype(np.float32) / scale.astype(np.float32).reshape(shape)
+    codes = np.round(divided) + zero_point.reshape(shape).astype(np.int32)
     return np.asarray(np.clip(codes, limits.min, limits.max), zero_point.dtype)

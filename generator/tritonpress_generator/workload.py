@@ -145,7 +145,17 @@ class Workload:
         calibration = encoded(self.encoder, thinned(self.data.calibration))
         material = material or self.material()
         score = partial(material.score, tokenizer=self.tokenizer)
-        return Source(self.checkpoint, self.tokenizer, self.model, self.infer, calibration, samples, score, kept)
+        return Source(
+            self.checkpoint,
+            self.tokenizer,
+            self.model,
+            self.infer,
+            calibration,
+            samples,
+            score,
+            material.held_out_hash,
+            kept,
+        )
 
 
 def scores_of(recipe: Recipe, data: Any, answers: Answers, baseline: Answers | None) -> Scores:

@@ -68,23 +68,48 @@ def test_pairs_are_symmetric_and_weights_have_a_scale_a_column(precision: str, z
             assert np.allclose(scales, np.abs(weight).max(axis=0) / largest)
 
 
-def test_both_inputs_of_all_products_and_residuals_are_quantised_and_the_head_is_not() -> None:
+def behind_pairs(editor: GraphEditor, node: onnx.NodeProto) -> list[bool]:
+    made = [editor.producer.get(name) for name in node.input]
+    return [maker is not None and maker.op_type == "DequantizeLinear" for maker in made]
+
+
+def test_both_inputs_of_all_products_are_quantised_and_of_residuals_the_one_past_the_block() -> None:
     graph = quantized(smooth=False)
     editor = GraphEditor(graph)
-
-    def behind_pairs(node: onnx.NodeProto) -> list[bool]:
-        made = [editor.producer.get(name) for name in node.input]
-        return [maker is not None and maker.op_type == "DequantizeLinear" for maker in made]
-
     *products, head = [node for node in graph.graph.node if node.op_type == "MatMul"]
     assert len(products) == 16
-    assert all(behind_pairs(node) == [True, True] for node in products)
-    assert behind_pairs(head) == [False, False]
-    adds = [node for node in graph.graph.node if node.op_type == "Add" and any(behind_pairs(node))]
+    assert all(behind_pairs(editor, node) == [True, True] for node in products)
+    assert behind_pairs(editor, head) == [False, False]
+    adds = [node for node in graph.graph.node if node.op_type == "Add" and any(behind_pairs(editor, node))]
     assert len(adds) == 4
-    assert all(behind_pairs(node) == [True, True] for node in adds)
-    readers = {node.output[0] for node in adds}
-    assert all(editor.only_consumer(name, "LayerNormalization") is not None for name in readers)
+    for node in adds:
+        assert editor.only_consumer(node.output[0], "LayerNormalization") is not None
+        (block,) = [name for name, pair in zip(node.input, behind_pairs(editor, node), strict=True) if not pair]
+        bias = editor.producer[block]
+        assert bias.op_type == "Add"
+        assert any(editor.producer[name].op_type == "MatMul" for name in bias.input if name in editor.producer)
+
+
+@pytest.mark.parametrize(("setting", "products", "adds"), [("attention", 12, 4), ("residual", 16, 0)])
+def test_attention_and_residuals_can_stay_as_they_are(setting: str, products: int, adds: int) -> None:
+    graph = quantized(smooth=False, **{setting: False})
+    editor = GraphEditor(graph)
+    reads = {
+        kind: [node for node in graph.graph.node if node.op_type == kind and any(behind_pairs(editor, node))]
+        for kind in ("MatMul", "Add")
+    }
+    assert [len(nodes) for nodes in reads.values()] == [products, adds]
+    assert 1e-4 < worst(graph) <= BOUND
+
+
+@pytest.mark.parametrize("calibration", ["min_max", "entropy", "percentile"])
+def test_probabilities_are_never_clipped(calibration: str) -> None:
+    graph = quantized(calibration=calibration, percentile=90.0)
+    editor = GraphEditor(graph)
+    softmaxes = [node.output[0] for node in graph.graph.node if node.op_type == "Softmax"]
+    pairs_of = [editor.only_consumer(name, "QuantizeLinear") for name in softmaxes]
+    scales = [float(np.asarray(editor.constant(node.input[1]))) for node in pairs_of if node is not None]
+    assert scales == [pytest.approx(1 / 127)] * 2
 
 
 def test_products_of_one_activation_share_its_pair() -> None:
@@ -186,7 +211,13 @@ def test_typed_fp16_it_is_strongly_typed_and_as_near(precision: str) -> None:
     onnx.checker.check_model(low, full_check=True)
     assert worst(low) <= BOUND
     editor = GraphEditor(low)
-    assert len(residuals(editor)) == 0  # their inputs are the pairs' now
+    adds = residuals(editor)
+    assert len(adds) == 4
+    # Behind the last of them it is FP32.
+    (last,) = editor.consumers[adds[-1].output[0]]
+    assert last.op_type == "Cast"
+    head = [node for node in low.graph.node if node.op_type == "MatMul"][-1]
+    assert editor.constants[head.input[1]].data_type == TensorProto.FLOAT
     products = [node for node in low.graph.node if node.op_type == "MatMul"]
     weights = [editor.producer.get(node.input[1]) for node in products]
     scales = [editor.constants[maker.input[1]].data_type for maker in weights if maker is not None]
@@ -197,8 +228,8 @@ def test_typed_fp16_it_is_strongly_typed_and_as_near(precision: str) -> None:
     ("model", "config", "samples", "message"),
     [
         (FP32, {}, [], "needs at least 1 text, got 0"),
-        (FP32, {"exclude": ["*"]}, SAMPLES, r"exclude: must leave a product to quantise, all 16 match; leave qdq out"),
-        (FP32, {"exclude": ["*layer.9*"]}, SAMPLES, r"'\*layer.9\*' matches none of 16"),
+        (FP32, {"exclude": ["*"]}, SAMPLES, r"exclude: must leave a product or residual to quantise, all 20 match; "),
+        (FP32, {"exclude": ["*layer.9*"]}, SAMPLES, r"'\*layer.9\*' matches none of 20"),
         (
             fuse.apply(FP32, fuse.Config(), []),
             {},

@@ -20,6 +20,7 @@ from tritonpress_generator.engines import Asked
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array, Infer
 from tritonpress_generator.onnx_graph import DOMAIN, every_node, normalized
+from tritonpress_generator.quantized_pairs import folded
 from tritonpress_generator.recipe import Settings
 
 BACKEND = "openvino"
@@ -58,7 +59,7 @@ def rungs(fp32: onnx.ModelProto, model: onnx.ModelProto, config: Config) -> dict
             f"engine.openvino: OpenVINO has no {foreign[0].op_type} ({foreign[0].name}) of {foreign[0].domain}; leave "
             "fuse and quantize out of `graph`, and use nncf or qdq for INT8"
         )
-    return {"openvino": normalized(model)}
+    return {"openvino": folded(normalized(model))}
 
 
 def build(graphs: Mapping[str, onnx.ModelProto], version_dir: Path, config: Config, asked: Asked) -> None:

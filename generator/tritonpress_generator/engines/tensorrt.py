@@ -26,6 +26,7 @@ from tritonpress_generator.infer import Infer
 from tritonpress_generator.onnx_graph import DOMAIN, code_weights, every_node
 from tritonpress_generator.plans import builder, pending, releases, runner
 from tritonpress_generator.plans.profiles import Profile, profiles
+from tritonpress_generator.quantized_pairs import folded
 from tritonpress_generator.recipe import Settings
 
 PLATFORM = "tensorrt_plan"
@@ -94,6 +95,9 @@ def rungs(fp32: onnx.ModelProto, model: onnx.ModelProto, config: Config) -> dict
         name = "fp8" if "FLOAT8E4M3FN" in kinds else "int8"
         graphs[name] = (model, low)
     ladder = {name: with_int32_inputs(mixed_precision.typed(*graph)) for name, graph in graphs.items()}
+    if not releases.weakly_typed(config.release):
+        # What chooses types by flags is given weights as it was tried: in FP32, with the whole pair behind them.
+        ladder = {name: folded(graph) for name, graph in ladder.items()}
     if releases.lacks_layer_normalization(config.release):
         ladder = {name: layer_normalization.divided(graph) for name, graph in ladder.items()}
     return ladder

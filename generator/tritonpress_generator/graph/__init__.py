@@ -14,9 +14,15 @@ import onnx
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.kept import NOTHING, Kept
 
+_NO_EXAMPLES = "graph: a pass that measures the task's metric needs labelled examples; add 'data' to the recipe"
+
 
 def _unscored(model: onnx.ModelProto) -> float:
-    raise InputError("graph: a pass that measures the task's metric needs labelled examples; add 'data' to the recipe")
+    raise InputError(_NO_EXAMPLES)
+
+
+def _unknown() -> str:
+    raise InputError(_NO_EXAMPLES)
 
 
 def _unheard(report: dict[str, Any]) -> None:
@@ -34,6 +40,8 @@ class GraphMaterial:
     the gate's; higher is better. Raises InputError where there are none."""
     note: Callable[[dict[str, Any]], None] = _unheard
     """Takes what the pass has done, for the manifest."""
+    held_out: Callable[[], str] = _unknown
+    """Gives a hash of these examples and of all else that `score` depends on. Raises as `score`."""
 
 
 NO_MATERIAL = GraphMaterial()

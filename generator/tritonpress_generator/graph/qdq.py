@@ -1,11 +1,8 @@
 """Pairs of QuantizeLinear and DequantizeLinear, which TensorRT fuses into INT8 or FP8 kernels.
 
-Symmetric, as TensorRT wants them: zero points are 0, weights have a scale a column, activations one. Quantised are both
-inputs of every product, attention's own included (its fused INT8 kernel wants all of them:
-https://github.com/NVIDIA/TensorRT/issues/4167), and both inputs of every residual Add, so that the Add and the
-normalisation behind it read INT8; biases never. Source of the placement: NVIDIA's QDQBERT
-(https://huggingface.co/docs/transformers/v4.40.0/model_doc/qdqbert), and TensorRT's guide to explicit quantisation.
-What is behind the last residual connection, the task's head, stays as it is.
+Symmetric, as TensorRT wants them: zero points are 0, weights have a scale a column, activations one. Where they go is
+in `pair_places.py`. Attention's probabilities end at 1, whatever the texts: to clip them, as a histogram of mostly
+small ones suggests, is to forget what a token looks at.
 
 Products that read the same activation share its pair, and its scales where channels are smoothed (`smoothing.py`), so
 that they can be fused into one.
@@ -13,7 +10,7 @@ that they can be fused into one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -22,13 +19,13 @@ import onnx.version_converter
 from onnx import TensorProto, helper
 from pydantic import Field
 
-from tritonpress_generator import calibration, smoothing
+from tritonpress_generator import calibration, sensitivity, smoothing
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.graph import NO_MATERIAL, GraphMaterial
-from tritonpress_generator.graph.quantize import FEWEST_COLUMNS
 from tritonpress_generator.infer import Array
 from tritonpress_generator.mixed_precision import OPSET
-from tritonpress_generator.onnx_graph import DOMAIN, GraphEditor, encoder_products, normalized, residuals
+from tritonpress_generator.onnx_graph import DOMAIN, GraphEditor, normalized
+from tritonpress_generator.pair_places import Places
 from tritonpress_generator.quantization import INT8_MAX
 from tritonpress_generator.recipe import Settings
 
@@ -46,8 +43,15 @@ class Config(Settings):
     """The share of values, in %, that `percentile` does not clip."""
     smooth: bool = True
     """Whether channels are scaled before a product, where that halves its error (`smoothing.py`)."""
+    attention: bool = True
+    """Whether attention's own products are quantised, or stay in higher precision, each attention whole."""
+    residual: bool = True
+    """Whether what goes past a block to its residual Add is."""
     exclude: list[str] = Field(default_factory=list)
-    """Patterns (`*layer.5/output*`) of the names of products that stay as they are."""
+    """Patterns (`*layer.5/output*`) of the names of products and residual Adds that stay as they are."""
+    keep: float | None = Field(default=None, gt=0, le=1)
+    """The share of the unquantised graph's metric on held-out examples (`data`) that must be kept: what costs most
+    stays in higher precision until it is (`sensitivity.py`). Default: nothing is measured."""
     samples: int = Field(default=256, ge=1)
     """How many of the task's texts are run to see the ranges."""
 
@@ -61,11 +65,11 @@ def apply(
         model: FP32.
         config: The settings.
         samples: The task's texts as the model's inputs, one sequence each.
-        material: Keeps the ranges for the next build of the same.
+        material: Keeps the ranges for the next build of the same; measures the metric where the settings say `keep`.
 
     Raises:
-        InputError: There is nothing to calibrate with, or nothing to quantise, or a pattern is of no product, or the
-            graph has operators of ONNX Runtime's own.
+        InputError: There is nothing to calibrate with, or nothing to quantise, or a pattern is of no node, or the graph
+            has operators of ONNX Runtime's own, or the metric cannot be measured or kept.
     """
     if not samples:
         raise InputError("qdq: calibration needs at least 1 text, got 0; the task must have texts")
@@ -77,45 +81,44 @@ def apply(
     plain = normalized(model)
     if config.precision == "fp8":
         plain = normalized(onnx.version_converter.convert_version(plain, OPSET))
-    editor = GraphEditor(plain)
-    places = _Places(editor, config.exclude)
     samples = samples[: config.samples]
-    key = calibration.kept_key("qdq", plain, config.model_dump_json(), samples)
+    editor = GraphEditor(plain)
+    places = _places(editor, config)
+    key = calibration.kept_key("qdq", plain, config.model_dump_json(exclude={"keep"}), samples)
     ranges = material.kept.get(key)
     if ranges is None:
         ranges = _calibrated(plain, editor, places, config, samples)
         material.kept.put(key, ranges)
-    _Pairs(editor, config, ranges).insert(places)
+
+    def made(left_out: Collection[str]) -> onnx.ModelProto:
+        return _with_pairs(plain, config, ranges, left_out)
+
+    if config.keep is None:
+        return made(())
+    chosen = sensitivity.Measured(plain, places.parts(), made, samples, material)
+    return made(chosen.left_out(config.keep, key=f"keep {config.keep} {key}", where="qdq"))
+
+
+def _places(editor: GraphEditor, config: Config, left_out: Collection[str] = ()) -> Places:
+    return Places(editor, config.exclude, attention=config.attention, residual=config.residual, left_out=left_out)
+
+
+def _with_pairs(
+    plain: onnx.ModelProto, config: Config, ranges: Mapping[str, Any], left_out: Collection[str]
+) -> onnx.ModelProto:
+    """Returns a copy of `plain` with the pairs in it, but for the nodes that give one of `left_out`."""
+    model = onnx.ModelProto()
+    model.CopyFrom(plain)
+    editor = GraphEditor(model)
+    _Pairs(editor, config, ranges).insert(_places(editor, config, left_out))
     editor.remove_unused()
-    return plain
-
-
-class _Places:
-    """Which tensors are quantised, and for whom."""
-
-    def __init__(self, editor: GraphEditor, exclude: Sequence[str]) -> None:
-        self.adds = residuals(editor)
-        products = encoder_products(editor, fewest_columns=FEWEST_COLUMNS)
-        linear = {node.output[0] for node in products if editor.constant(node.input[1]) is not None}
-        if not linear:
-            raise InputError("qdq: the graph has no product with constant weights; there is nothing to quantise")
-        included = calibration.included(products, exclude, where="qdq")
-        self.linear = [node for node in included if node.output[0] in linear]
-        self.attention = [node for node in included if node.output[0] not in linear]
-        self.groups: dict[str, list[onnx.NodeProto]] = {}
-        """The products with weights that read an activation, by its name."""
-        for node in self.linear:
-            self.groups.setdefault(node.input[0], []).append(node)
-
-    def plain(self) -> list[str]:
-        """The activations that are quantised as they are."""
-        return list(dict.fromkeys(name for node in (*self.attention, *self.adds) for name in node.input))
+    return model
 
 
 def _calibrated(
     model: onnx.ModelProto,
     editor: GraphEditor,
-    places: _Places,
+    places: Places,
     config: Config,
     samples: Sequence[Mapping[str, Array]],
 ) -> dict[str, Any]:
@@ -129,14 +132,15 @@ def _calibrated(
             if found is not None:
                 scales[name] = found
     plain = list(dict.fromkeys([*places.plain(), *(name for name in places.groups if name not in scales)]))
-    largest = calibration.largest(model, plain, samples)
+    bounded = dict.fromkeys((name for name in plain if name in places.probabilities), 1.0)
+    largest = calibration.largest(model, [name for name in plain if name not in bounded], samples)
     smoothed = {name: observed[name].largest(by) for name, by in scales.items()}
     if config.calibration != "min_max":
         how: Any = {"method": config.calibration, "percentile": config.percentile}
         largest = calibration.clipped(model, largest, samples, divided=lambda _, tensor: tensor, **how)
         smoothed = calibration.clipped(model, smoothed, samples, divided=lambda name, x: x / scales[name], **how)
     return {
-        "largest": largest,
+        "largest": largest | bounded,
         "smoothed": smoothed,
         "scales": {name: [float(value) for value in by] for name, by in scales.items()},
     }
@@ -151,16 +155,16 @@ class _Pairs:
         self._ranges = ranges
         self._made: dict[tuple[str, bool], str] = {}
 
-    def insert(self, places: _Places) -> None:
+    def insert(self, places: Places) -> None:
         """Exchanges the inputs of all nodes that are to read quantised values."""
         for name, nodes in places.groups.items():
             source = self._activation(name, smoothed=name in self._ranges["scales"])
             for node in nodes:
                 node.input[0] = source
                 node.input[1] = self._weight(node.input[1], name)
-        for node in (*places.attention, *places.adds):
-            for place, name in enumerate(node.input):
-                node.input[place] = self._activation(name, smoothed=False)
+        for node, inputs in places.others():
+            for place in inputs:
+                node.input[place] = self._activation(node.input[place], smoothed=False)
 
     def _activation(self, name: str, *, smoothed: bool) -> str:
         """Returns the name of the activation `name` behind its pair."""

@@ -14,7 +14,7 @@ their answer is the model's. Embedding tables keep a scale a row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -22,7 +22,7 @@ import onnx
 from onnx import TensorProto, helper
 from pydantic import Field
 
-from tritonpress_generator import calibration, smoothing
+from tritonpress_generator import calibration, sensitivity, smoothing
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.graph import NO_MATERIAL, GraphMaterial
 from tritonpress_generator.infer import Array
@@ -45,6 +45,9 @@ class Config(Settings):
     """Whether channels are scaled before a product, where that halves its error (`smoothing.py`)."""
     exclude: list[str] = Field(default_factory=list)
     """Patterns (`*layer.5/output*`) of the names of products that stay in FP32."""
+    keep: float | None = Field(default=None, gt=0, le=1)
+    """The share of the unquantised graph's metric on held-out examples (`data`) that must be kept: the products that
+    cost most stay in FP32 until it is (`sensitivity.py`). Default: nothing is measured."""
     samples: int = Field(default=256, ge=1)
     """How many of the task's texts are run to see the ranges."""
 
@@ -58,22 +61,42 @@ def apply(
         model: FP32.
         config: The settings.
         samples: The task's texts as the model's inputs, one sequence each.
-        material: Not used: the ranges are seen in seconds.
+        material: Measures the metric, and keeps what was chosen by it, where the settings say `keep`.
 
     Raises:
-        InputError: There is nothing to calibrate with, or nothing to quantise, or a pattern is of no product.
+        InputError: There is nothing to calibrate with, or nothing to quantise, or a pattern is of no product, or the
+            metric cannot be measured or kept.
     """
     if not samples:
         raise InputError("quantize: calibration needs at least 1 text, got 0; the task must have texts")
-    quantized = onnx.ModelProto()
-    quantized.CopyFrom(model)
-    editor = GraphEditor(quantized)
-    products = [node for node in quantized.graph.node if linear_product(editor, node, fewest_columns=FEWEST_COLUMNS)]
+    samples = samples[: config.samples]
+    editor = GraphEditor(model)
+    products = [node for node in model.graph.node if linear_product(editor, node, fewest_columns=FEWEST_COLUMNS)]
     if not products:
         raise InputError("quantize: the graph has no product with constant weights; quantise it only once")
     products = calibration.included(products, config.exclude, where="quantize")
-    observed = calibration.observe(model, [node.input[0] for node in products], samples[: config.samples])
-    for node in products:
+    observed = calibration.observe(model, [node.input[0] for node in products], samples)
+
+    def made(left_out: Collection[str]) -> onnx.ModelProto:
+        return _quantized(model, config, {node.output[0] for node in products}.difference(left_out), observed)
+
+    if config.keep is None:
+        return made(())
+    parts = {node.name or node.output[0]: [node.output[0]] for node in products}
+    key = calibration.kept_key("quantize", model, config.model_dump_json(), samples)
+    return made(
+        sensitivity.Measured(model, parts, made, samples, material).left_out(config.keep, key=key, where="quantize")
+    )
+
+
+def _quantized(
+    model: onnx.ModelProto, config: Config, products: Collection[str], observed: Mapping[str, smoothing.Observed]
+) -> onnx.ModelProto:
+    """Returns a copy of `model` with quantised embedding tables and products, which give one of `products`."""
+    quantized = onnx.ModelProto()
+    quantized.CopyFrom(model)
+    editor = GraphEditor(quantized)
+    for node in [node for node in quantized.graph.node if node.output[0] in products]:
         _quantize_product(editor, node, observed[node.input[0]], config)
     for node in [node for node in quantized.graph.node if node.op_type == "Gather"]:
         quantize_table(editor, node)
