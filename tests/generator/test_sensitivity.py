@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection
 from functools import partial
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_encoders import make, pairs, signature
 from tiny_training import change, write_examples, write_training
-from tritonpress_generator import cli, export
+from tritonpress_generator import cli, export, repository
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.graph import NO_MATERIAL, GraphMaterial, fuse, qdq, quantize
@@ -175,6 +176,8 @@ def test_a_build_measures_on_held_out_examples_until_they_change(
         assert cli.main(["build", str(recipe), "--out", str(tmp_path / "out")]) == 0
         files = [(path, path.read_text()) for path in (tmp_path / "out/recommendation/kept").glob("*.json")]
         (found,) = [(path, text) for path, text in files if '"left_out"' in text]
+        (noted,) = repository.read_manifest(tmp_path / "out", "recommendation")["graph"].values()
+        assert noted == json.loads(found[1])["value"]
         return found
 
     path, text = record()
