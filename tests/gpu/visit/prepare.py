@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -146,11 +145,8 @@ def for_tensorrt(path: Path, release: str) -> recipes.Recipe:
     text |= {"engine": {"tensorrt": {"release": release}}, "graph": [{"qdq": qdq_settings}]}
     text["serve"] |= {"lengths": borders, "max_batch_size": 32}
     text["serve"].pop("steps", None)
-    with tempfile.TemporaryDirectory() as folder:
-        changed = Path(folder) / path.name
-        changed.write_text(yaml.safe_dump(text), encoding="utf-8")
-        # What it names lies where it did.
-        return replace(recipes.load(changed), path=path)
+    # What it names lies where it did.
+    return recipes.of(text, path=path)
 
 
 class Recorded:
