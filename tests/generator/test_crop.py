@@ -163,7 +163,7 @@ def test_nothing_to_crop_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "give layers, vocabulary, positions or one_segment" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("task", ["question_answering", "recommendation"])
+@pytest.mark.parametrize("task", [pytest.param("question_answering", marks=pytest.mark.slow), "recommendation"])
 def test_build_serves_the_cropped_model_with_its_tokenizer(task: str, tmp_path: Path, trained: Any) -> None:
     recipe = trained(task, tmp_path)
     passes = [{"crop": {"layers": [0], "vocabulary": {}, "positions": 48}}, {"prune": {"ffn": 0.25, "round_to": 8}}]

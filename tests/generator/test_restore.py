@@ -27,7 +27,7 @@ PASSES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(scope="module", params=["classification", "question_answering"])
+@pytest.fixture(scope="module", params=["classification", pytest.param("question_answering", marks=pytest.mark.slow)])
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, trained: Any) -> tuple[str, Path]:
     """Returns a task, and a recipe whose passes were distilled into the folder `small` beside it."""
     folder = tmp_path_factory.mktemp("restore")

@@ -223,6 +223,7 @@ def test_what_the_gate_refuses_is_relaxed_until_it_passes(source: Path, tmp_path
     assert all(point.trial.candidate.graph == '["fuse"]' for point in found.points)
 
 
+@pytest.mark.slow
 def test_nothing_that_passes_is_the_verdict_no(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
