@@ -93,3 +93,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Path], P
         return Path(shutil.copytree(made[task], folder, dirs_exist_ok=True)) / "recipe.yaml"
 
     return copied
+
+
+@pytest.fixture(scope="module", params=["classification", "question_answering", "recommendation"])
+def trained_task(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    trained: Callable[[str, Path], Path],
+) -> tuple[str, Path]:
+    """A task, and the recipe of its trained checkpoint in a folder of the test's file."""
+    return request.param, trained(request.param, tmp_path_factory.mktemp(request.param))

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from tiny_sources import ADJECTIVES, NOUNS, items, write_checkpoint, write_jsonl, write_recipe
+from tritonpress_generator import recipe as recipes
+from tritonpress_generator.compression import Compressed, Material
 from tritonpress_generator.finetune import Finetuned, finetune
-from tritonpress_generator.training.distributed import World
+from tritonpress_generator.progress import Progress
+from tritonpress_generator.training.distributed import ALONE
+from tritonpress_generator.workload import Workload
 
 SETTINGS: dict[str, Any] = {
     "epochs": 4,
@@ -30,7 +33,6 @@ TASKS: dict[str, Any] = {
     "classification": "classification",
     "recommendation": {"recommendation": {"catalogue": "catalogue.jsonl", "top_k": 10}},
 }
-ALONE = World(0, 1, torch.device("cpu"))
 LORA = {"lora": {"rank": 8, "alpha": 16}}
 LEARNT = {"epochs": 10}
 """Enough for a classifier to learn something."""
@@ -134,3 +136,9 @@ def run(recipe: Path, out: Path | None = None) -> Finetuned:
 def of_written(recipe: Path, settings: dict[str, Any]) -> Path:
     """Returns `recipe` with what was trained by it as its checkpoint."""
     return change(recipe, checkpoint={"adapter": "out"} if "lora" in settings else {"source": "./out"})
+
+
+def material_of(recipe: Path, work: Path | None = None) -> tuple[Compressed, Material]:
+    """Returns a recipe's model as passes are given it, and what they may use; `work` is for their trainings."""
+    material = Workload.load(recipes.load(recipe), Progress(shown=False)).material(work=work)
+    return material.original, material

@@ -9,19 +9,14 @@ from typing import Any
 import pytest
 import tiny_encoders as tiny
 import torch
-from tiny_training import change, write_training
+from tiny_training import change, material_of, write_training
 from tokenizers import Tokenizer
 from tritonpress_generator import cli, repository
-from tritonpress_generator import recipe as recipes
-from tritonpress_generator.compression import Compressed, Material
+from tritonpress_generator.compression import Compressed
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.passes import crop
-from tritonpress_generator.progress import Progress
 from tritonpress_generator.structure import depth, keep_layers
-from tritonpress_generator.workload import Workload
 from tritonpress_server import TritonServer
-
-TASKS = ("classification", "question_answering", "recommendation")
 
 
 def answer(model: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -47,20 +42,8 @@ def test_layers_are_taken_out_and_put_back(family: str) -> None:
     assert torch.allclose(lower, upper, atol=1e-6) == (family == "albert")
 
 
-def loaded(recipe_path: Path) -> tuple[Compressed, Material]:
-    recipe = recipes.load(recipe_path)
-    workload = Workload.load(recipe, Progress(shown=False))
-    given = Compressed(workload.model, workload.tokenizer)
-    return given, Material(recipe, workload.checkpoint, given, recipe_path.parent)
-
-
-@pytest.fixture(scope="module", params=TASKS)
-def sources(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, trained: Any) -> tuple[str, Path]:
-    return request.param, trained(request.param, tmp_path_factory.mktemp("crop"))
-
-
-def test_layer_without_which_the_loss_is_the_lowest_goes(sources: tuple[str, Path]) -> None:
-    given, material = loaded(sources[1])
+def test_layer_without_which_the_loss_is_the_lowest_goes(trained_task: tuple[str, Path]) -> None:
+    given, material = material_of(trained_task[1])
     result = crop.apply(given, crop.Config(layers=1), material)
     (left,) = result.report["crop"]["layers"]
     features = material.features(given.tokenizer, 256)
@@ -75,8 +58,8 @@ def test_layer_without_which_the_loss_is_the_lowest_goes(sources: tuple[str, Pat
     assert depth(given.model) == 2
 
 
-def test_vocabulary_of_the_examples_leaves_their_answers(sources: tuple[str, Path]) -> None:
-    given, material = loaded(sources[1])
+def test_vocabulary_of_the_examples_leaves_their_answers(trained_task: tuple[str, Path]) -> None:
+    given, material = material_of(trained_task[1])
     result = crop.apply(given, crop.Config(vocabulary=crop.VocabularyConfig()), material)
     rows = result.model.get_input_embeddings().num_embeddings
     assert rows == result.tokenizer.get_vocab_size() == result.report["crop"]["vocabulary"]
@@ -97,7 +80,7 @@ def test_vocabulary_of_the_examples_leaves_their_answers(sources: tuple[str, Pat
 @pytest.mark.parametrize("family", ["roberta", "bert", "mpnet", "distilbert", "electra"])
 def test_positions_and_segments_of_a_family(family: str, tmp_path: Path) -> None:
     path = write_training(tmp_path, "recommendation")
-    given, material = loaded(change(path, serve={"max_length": 24}))
+    given, material = material_of(change(path, serve={"max_length": 24}))
     encoder = tiny.make(family, "own").encoder
     ids = torch.randint(5, 90, (2, 24), generator=torch.Generator().manual_seed(0))
     before = encoder(ids, torch.ones_like(ids)).last_hidden_state
@@ -109,7 +92,7 @@ def test_positions_and_segments_of_a_family(family: str, tmp_path: Path) -> None
 
 
 def test_padding_that_positions_are_counted_from_stays(tmp_path: Path) -> None:
-    given, material = loaded(write_training(tmp_path, "recommendation"))
+    given, material = material_of(write_training(tmp_path, "recommendation"))
     encoder = tiny.make("roberta", "own").encoder
     result = crop.apply(
         Compressed(encoder, given.tokenizer), crop.Config(vocabulary=crop.VocabularyConfig(most=3)), material
@@ -133,14 +116,14 @@ def test_padding_that_positions_are_counted_from_stays(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_sizes_are_refused(tmp_path: Path, config: dict[str, Any], message: str) -> None:
-    given, material = loaded(write_training(tmp_path, "recommendation"))
+    given, material = material_of(write_training(tmp_path, "recommendation"))
     with pytest.raises(InputError, match=message):
         crop.apply(given, crop.Config(**config), material)
 
 
-def test_segments_of_a_pair_are_kept(sources: tuple[str, Path]) -> None:
-    given, material = loaded(sources[1])
-    if sources[0] == "question_answering":
+def test_segments_of_a_pair_are_kept(trained_task: tuple[str, Path]) -> None:
+    given, material = material_of(trained_task[1])
+    if trained_task[0] == "question_answering":
         with pytest.raises(InputError, match="one_segment: question_answering reads QUESTION and CONTEXT as two"):
             crop.apply(given, crop.Config(one_segment=True), material)
     else:
@@ -148,7 +131,7 @@ def test_segments_of_a_pair_are_kept(sources: tuple[str, Path]) -> None:
 
 
 def test_vocabulary_needs_texts(tmp_path: Path) -> None:
-    given, material = loaded(change(write_training(tmp_path, "recommendation"), data=None))
+    given, material = material_of(change(write_training(tmp_path, "recommendation"), data=None))
     with pytest.raises(InputError, match="vocabulary: needs texts, got none; add 'data' or"):
         crop.apply(given, crop.Config(vocabulary=crop.VocabularyConfig()), material)
     (tmp_path / "corpus.txt").write_text("a red lamp for the garden\n")
@@ -168,7 +151,10 @@ def test_build_serves_the_cropped_model_with_its_tokenizer(task: str, tmp_path: 
     recipe = trained(task, tmp_path)
     passes = [{"crop": {"layers": [0], "vocabulary": {}, "positions": 48}}, {"prune": {"ffn": 0.25, "round_to": 8}}]
     change(
-        recipe, passes=passes, graph=["fuse", "quantize"], serve={"steps": "single" if task == TASKS[1] else "ensemble"}
+        recipe,
+        passes=passes,
+        graph=["fuse", "quantize"],
+        serve={"steps": "single" if task == "question_answering" else "ensemble"},
     )
     out = tmp_path / "out"
     assert cli.main(["build", str(recipe), "--out", str(out)]) == 0

@@ -16,31 +16,15 @@ import tiny_encoders as tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_training import change, write_training
+from tiny_training import change, material_of, write_training
 from tritonpress_generator import cli, repository
-from tritonpress_generator import recipe as recipes
-from tritonpress_generator.compression import Compressed, Material
 from tritonpress_generator.examples import collate
 from tritonpress_generator.passes import crop, distill, prune
-from tritonpress_generator.progress import Progress
 from tritonpress_generator.training import classification, loop, question_answering, recommendation
 from tritonpress_generator.training.distances import divergence
 from tritonpress_generator.training.distributed import ALONE
-from tritonpress_generator.workload import Workload
 
-TASKS = ("classification", "question_answering", "recommendation")
 QUICK: dict[str, Any] = {"epochs": 4, "batch_size": 8, "learning_rate": 2e-3, "precision": "fp32", "evaluations": 2}
-
-
-def loaded(recipe_path: Path, work: Path | None = None) -> tuple[Compressed, Material]:
-    recipe = recipes.load(recipe_path)
-    workload = Workload.load(recipe, Progress(shown=False))
-    return workload.material(recipe_path.parent).original, replace(workload.material(recipe_path.parent), work=work)
-
-
-@pytest.fixture(scope="module", params=TASKS)
-def sources(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, trained: Any) -> tuple[str, Path]:
-    return request.param, trained(request.param, tmp_path_factory.mktemp("distill"))
 
 
 @settings(deadline=None)
@@ -90,7 +74,7 @@ def test_distances_are_0_at_the_original_and_positive_elsewhere(temperature: flo
 
 @pytest.mark.parametrize("family", ["bert", "modernbert", "albert", "eurobert", "deberta-v2", "mpnet"])
 def test_original_has_nothing_to_learn(family: str, tmp_path: Path) -> None:
-    _, material = loaded(write_training(tmp_path, "recommendation"))
+    _, material = material_of(write_training(tmp_path, "recommendation"))
     encoder = tiny.make(family, "own").encoder
     original = replace(material.original, model=encoder)
     material = replace(material, original=original)
@@ -112,8 +96,8 @@ def test_original_has_nothing_to_learn(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}])
-def test_what_was_cut_is_nearer_to_the_original_afterwards(sources: tuple[str, Path], lora: Any) -> None:
-    original, material = loaded(sources[1])
+def test_what_was_cut_is_nearer_to_the_original_afterwards(trained_task: tuple[str, Path], lora: Any) -> None:
+    original, material = material_of(trained_task[1])
     cut = crop.apply(original, crop.Config(layers=1, vocabulary=crop.VocabularyConfig()), material)
     cut = prune.apply(cut, prune.Config(ffn=0.5, round_to=8, reconstruct=False), material)
     before = {name: tensor.clone() for name, tensor in cut.model.state_dict().items()}
@@ -135,8 +119,10 @@ def test_what_was_cut_is_nearer_to_the_original_afterwards(sources: tuple[str, P
     assert apart[1] < apart[0]
 
 
-def test_killed_training_goes_on(sources: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, material = loaded(sources[1], tmp_path / "work")
+def test_killed_training_goes_on(
+    trained_task: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, material = material_of(trained_task[1], tmp_path / "work")
     cut = prune.apply(original, prune.Config(ffn=0.5, round_to=8), material)
     config = distill.Config(**QUICK)
     whole = distill.apply(cut, config, replace(material, work=None)).model.state_dict()

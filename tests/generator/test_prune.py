@@ -12,20 +12,14 @@ import tiny_encoders as tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_training import change, write_training
+from tiny_training import change, material_of, write_training
 from tritonpress_generator import cli, repository
-from tritonpress_generator import recipe as recipes
-from tritonpress_generator.compression import Compressed, Material
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.importance import gradients, least_important
 from tritonpress_generator.passes import prune
-from tritonpress_generator.progress import Progress
 from tritonpress_generator.reconstruction import reconstruct
 from tritonpress_generator.structure import groups
-from tritonpress_generator.workload import Workload
 from tritonpress_server import TritonServer
-
-TASKS = ("classification", "question_answering", "recommendation")
 
 
 def batch(seed: int = 0, size: int = 6) -> dict[str, torch.Tensor]:
@@ -107,20 +101,8 @@ def test_what_is_left_is_nearer_to_the_original_after_it_is_solved_for(family: s
     assert (after - wanted).norm() < 0.8 * (before - wanted).norm()
 
 
-def loaded(recipe_path: Path) -> tuple[Compressed, Material]:
-    recipe = recipes.load(recipe_path)
-    workload = Workload.load(recipe, Progress(shown=False))
-    given_model = Compressed(workload.model, workload.tokenizer)
-    return given_model, Material(recipe, workload.checkpoint, given_model, recipe_path.parent)
-
-
-@pytest.fixture(scope="module", params=TASKS)
-def sources(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, trained: Any) -> tuple[str, Path]:
-    return request.param, trained(request.param, tmp_path_factory.mktemp("prune"))
-
-
-def test_pass_leaves_what_the_recipe_says(sources: tuple[str, Path]) -> None:
-    given_model, material = loaded(sources[1])
+def test_pass_leaves_what_the_recipe_says(trained_task: tuple[str, Path]) -> None:
+    given_model, material = material_of(trained_task[1])
     before = copy.deepcopy(given_model.model.state_dict())
     config = prune.Config(heads=0.25, ffn=0.5, round_to=8)
     result = prune.apply(given_model, config, material)
@@ -134,16 +116,16 @@ def test_pass_leaves_what_the_recipe_says(sources: tuple[str, Path]) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in given_model.model.state_dict().items())
 
 
-def test_pass_is_the_same_when_it_is_done_again(sources: tuple[str, Path]) -> None:
-    given_model, material = loaded(sources[1])
+def test_pass_is_the_same_when_it_is_done_again(trained_task: tuple[str, Path]) -> None:
+    given_model, material = material_of(trained_task[1])
     config = prune.Config(ffn=0.25, round_to=16)
     first, second = (prune.apply(given_model, config, material).model.state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5])
-def test_multiplications_are_taken_out_where_they_cost_the_least(sources: tuple[str, Path], share: float) -> None:
-    given_model, material = loaded(sources[1])
+def test_multiplications_are_taken_out_where_they_cost_the_least(trained_task: tuple[str, Path], share: float) -> None:
+    given_model, material = material_of(trained_task[1])
     report = prune.apply(given_model, prune.Config(flops=share, round_to=1, reconstruct=False), material).report[
         "prune"
     ]
@@ -159,8 +141,8 @@ def test_multiplications_are_taken_out_where_they_cost_the_least(sources: tuple[
         ({"flops": 0.99}, "flops must leave every layer a head and a neuron, 0.99 does not"),
     ],
 )
-def test_too_much_is_refused(sources: tuple[str, Path], config: dict[str, Any], message: str) -> None:
-    given_model, material = loaded(sources[1])
+def test_too_much_is_refused(trained_task: tuple[str, Path], config: dict[str, Any], message: str) -> None:
+    given_model, material = material_of(trained_task[1])
     with pytest.raises(InputError, match=message):
         prune.apply(given_model, prune.Config(**config), material)
 

@@ -16,10 +16,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-import torch
 import yaml
-from safetensors.torch import load_file, save_file
-from tiny_training import change, write_training
+from tiny_search import COARSE, DISTILL, PRUNE, QUICK, SPACE, copied, memorised, results, trained, without_times
 from tritonpress_generator import cli, repository
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.build import build
@@ -30,22 +28,6 @@ from tritonpress_generator.search.space import Candidate
 from tritonpress_generator.search.trials import costs
 from tritonpress_generator.workload import Workload
 
-QUICK: dict[str, Any] = {"objective": "size", "budget_minutes": 30, "proposals": 4, "rounds": 1, "slice_s": 0.01}
-SPACE: dict[str, Any] = {"layers": [2, 1], "ffn": [0.0, 0.5], "heads": [0.0, 0.5]}
-PRUNE: dict[str, Any] = {"ffn": 0.1, "round_to": 8, "samples": 40, "reconstruct": False}
-COARSE = {"fixed_point": {"bits": 8, "power_of_two_scales": True, "samples": 64}}
-"""What changes answers."""
-DISTILL: dict[str, Any] = {"epochs": 2, "batch_size": 8, "precision": "fp32", "evaluations": 1, "learning_rate": 2e-3}
-
-
-def trained(folder: Path, **settings: Any) -> Path:
-    """Returns the recipe of a search over a checkpoint that was trained."""
-    recipe = write_training(folder, "recommendation")
-    assert cli.main(["finetune", str(recipe), "--out", str(folder / "trained")]) == 0
-    gate = {"dataset": "test.jsonl", "metric": "ndcg@10", "keep": 0.5, "confidence": "point"}
-    graph = ["fuse", {"quantize": {"samples": 64}}]
-    return change(recipe, checkpoint={"source": "./trained"}, graph=graph, gate=gate, **settings)
-
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -53,40 +35,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(folder, passes=[{"prune": PRUNE}], search={**QUICK, "trials": 4, "space": SPACE})
 
 
-def memorised(folder: Path, **settings: Any) -> Path:
-    """Returns the recipe of a search over a model that answers what it was trained on; what is cut, it forgets."""
-    recipe = write_training(folder, "question_answering", epochs=80, evaluations=1)
-    change(recipe, data={"validation": ["train.json"]})
-    assert cli.main(["finetune", str(recipe), "--out", str(folder / "trained")]) == 0
-    gate = {"dataset": "train.json", "metric": "f1", "keep": 0.9, "confidence": "point"}
-    return change(recipe, checkpoint={"source": "./trained"}, graph=["fuse"], gate=gate, **settings)
-
-
 @pytest.fixture(scope="module")
 def found(source: Path) -> Found:
     """What a search in one go finds."""
     return search(source, source.parent / "out", work=source.parent / "work", progress=Progress(shown=False))
-
-
-def copied(source: Path, name: str, **settings: Any) -> Path:
-    """Returns a recipe of its own beside `source`."""
-    path = source.with_name(f"{name}.yaml")
-    path.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-    return change(path, **settings)
-
-
-def results(work: Path) -> list[dict[str, Any]]:
-    """Returns the lines of the state in `work`."""
-    (path,) = work.glob("search-*/against-*.jsonl")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def without_times(lines: list[dict[str, Any]]) -> list[Any]:
-    """Returns what of the state is the same again: not how long something took."""
-    timed = {"seconds", "throughput", "latency", "to_best"}
-    return [
-        (one["kind"], one["candidate"], {k: v for k, v in one["result"].items() if k not in timed}) for one in lines
-    ]
 
 
 def test_search_finds_a_front_and_builds_its_best(source: Path, found: Found) -> None:
@@ -221,83 +173,6 @@ def test_what_the_gate_refuses_is_relaxed_until_it_passes(source: Path, tmp_path
     assert excluded[0] == [sensitive[0]["result"]["layer"]]
     assert all(point.gate["agreement"] == 1 for point in found.points)
     assert all(point.trial.candidate.graph == '["fuse"]' for point in found.points)
-
-
-@pytest.mark.slow
-def test_nothing_that_passes_is_the_verdict_no(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = copied(
-        source,
-        "nothing",
-        gate={"dataset": "test.jsonl", "metric": "ndcg@10", "keep": 0.5, "agreement": 1.0, "confidence": "point"},
-        search={
-            **QUICK,
-            "trials": 1,
-            "space": {"layers": [1], "vocabulary": [False], "precisions": [["fuse", COARSE]]},
-        },
-    )
-    arguments = ["search", str(recipe), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
-    assert cli.main(arguments) == 1
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert re.match(
-        r"tritonpress search: search: none of \d candidates has passed the gate; .*nothing was written", error
-    )
-    assert not (tmp_path / "out").exists()
-    assert not recipe.with_name("nothing.search").exists()
-
-
-def test_budget_too_short_for_one_candidate_is_said_in_a_line(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = copied(source, "short", search={**QUICK, "budget_minutes": 0.001})
-    assert cli.main(["search", str(recipe), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert re.search(
-        r"short\.yaml: search\.budget_minutes must be at least [\d.e+]+ for one candidate on this machine, got 0\.001; "
-        r"raise it$",
-        error,
-    )
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("change_of", "message"),
-    [
-        ({"engine": {"tensorrt": {"release": "24.10"}}, "graph": ["qdq"]}, "tensorrt does not run on this machine"),
-        ({"data": None}, "must have 'data'; add it"),
-        ({"search": {"space": {"layers": [3]}}}, "search.space.layers must be at most 2 (the model's), got 3"),
-    ],
-)
-def test_input_at_fault_is_said_in_a_line(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change_of: dict[str, Any], message: str
-) -> None:
-    recipe = copied(source, "fault", **change_of)
-    if change_of.get("engine"):
-        change(recipe, serve={"lengths": "auto", "steps": "ensemble"})
-    assert cli.main(["search", str(recipe), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]) == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
-    assert not (tmp_path / "out").exists()
-
-
-def test_metric_that_is_no_number_is_said_in_a_line(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    checkpoint = tmp_path / "broken"
-    checkpoint.mkdir()
-    for path in (source.parent / "trained").iterdir():
-        if path.is_file():
-            (checkpoint / path.name).write_bytes(path.read_bytes())
-    weights = load_file(checkpoint / "model.safetensors")
-    name = next(name for name in weights if name.endswith("layer.1.output.dense.weight"))
-    weights[name] = torch.full_like(weights[name], 1e38)
-    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    recipe = copied(source, "broken", checkpoint={"source": str(checkpoint)})
-    assert cli.main(["search", str(recipe), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert re.match(
-        r"tritonpress search: search: the loss on the training examples must be finite, is not; check", error
-    )
 
 
 @pytest.mark.slow
