@@ -141,15 +141,20 @@ def test_search_that_is_done_is_read_again_without_computing(
 def test_what_misses_the_metric_is_relaxed_until_it_keeps_it(tmp_path: Path) -> None:
     space = {"layers": [2, 1], "heads": [0.0, 0.5], "ffn": [0.0, 0.9], "vocabulary": [False]}
     passes = [{"prune": {**PRUNE, "round_to": 1}}]
-    recipe = memorised(tmp_path, passes=passes, search={**QUICK, "trials": 2, "space": space})
+    recipe = memorised(tmp_path, passes=passes, search={**QUICK, "trials": 4, "space": space})
     found = search(recipe, tmp_path / "out", work=tmp_path / "work", progress=Progress(shown=False))
     scored = [line for line in results(tmp_path / "work") if line["kind"] == "score"]
     missed = [i for i, line in enumerate(scored) if line["result"]["score"] < found.floor]
     assert missed
-    tried, milder = (Candidate.of(line["candidate"]) for line in scored[missed[0] : missed[0] + 2])
-    most, *_ = costs(scored[missed[0]]["result"]["stages"])
-    assert most == "crop"
-    assert milder == replace(tried, layers=tried.layers + 1)
+    for i in missed:
+        tried, milder = (Candidate.of(line["candidate"]) for line in scored[i : i + 2])
+        # Which pass cost the most is this tiny model's; it is that one, and no other, of which there is less.
+        most, *_ = costs(scored[i]["result"]["stages"])
+        less = {
+            "crop": replace(tried, layers=tried.layers + 1),
+            "prune": replace(tried, ffn=0.0) if tried.ffn else replace(tried, heads=0.0),
+        }
+        assert milder == less[most]
     assert all(point.trial.score >= found.floor for point in found.points)
 
 
