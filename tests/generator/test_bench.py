@@ -90,6 +90,19 @@ def test_every_section_measures(
     assert all(size in printed for size in measured)
 
 
+def test_what_passes_made_is_timed_beside_the_model_without_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write(tmp_path, "classification", passes=[{"crop": {"layers": [0]}}], graph=["fuse", "quantize"])
+    out = tmp_path / "figures.json"
+    arguments = ["--only", "engine", "--rounds", "1", "--slice-s", "0.002", "--out", str(out)]
+    assert main([str(recipe), *arguments]) == 0
+    engines = list(dict.fromkeys(figure["engine"] for figure in json.loads(out.read_text())["engine"]))
+    assert engines == ["torch eager FP32", "ONNX Runtime FP32", "served engine without passes", "served engine"]
+    printed = capsys.readouterr().out
+    assert all(engine in printed for engine in engines)
+
+
 def test_bad_recipe_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none.yaml")]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections (default: all)")
     parser.add_argument("--rounds", type=int, default=15, help="how often each slice is repeated (default: 15)")
     parser.add_argument("--slice-s", type=float, default=0.3, help="length of one engine slice in s (default: 0.3)")
+    parser.add_argument("--data", type=Path, help="the folder of the passes' data files (default: the recipe's)")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     options = parser.parse_args(arguments)
     machine = f"{processor()}, {len(os.sched_getaffinity(0))} cores"
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     figures = {}
     try:
         with ExitStack() as stack:
-            bench = Bench(options.recipe, stack, rounds=options.rounds, slice_s=options.slice_s)
+            bench = Bench(options.recipe, stack, rounds=options.rounds, slice_s=options.slice_s, data=options.data)
             for section in options.only:
                 figures[section] = import_module(f"tritonpress_generator.bench.{section}").section(bench)
     except (GeneratorError, ServerError) as exc:

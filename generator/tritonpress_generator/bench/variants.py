@@ -31,14 +31,20 @@ class Bench:
     and not asked waits without using a core.
     """
 
-    def __init__(self, recipe_path: Path, stack: ExitStack, *, rounds: int, slice_s: float) -> None:
+    def __init__(
+        self, recipe_path: Path, stack: ExitStack, *, rounds: int, slice_s: float, data: Path | None = None
+    ) -> None:
         """Loads the recipe's workload.
 
         Args:
             recipe_path: The recipe.
             stack: Ends the server, and removes what was built.
             rounds: How often each slice is repeated.
+            data: The folder of what the recipe's passes train and measure on; default: the recipe's.
             slice_s: How long an engine's slice is; the others' are multiples of it.
+
+        Raises:
+            InputError: The recipe, the checkpoint or the data is at fault, or a pass cannot be applied.
         """
         self.rounds = rounds
         self.slice_s = slice_s
@@ -48,7 +54,12 @@ class Bench:
         recipe = recipes.load(recipe_path)
         # What is asked here may be longer than what a client may ask.
         recipe = replace(recipe, serve=recipe.serve.model_copy(update={"too_long": "cut"}))
-        self.workload = with_mixed_lengths(Workload.load(recipe, Progress()), folder / "samples.txt")
+        say = Progress()
+        # What a pass has learnt is there for all variants.
+        self._data, self._work = data, folder / "trained"
+        self.uncompressed = with_mixed_lengths(Workload.load(recipe, say), folder / "samples.txt")
+        passed = self.uncompressed.passed(self.uncompressed.material(data, self._work), say)
+        *_, self.workload = self.uncompressed, *(changed for _, _, changed in passed)
         self.recipe = self.workload.recipe
         self.texts = self.workload.samples()
         fp32 = tuple(stage for stage in recipe.graph if stage.word != "quantize")
@@ -73,15 +84,17 @@ class Bench:
     def forms(self, precision: str) -> dict[str, Form]:
         """Returns the model in every form of its lengths that it has."""
         if precision not in self._forms:
-            lengths = recipes.lengths_of("auto", self.recipe.engine, path=self.recipe.path)
-            variant = replace(self.recipe, graph=self.graphs[precision], lengths=lengths)
-            self._forms[precision] = compile_forms(variant, self.source)
+            self._forms[precision] = compile_forms(self._of_all_lengths(self.graphs[precision]), self.source)
         return self._forms[precision]
+
+    def uncompressed_forms(self) -> dict[str, Form]:
+        """Returns the model without the recipe's passes, with its graph passes, in every form."""
+        return compile_forms(self._of_all_lengths(self.recipe.graph), self.uncompressed.source())
 
     def built(self, precision: str, layout: str) -> Built:
         """Returns the variant's build; all layouts have the lengths that were measured for the first."""
         if (precision, layout) not in self._built:
-            built = build_recipe(self._variant(precision, layout), self.repository)
+            built = build_recipe(self._variant(precision, layout), self.repository, data=self._data, work=self._work)
             self._built[precision, layout] = built
             if precision not in self._lengths:
                 entry = built.manifest["lengths"]
@@ -107,6 +120,10 @@ class Bench:
                 load(self.server.grpc_url, model)
             self._served.add(name)
         return Messages(self.server.grpc_url, name, requests)
+
+    def _of_all_lengths(self, graph: tuple[Stage, ...]) -> Recipe:
+        lengths = recipes.lengths_of("auto", self.recipe.engine, path=self.recipe.path)
+        return replace(self.recipe, graph=graph, lengths=lengths)
 
     def _variant(self, precision: str, layout: str) -> Recipe:
         return replace(
