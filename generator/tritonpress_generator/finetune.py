@@ -26,6 +26,7 @@ from tritonpress_generator.recipe import Recipe, Stage
 from tritonpress_generator.trainable import Trainable
 from tritonpress_generator.training import loop
 from tritonpress_generator.training.distributed import ALONE, World
+from tritonpress_generator.training.settings import Precision
 
 _RESAMPLES = 1000
 Metrics = Callable[[NDArray[np.int64]], dict[str, float]]
@@ -75,7 +76,9 @@ def finetune(recipe_path: Path, out: Path, data: Path | None, world: World) -> F
     say.stage("scores of what is written")
     chosen = training.chosen()
     if world.writes:
-        written.write(out, training.trained, training.tokenizer, training.checkpoint, chosen)
+        precision: Precision = stage.config.lora.written if stage.config.lora else "fp16"
+        arguments = (training.trained, training.tokenizer, training.checkpoint, chosen)
+        written.write(out, *arguments, precision=precision)
     world.gather(None)  # so that it is there for all
     scores = training.scores(written.read_back(recipe, out, stage.config), chosen)
     if world.writes:

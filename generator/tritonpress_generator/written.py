@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +12,12 @@ import peft
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
+from tritonpress_generator.adapter_precision import in_fp8
 from tritonpress_generator.checkpoint import ADAPTER, POOLING, Checkpoint, resolve
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.recipe import CheckpointConfig, Recipe
 from tritonpress_generator.trainable import Trainable
-from tritonpress_generator.training.settings import FinetuneConfig
+from tritonpress_generator.training.settings import FinetuneConfig, Precision
 
 _SETTINGS = "tritonpress.json"
 
@@ -35,8 +37,16 @@ def check_folder(out: Path, config: FinetuneConfig) -> None:
         raise InputError(f"--out {out}: has {kind} ({wrong[0]}) of another training; remove it, or give another folder")
 
 
-def write(out: Path, trained: Trainable, tokenizer: Tokenizer, source: Checkpoint, chosen: Mapping[str, Any]) -> None:
-    """Writes the weights, an adapter's in FP16, with all that is needed to load them, and what was chosen beside them.
+def write(
+    out: Path,
+    trained: Trainable,
+    tokenizer: Tokenizer,
+    source: Checkpoint,
+    chosen: Mapping[str, Any],
+    *,
+    precision: Precision,
+) -> None:
+    """Writes the weights with all that is needed to load them, and what was chosen beside them.
 
     Args:
         out: The folder.
@@ -44,6 +54,7 @@ def write(out: Path, trained: Trainable, tokenizer: Tokenizer, source: Checkpoin
         tokenizer: Of a whole checkpoint; an adapter goes without.
         source: What was trained.
         chosen: By the names under which the task looks for it.
+        precision: Of an adapter; a whole checkpoint is in FP32.
     """
     if trained.adapted is None:
         trained.model.save_pretrained(out, safe_serialization=True)
@@ -53,25 +64,31 @@ def write(out: Path, trained: Trainable, tokenizer: Tokenizer, source: Checkpoin
             (out / POOLING).parent.mkdir(exist_ok=True)
             _write_json(out / POOLING, pooling)
     else:
-        write_adapter(out, trained.model, trained.adapted, source)
+        write_adapter(out, trained.model, trained.adapted, source, precision=precision)
     _write_json(out / _SETTINGS, chosen)
 
 
-def write_adapter(out: Path, model: Any, adapted: peft.PeftModel, source: Checkpoint) -> None:
-    """Writes an adapter in FP16, with the config of its model.
+def write_adapter(out: Path, model: Any, adapted: peft.PeftModel, source: Checkpoint, *, precision: Precision) -> None:
+    """Writes an adapter with the config of its model.
 
     Args:
         out: The folder, which is made if it is not there.
         model: What is adapted.
         adapted: The adapter.
         source: The checkpoint.
+        precision: Of the adapter; its head is in FP16.
     """
     out.mkdir(parents=True, exist_ok=True)
-    state = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    save_file({name: tensor.half().contiguous().cpu() for name, tensor in state.items()}, out / ADAPTER)
-    settings = adapted.peft_config["default"]
+    settings = copy.deepcopy(adapted.peft_config["default"])
     if not isinstance(settings, peft.LoraConfig):
         raise TypeError("the adapter must be LoRA's")
+    state = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    if precision == "fp8":
+        # peft says int, and computes with any number.
+        state, settings.lora_alpha = in_fp8(state, settings.lora_alpha)  # type: ignore[assignment]
+    else:
+        state = {name: tensor.half().cpu() for name, tensor in state.items()}
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, out / ADAPTER)
     settings.base_model_name_or_path = portable(source.source)
     settings.inference_mode = True
     # Sorted, since the order of a set is another in every process.

@@ -31,7 +31,7 @@ from tritonpress_generator.training import loop
 from tritonpress_generator.training.distances import divergence
 from tritonpress_generator.training.distributed import ALONE, World
 from tritonpress_generator.training.fake_quantization import fake_quantize
-from tritonpress_generator.training.settings import TrainingConfig
+from tritonpress_generator.training.settings import Precision, TrainingConfig
 from tritonpress_generator.written import write_adapter
 
 _OF_TOKENS = ("input_ids", "item_ids")
@@ -101,7 +101,10 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
         before = evaluate()[metric]
         job = loop.Trained(head, features, collate, lesson.losses, evaluate, metric, fingerprint)
         progress = loop.train(job, config, folder, material.world)
-        model = student.model if adapted is None else _as_written(given, student, adapted, material, folder / "adapter")
+        model = student.model
+        if config.lora is not None and adapted is not None:
+            written = config.lora.written
+            model = _as_written(given, student, adapted, material, folder / "adapter", written)
     report = {
         "metric": metric,
         "before": before,
@@ -131,11 +134,16 @@ def _student(given: Compressed, config: Config, material: Material) -> tuple[Com
 
 
 def _as_written(
-    given: Compressed, student: Compressed, adapted: peft.PeftModel, material: Material, folder: Path
+    given: Compressed,
+    student: Compressed,
+    adapted: peft.PeftModel,
+    material: Material,
+    folder: Path,
+    precision: Precision,
 ) -> Any:
-    """Returns the model with the adapter as it is restored from `folder`, into which it is written: in FP16."""
+    """Returns the model with the adapter as it is restored from `folder`, into which it is written."""
     if material.world.writes:
-        write_adapter(folder, student.model, adapted, material.checkpoint)
+        write_adapter(folder, student.model, adapted, material.checkpoint, precision=precision)
     material.world.gather(None)  # so that it is there for all
     return merged(copied(given).model, folder)
 

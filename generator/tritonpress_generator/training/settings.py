@@ -8,6 +8,8 @@ from pydantic import Field
 
 from tritonpress_generator.recipe import Settings
 
+Precision = Literal["fp16", "fp8"]
+
 
 class LoraConfig(Settings):
     """Low-rank adapters on every linear layer of the encoder. Source: Hu et al. 2022, "LoRA"."""
@@ -16,6 +18,8 @@ class LoraConfig(Settings):
     alpha: float = Field(default=32, gt=0)
     """The adapters' products are scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    written: Precision = "fp16"
+    """In what the adapter is written; `fp8` (E4M3) takes half the bytes and rounds each product's part by 3 %."""
 
 
 class TrainingConfig(Settings):
