@@ -1,0 +1,148 @@
+"""Writes what the demonstration's compressed models were trained, chosen and judged on, out of the public sets.
+
+.venv/bin/python docs/compression_data.py DATA OUT
+
+Classification: SEntFiN's training headlines but the last 600, which decide, and as many texts again of the first half
+of one and the second half of another, for which the original says what is to be learnt (more examples, as Jiao et al.
+2020 make for "TinyBERT"). Recommendation: pairs of English texts that belong together, none of them of SciFact, Online
+Retail or MovieTweetings, which judge, and the recipe, whose catalogue they are. Question answering: the training files
+as they are, 400 questions that decide, and 2,464 of XQuAD and of SQuADShifts' held-out reviews and posts that judge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import json
+import random
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+_HELD_OUT = ("eval_xquad", "dev_shifts_amazon_reviews", "dev_shifts_reddit")
+_RECIPES = Path(__file__).resolve().parents[1] / "generator" / "recipes"
+_DECIDING = 600
+_PAIRS_EACH = 4000
+_SEED = 0
+
+
+def main() -> None:
+    """Writes the files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="the folder of the public sets")
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    _classification(options.data, options.out)
+    _question_answering(options.data, options.out)
+    _recommendation(options.data, options.out)
+
+
+def _classification(data: Path, out: Path) -> None:
+    rows = _table(data / "classification" / "sentfin_train.tsv")
+    training, deciding = rows[:-_DECIDING], rows[-_DECIDING:]
+    generator = random.Random(_SEED)
+    halves = [(text.split(), label) for text, label in training]
+    joined = []
+    for words, label in halves:
+        other, _ = generator.choice(halves)
+        joined.append((" ".join(words[: (len(words) + 1) // 2] + other[len(other) // 2 :]), label))
+    _write_table(out / "sentfin_training.tsv", [*training, *joined])
+    _write_table(out / "sentfin_deciding.tsv", deciding)
+    shutil.copy(data / "classification" / "sentfin_dev.tsv", out)
+
+
+def _question_answering(data: Path, out: Path) -> None:
+    deciding: list[Any] = []
+    articles = _articles(data / "qa" / "dev_shifts_new_wiki.json.gz")
+    for number in range(max(len(article["paragraphs"]) for article in articles)):
+        for article in articles:
+            if number < len(article["paragraphs"]) and _questions(deciding) < 400:
+                deciding.append({"title": article["title"], "paragraphs": [article["paragraphs"][number]]})
+    _write_squad(out / "qa_deciding.json.gz", deciding)
+    _write_squad(out / "qa_held_out.json.gz", [a for file in _HELD_OUT for a in _articles(_qa(data, file))])
+    for path in sorted((data / "qa").glob("train_*.json.gz")):
+        shutil.copy(path, out)
+
+
+def _recommendation(data: Path, out: Path) -> None:
+    generator = random.Random(_SEED)
+    lines = (_RECIPES / "recommendation" / "catalogue.jsonl").read_text(encoding="utf-8").splitlines()
+    items = [json.loads(line) for line in lines]
+    pairs = [(item["title"], item["text"]) for item in items]
+    pairs += [(item["title"], f"{item['title']}. {item['text']}") for item in items]
+    for file in ("train_squad11_part", "train_shifts_new_wiki", "train_shifts_amazon_reviews", "train_shifts_reddit"):
+        found = [*_answered(_articles(_qa(data, file)))]
+        pairs += generator.sample(found, min(_PAIRS_EACH, len(found)))
+    for file in ("banking77_train.tsv", "sentfin_train.tsv"):
+        pairs += generator.sample([*_alike(_table(data / "classification" / file), generator)], 2000)
+    generator.shuffle(pairs)
+    deciding, training = pairs[:400], pairs[400:]
+    names = {text: f"T{number}" for number, text in enumerate(dict.fromkeys(text for _, text in pairs))}
+    _write_lines(out / "pairs_items.jsonl", [{"id": name, "title": "", "text": text} for text, name in names.items()])
+    for path, chosen in (("pairs_training.jsonl", training), ("pairs_deciding.jsonl", deciding)):
+        _write_lines(out / path, [{"query": query, "relevant": {names[text]: 1}} for query, text in chosen])
+    shutil.copy(_RECIPES / "distill" / "recommendation.yaml", out)
+    (out / "corpus.txt").write_text("\n".join(text for pair in pairs for text in pair), encoding="utf-8")
+
+
+def _answered(articles: Sequence[Any]) -> Iterator[tuple[str, str]]:
+    """Yields each question with the sentence that answers it."""
+    for paragraph in (paragraph for article in articles for paragraph in article["paragraphs"]):
+        context = paragraph["context"]
+        ends = [match.end() for match in re.finditer(r"[.!?]\s+", context)] + [len(context)]
+        for question in paragraph["qas"]:
+            start = question["answers"][0]["answer_start"]
+            end = next(end for end in ends if end > start)
+            first = max((other for other in ends if other <= start), default=0)
+            yield question["question"].strip(), context[first:end].strip()
+
+
+def _alike(rows: Sequence[tuple[str, str]], generator: random.Random) -> Iterator[tuple[str, str]]:
+    """Yields each text with another of its label."""
+    of_label = defaultdict(list)
+    for text, label in rows:
+        of_label[label].append(text)
+    for text, label in rows:
+        yield text, generator.choice(of_label[label])
+
+
+def _qa(data: Path, name: str) -> Path:
+    return data / "qa" / f"{name}.json.gz"
+
+
+def _articles(path: Path) -> list[Any]:
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        articles: list[Any] = json.load(file)["data"]
+        return articles
+
+
+def _questions(articles: Sequence[Any]) -> int:
+    return sum(len(paragraph["qas"]) for article in articles for paragraph in article["paragraphs"])
+
+
+def _table(path: Path) -> list[tuple[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return [(row["text"], row["label"]) for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
+
+
+def _write_table(path: Path, rows: Sequence[tuple[str, str]]) -> None:
+    lines = ["text\tlabel", *("\t".join(row) for row in rows)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _write_squad(path: Path, articles: Sequence[Any]) -> None:
+    content = json.dumps({"version": "1.1", "data": articles}).encode()
+    path.write_bytes(gzip.compress(content, mtime=0))
+
+
+def _write_lines(path: Path, records: Sequence[Any]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
