@@ -21,12 +21,7 @@ _FIRST_SEGMENT_TOKENS = 14
 
 def section(bench: Bench) -> Any:
     """Returns and prints sequences per second of the padded form, of torch and of ONNX Runtime."""
-    form = bench.forms(bench.own)["exact"]
-    engines = {
-        "torch eager FP32": bench.workload.baseline,
-        "ONNX Runtime FP32": form.fp32_infer,
-        "served engine": form.infer(bench.recipe.engine),
-    }
+    engines = compared(bench)
     rates = sequence_rates(engines, feeds(bench.source.calibration), bench.rounds, bench.slice_s)
     header = ["sequences/s", *(f"{batch}×{length}" for batch, length in SHAPES)]
     rows, figures = [], []
@@ -39,6 +34,16 @@ def section(bench: Bench) -> Any:
             figures.append({"engine": name, "shape": shape, "per_s": own, "ratio": ratio.tolist()})
     print(render(header, rows) + "\n", flush=True)
     return figures
+
+
+def compared(bench: Bench) -> dict[str, Infer]:
+    """Returns the engine in the padded form, and what it is compared with, first."""
+    form = bench.forms(bench.own)["exact"]
+    return {
+        "torch eager FP32": bench.workload.baseline,
+        "ONNX Runtime FP32": form.fp32_infer,
+        "served engine": form.infer(bench.recipe.engine),
+    }
 
 
 def feeds(sequences: Sequences) -> list[dict[str, Array]]:
