@@ -30,18 +30,19 @@ from tritonpress_generator.table import render
 from tritonpress_generator.workload import Workload
 
 
-def quantized(form: forms.Form, source: forms.Source, max_drop: float | None) -> dict[str, onnx.ModelProto]:
+def quantized(form: forms.Form, source: forms.Source, keep: float | None) -> dict[str, onnx.ModelProto]:
     """Returns the graphs in INT8, by name; says how long each took and what it leaves in FP32."""
     samples = [feed for _, feed in alone(source.calibration)]
     engine = recipes.Stage("openvino", openvino, openvino.Config())
-    material = GraphMaterial(score=lambda graph: source.score(replace(form, model=graph).infer(engine)))
+    score = lambda graph: source.score(replace(form, model=graph).infer(engine))  # noqa: E731
+    material = GraphMaterial(score=score, held_out=source.held_out)
     ways: dict[str, tuple[Any, Any]] = {
         "qdq INT8": (qdq, qdq.Config()),
         "NNCF INT8": (nncf, nncf.Config()),
         "NNCF INT8, no smoothing": (nncf, nncf.Config(smooth_quant_alpha=None)),
     }
-    if max_drop is not None:
-        ways[f"NNCF INT8, max_drop {max_drop:g}"] = (nncf, nncf.Config(max_drop=max_drop))
+    if keep is not None:
+        ways[f"NNCF INT8, keep {keep:g}"] = (nncf, nncf.Config(keep=keep))
     graphs = {}
     for name, (module, config) in ways.items():
         began = time.monotonic()
@@ -58,15 +59,15 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--slice-s", type=float, default=0.3)
-    parser.add_argument("--data", type=Path, help="folder of the recipe's `data`, for --max-drop")
-    parser.add_argument("--max-drop", type=float, help="accuracy control: how far below FP32's the metric may be")
+    parser.add_argument("--data", type=Path, help="folder of the recipe's `data`, for --keep")
+    parser.add_argument("--keep", type=float, help="accuracy control: the share of FP32's metric that must be kept")
     options = parser.parse_args()
     recipe = recipes.load(options.recipe)
     recipe = replace(recipe, lengths=recipes.lengths_of("exact", recipe.engine, path=options.recipe))
     workload = Workload.load(recipe, Progress())
     source = workload.source(material=workload.material(options.data) if options.data else None)
     form = forms.compile_forms(recipe, source)["exact"]
-    graphs = {"as it chooses": form.fp32, **quantized(form, source, options.max_drop)}
+    graphs = {"as it chooses": form.fp32, **quantized(form, source, options.keep)}
     engines: dict[str, Infer] = {
         "torch eager FP32": workload.baseline,
         "ONNX Runtime INT8 (served engine)": form.infer(recipe.engine),

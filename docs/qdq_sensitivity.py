@@ -14,14 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import onnx
-from tritonpress_generator import forms
+from tritonpress_generator import forms, sensitivity
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.answering import alone
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.graph import GraphMaterial, qdq
 from tritonpress_generator.kept import Kept
 from tritonpress_generator.progress import Progress
-from tritonpress_generator.table import render
 from tritonpress_generator.workload import Workload
 
 
@@ -51,12 +50,7 @@ def main() -> None:
         kept.save()
         values = [json.loads(path.read_text(encoding="utf-8"))["value"] for path in Path(folder).glob("*.json")]
         (record,) = [value for value in values if "left_out" in value]
-    left_out = record["left_out"]
-    rows = [[name, f"{error:.4f}", "left out" if name in left_out else ""] for name, error in record["errors"].items()]
-    print(render(["part", "error", ""], rows))
-    counted = sorted(record["metrics"].items(), key=lambda item: int(item[0]))
-    rows = [["all", f"{record['unquantized']:.4f}"], *([count, f"{metric:.4f}"] for count, metric in counted)]
-    print(render(["left out", "held-out metric"], rows))
+    print(sensitivity.table(record))
     print(workload.metrics(workload.answers(session_infer(graph.SerializeToString()))))
 
 

@@ -119,7 +119,9 @@ def signature(model: torch.nn.Module) -> Signature:
 
 def asked(gives: Signature, form: str = "exact", *, borders: tuple[int, ...] = ()) -> Asked:
     """Returns what an engine of one of these models is asked."""
-    return Asked("tiny", gives, form, max_batch_size=8, max_length=48, borders=borders, lengths=(4, 12, 12, 30))
+    return Asked(
+        "tiny", gives, form, native=True, max_batch_size=8, max_length=48, borders=borders, lengths=(4, 12, 12, 30)
+    )
 
 
 def feed(lengths: list[int], seed: int = 0) -> dict[str, Array]:

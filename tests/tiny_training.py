@@ -124,7 +124,7 @@ def change(recipe: Path, **settings: Any) -> Path:
     data = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     for name, value in settings.items():
         merged = name in {"data", "finetune", "checkpoint", "serve"} and value
-        data[name] = {**data[name], **value} if merged else value
+        data[name] = {**data.get(name, {}), **value} if merged else value
     recipe.write_text(yaml.safe_dump(data), encoding="utf-8")
     return recipe
 

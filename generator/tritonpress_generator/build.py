@@ -115,7 +115,8 @@ def build_recipe(
         rows += chosen.rows
 
         say.stage(f"repository {out}")
-        manifest = _manifest(workload, form, rows, chosen) | {"lengths": lengths_entry, "passes": passes}
+        manifest = _manifest(workload, form, rows, chosen)
+        manifest |= {"lengths": lengths_entry, "passes": passes, "calibration": source.calibrated_on}
         parts = Parts(
             recipe=recipe,
             lengths=form.lengths,

@@ -112,6 +112,7 @@ def _work(options: argparse.Namespace) -> Path:
 
 
 def _build(recipe: Path, out: Path, data: Path | None, work: Path) -> None:
+    from tritonpress_generator import calibration_texts, sensitivity
     from tritonpress_generator.build import LATENCY_TOKENS, build
     from tritonpress_generator.plans import pending
     from tritonpress_generator.repository import size_bytes
@@ -131,8 +132,13 @@ def _build(recipe: Path, out: Path, data: Path | None, work: Path) -> None:
         for row in built.rows
     ]
     print(render(header, rows))
+    for word, done in built.manifest["graph"].items():
+        if "errors" in done:
+            print(f"\n{word}: what each part costs\n{sensitivity.table(done)}\n")
     print(gate_line(built.manifest["gate"]))
     print(lengths_line(built.manifest["lengths"]))
+    if line := calibration_texts.seen_line(built.manifest["calibration"]):
+        print(line)
     if line := zeros_line(built.manifest):
         print(line)
     share = size_bytes(built.manifest) / first.size_bytes

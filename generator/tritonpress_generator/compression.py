@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from tritonpress_generator.checkpoint import Checkpoint
 from tritonpress_generator.errors import InputError
-from tritonpress_generator.examples import Examples, answered, collate
+from tritonpress_generator.examples import Examples, answered, collate, named
 from tritonpress_generator.export import torch_infer
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.recipe import Recipe
@@ -129,10 +129,10 @@ class Material:
         """Returns what says all that `score` depends on beside the model: the recipe, settings, held-out files.
 
         Raises:
-            InputError: They cannot be read.
+            InputError: There are none, or they cannot be read.
         """
         digest = hashlib.sha256(self.recipe.text.encode() + repr(self.settings).encode())
-        for file in self.recipe.data.validation if self.recipe.data else ():
+        for file in named(self.recipe).validation:
             path = self.folder / file
             try:
                 digest.update(path.read_bytes())

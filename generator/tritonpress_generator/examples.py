@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array, Infer
-from tritonpress_generator.recipe import Recipe
+from tritonpress_generator.recipe import DataConfig, Recipe
 from tritonpress_generator.signature import Signature
 from tritonpress_generator.training.distributed import World
 from tritonpress_generator.training.loop import Feature
@@ -40,9 +40,7 @@ class Examples:
         Raises:
             InputError: The recipe names none, or a file is missing or wrong.
         """
-        module, config, data = recipe.finetune.module, recipe.finetune.config, recipe.data
-        if data is None:
-            raise InputError(f"{recipe.path}: must have 'data'; add it, with train and validation files")
+        module, config, data = recipe.finetune.module, recipe.finetune.config, named(recipe)
         for file in (*data.train, *data.validation, *data.test):
             if not (folder / file).is_file():
                 raise InputError(f"data: {folder} must have the file {file}, has not; give its folder with --data")
@@ -52,6 +50,17 @@ class Examples:
         )
         scored = {file: module.load([folder / file], recipe) for file in (*data.validation, *data.test)}
         return cls(training, held_out, scored)
+
+
+def named(recipe: Recipe) -> DataConfig:
+    """Returns the recipe's `data`.
+
+    Raises:
+        InputError: It has none.
+    """
+    if recipe.data is None:
+        raise InputError(f"{recipe.path}: must have 'data'; add it, with train and validation files")
+    return recipe.data
 
 
 def answered(

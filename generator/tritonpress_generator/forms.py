@@ -48,7 +48,9 @@ class Source:
     infer: Infer
     """That in torch, FP32, which every form is held to."""
     calibration: Sequences
-    """Of the task's texts."""
+    """Of texts of the task."""
+    calibrated_on: dict[str, Any]
+    """Which texts these are, for the manifest."""
     samples: Sequences
     """Of what will be asked."""
     score: Callable[[Infer], float]
@@ -168,6 +170,7 @@ def _compile(recipe: Recipe, lengths: Stage, source: Source, others: Mapping[str
         workload=recipe.name,
         signature=signature,
         form=lengths.word,
+        native=recipe.layout.module.NATIVE,
         max_batch_size=recipe.serve.max_batch_size,
         max_length=recipe.serve.max_length,
         borders=tuple(own.get("borders", ())),

@@ -53,6 +53,36 @@ def quantize_symmetric(
     return codes.astype(np.int8 if largest_code <= INT8_MAX else np.int16), scale.reshape(-1)
 
 
+def quantize_blocks(
+    weight: NDArray[np.float32], *, bits: int, block_size: int, symmetric: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:
+    """Returns unsigned codes of a matrix whose rows are divided into blocks, with a scale and a zero point for each.
+
+    Args:
+        weight: FP32 `(rows, columns)`.
+        bits: Of a code, at most 8.
+        block_size: The rows of a block; the last one is filled up with the code of 0.
+        symmetric: Whether the zero point is the middle of the codes; else it is where the block's range wants it.
+
+    Returns:
+        Codes `(columns, blocks, block_size)`, scales and zero points `(columns, blocks)`.
+    """
+    rows, columns = weight.shape
+    filled = np.pad(weight, ((0, -rows % block_size), (0, 0)))
+    blocks = np.ascontiguousarray(filled.T).reshape(columns, -1, block_size)
+    most, middle = 2**bits - 1, 2 ** (bits - 1)
+    if symmetric:
+        scales = symmetric_scale(np.abs(blocks).max(-1), middle - 1)
+        zero_points = np.full(scales.shape, middle, np.uint8)
+    else:
+        low, high = np.minimum(blocks.min(-1), 0), np.maximum(blocks.max(-1), 0)
+        # Halves, since the whole range of two large numbers may be beyond FP32.
+        scales = symmetric_scale(high / 2 - low / 2, most) * np.float32(2)
+        zero_points = np.clip(np.round(-low / scales), 0, most).astype(np.uint8)
+    codes = np.round(blocks / scales[..., None]) + zero_points[..., None]
+    return np.clip(codes, 1 if symmetric else 0, most).astype(np.uint8), scales, zero_points
+
+
 def symmetric_scale(largest: NDArray[Any], largest_code: int, *, power_of_two: bool = False) -> NDArray[np.float32]:
     """Returns the scales by which magnitudes of up to `largest` have codes of up to `largest_code`, 0 being 0."""
     scale: NDArray[np.float32] = np.maximum(largest / largest_code, _SMALLEST_SCALE).astype(np.float32)

@@ -17,9 +17,10 @@ import numpy as np
 import onnx
 
 from tritonpress_generator.engines.onnxruntime import session_infer
-from tritonpress_generator.errors import InputError
+from tritonpress_generator.errors import GateError
 from tritonpress_generator.graph import GraphMaterial
 from tritonpress_generator.infer import Array
+from tritonpress_generator.table import render
 
 _TEXTS = 16
 """On which a part's error is measured."""
@@ -47,7 +48,8 @@ class Measured:
             where: The graph pass, for the message.
 
         Raises:
-            InputError: There are no held-out examples, or the metric holds with none of the parts.
+            InputError: There are no held-out examples.
+            GateError: The metric holds with none of the parts.
         """
         key = f"{key} {self.material.held_out()}"
         record = self.material.kept.get(key)
@@ -58,13 +60,13 @@ class Measured:
         return self._nodes(record["left_out"])
 
     def record(self, keep: float, *, where: str) -> dict[str, Any]:
-        """Returns `errors` by part, the worst first, `metrics` by how many are left out, and which are: `left_out`.
+        """Returns `errors` by part, `metrics` by how many are left out, and which are: `left_out`, the worst first.
 
         Raises:
-            InputError: As `left_out`.
+            InputError: As `left_out`; likewise GateError.
         """
         errors = self.errors()
-        order = list(errors)
+        order = sorted(errors, key=errors.__getitem__, reverse=True)
         unquantized = self.material.score(self.model)
         metrics: dict[str, float] = {}
 
@@ -78,15 +80,15 @@ class Measured:
             middle = (fewest + most) // 2
             fewest, most = (fewest, middle) if holds(middle) else (middle + 1, most)
         if most == len(order):
-            raise InputError(
+            raise GateError(
                 f"{where}: keep: must leave a part to quantise, {keep:g} of the metric's {unquantized:.4f} on held-out "
-                f"examples leaves none of {len(order)} (all quantised: {metrics['0']:.4f}); lower it, or leave {where} "
-                "out"
+                f"examples leaves none of {len(order)} (all quantised: {metrics['0']:.4f})",
+                f"lower it, or leave {where} out",
             )
         return {"errors": errors, "unquantized": unquantized, "metrics": metrics, "left_out": order[:most]}
 
     def errors(self) -> dict[str, float]:
-        """Returns how far the outputs move when a part alone is quantised, relative to their size, the worst first."""
+        """Returns how far the outputs move when a part alone is quantised, relative to their size."""
         step = max(1, len(self.samples) // _TEXTS)
         texts = self.samples[::step][:_TEXTS]
         expected = _answers(self.model, texts)
@@ -95,10 +97,36 @@ class Measured:
             others = self._nodes([other for other in self.parts if other != name])
             answers = _answers(self.made(others), texts)
             found[name] = float(np.sqrt(np.mean([_relative(answers[k], expected[k]) for k in expected])))
-        return dict(sorted(found.items(), key=lambda item: -item[1]))
+        return found
 
     def _nodes(self, parts: Sequence[str]) -> list[str]:
         return [name for part in parts for name in self.parts[part]]
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """Returns what was measured as text: parts' errors in the order of the flow, the metric by how many are left out.
+
+    Args:
+        record: As `Measured.record` gives it, and the manifest has it.
+    """
+    left_out = record["left_out"]
+    worst = max(record["errors"].values())
+    parts = [
+        [name, f"{error:.4f}", ("█" * round(20 * error / worst if worst else 0)).ljust(20), _mark(name in left_out)]
+        for name, error in record["errors"].items()
+    ]
+    counted = sorted(record["metrics"].items(), key=lambda item: int(item[0]))
+    metrics = [[count, f"{metric:.4f}"] for count, metric in (("all", record["unquantized"]), *counted)]
+    return "\n".join(
+        [
+            render(["quantised alone", "error", "", ""], parts),
+            render(["left out", "held-out metric"], metrics),
+        ]
+    )
+
+
+def _mark(is_left_out: bool) -> str:
+    return "left out" if is_left_out else ""
 
 
 def _answers(model: onnx.ModelProto, texts: Sequence[dict[str, Array]]) -> dict[str, Array]:

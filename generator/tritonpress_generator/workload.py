@@ -10,8 +10,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from tritonpress_generator import export
-from tritonpress_generator.answering import Answers, Encoder, Texts, asked, encoded, make_encoder, thinned
+from tritonpress_generator import calibration_texts, export
+from tritonpress_generator.answering import Answers, Encoder, Texts, asked, encoded, make_encoder
 from tritonpress_generator.checkpoint import Checkpoint, resolve
 from tritonpress_generator.compression import Compressed, Material
 from tritonpress_generator.errors import InputError
@@ -23,7 +23,6 @@ from tritonpress_generator.progress import Progress
 from tritonpress_generator.recipe import Recipe, Stage
 from tritonpress_generator.scores import AGREEMENT, Scorer, Scores, means
 from tritonpress_generator.signature import Signature
-from tritonpress_generator.steps.tokenizer.texts import InvalidTextError
 
 
 @dataclass(frozen=True)
@@ -129,28 +128,30 @@ class Workload:
         Raises:
             InputError: The recipe's samples cannot be read, or one of them not be served.
         """
-        return _samples(self.recipe, self.encoder, self.data)
+        return calibration_texts.samples(self.recipe, self.encoder, self.data)
 
     def source(self, kept: Kept = NOTHING, material: Material | None = None) -> Source:
         """Returns what the forms of the model are made of.
 
         Args:
             kept: What earlier builds have computed.
-            material: Has labelled examples for graph passes that measure on them; default: the recipe's folder has.
+            material: Has labelled examples for graph passes, to calibrate and to measure on; default: the recipe's
+                folder has.
 
         Raises:
-            InputError: As `samples`, or a text of the data cannot be served.
+            InputError: As `samples`, or there are too few texts to calibrate on, or one of them cannot be served.
         """
         samples = encoded(self.encoder, self.samples())
-        calibration = encoded(self.encoder, thinned(self.data.calibration))
         material = material or self.material()
+        calibration = calibration_texts.choose(self.recipe, self.encoder, self.data, material.folder)
         score = partial(material.score, tokenizer=self.tokenizer)
         return Source(
             self.checkpoint,
             self.tokenizer,
             self.model,
             self.infer,
-            calibration,
+            calibration.sequences,
+            calibration.entry,
             samples,
             score,
             material.held_out_hash,
@@ -167,33 +168,6 @@ def scores_of(recipe: Recipe, data: Any, answers: Answers, baseline: Answers | N
         return Scores(scorer, count)
     agreement = means({AGREEMENT: task.agreement(data, answers, baseline)})
     return Scores(lambda rows: scorer(rows) | agreement(rows), count)
-
-
-def _samples(recipe: Recipe, encoder: Encoder, data: Any) -> Texts:
-    """Returns texts that stand for what will be asked: the recipe's, else the task's."""
-    if recipe.serve.samples is None:
-        samples: Texts = data.samples
-        return samples
-    path = recipe.file(recipe.serve.samples)
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as exc:
-        raise InputError(f"{path}: cannot be read ({exc}); correct serve.samples in the recipe") from exc
-    if not lines:
-        raise InputError(f"{path}: must have at least one text, got none; serve.samples has one a line")
-    names = recipe.task.module.INPUTS
-    rows = [line.split("\t") if len(names) > 1 else [line] for line in lines]
-    for number, row in enumerate(rows, start=1):
-        if len(row) != len(names):
-            raise InputError(
-                f"{path}: text {number} must have {' and '.join(names)} with a tab between them, has {len(row)} parts; "
-                "correct the line"
-            )
-        try:
-            encoder.encode(*([text.encode()] for text in row))
-        except InvalidTextError as exc:
-            raise InputError(f"{path}: text {number} {exc}") from exc
-    return dict(zip(names, (list(column) for column in zip(*rows, strict=True)), strict=True))
 
 
 def check_length(max_length: int, encoder: Any, *, where: str) -> None:

@@ -64,10 +64,10 @@ def test_measure_finds_the_faster_of_two() -> None:
 
 
 def test_samples_of_the_recipe_decide_the_borders(sources: Path, tmp_path: Path) -> None:
-    (sources / "samples.txt").write_text("lamp\n" + "red lamp\n" * 3 + "\n" + "lamp " * 30 + "\n")
+    (sources / "samples.txt").write_text(2 * ("lamp\n" + "red lamp\n" * 3 + "\n" + "lamp " * 30 + "\n"))
     recipe = write_recipe(sources, serve=serve(lengths={"buckets": {"count": 2}}, samples="samples.txt"))
     manifest = build(recipe, tmp_path / "out").manifest
-    assert manifest["lengths"]["samples"] == 5
+    assert manifest["lengths"]["samples"] == 10
     assert manifest["lengths"]["padding"] == pytest.approx(1 / 48)
     (settings,) = (tmp_path / "out").glob("*/1/settings.json")
     assert json.loads(settings.read_text())["batching"]["borders"] == [4, 32, 48]
@@ -79,6 +79,16 @@ def test_samples_of_the_recipe_decide_the_borders(sources: Path, tmp_path: Path)
         (lambda s: None, {"samples": "none.txt"}, "none.txt: cannot be read"),
         (lambda s: (s / "x.txt").write_text(" \n"), {"samples": "x.txt"}, "must have at least one text, got none"),
         (lambda s: (s / "x.txt").write_text("lamp\n\x07\n"), {"samples": "x.txt"}, r"x.txt: text 2 must have text"),
+        (
+            lambda s: (s / "x.txt").write_text("a\tlamp\n"),
+            {"samples": "x.txt"},
+            "QUERY alone, without tabs, has 2 parts",
+        ),
+        (
+            lambda s: (s / "x.txt").write_text("lamp\n" * 7),
+            {"samples": "x.txt"},
+            "at least 8 texts, serve.samples has 7",
+        ),
         (lambda s: None, {"lengths": [16, 40]}, r"serve\.lengths: must be ascending and end with serve\.max_length"),
         (lambda s: None, {"lengths": {"ragged": {"max_tokens": 100}}}, "must have room for 384 tokens .* got max_tok"),
         (lambda s: None, {"steps": "sinlge"}, "serve.steps: unknown word 'sinlge'; did you mean 'single'"),

@@ -5,30 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from nncf_graphs import FP32, SAMPLES, Metric, in_fp32, quantized, worst
 from tiny_encoders import make, pairs, signature
 from tiny_sources import write_task
 from tiny_training import LEARNT, change, of_written, run, write_training
-from tritonpress_generator import accuracy_control, cli, export, repository
+from tritonpress_generator import cli, export, repository
 from tritonpress_generator.engines import onnxruntime, onnxruntime_gpu, tensorrt
 from tritonpress_generator.errors import GateError, InputError
 from tritonpress_generator.graph import GraphMaterial, fuse, nncf
 from tritonpress_generator.infer import Array
-from tritonpress_generator.kept import Kept
-from tritonpress_generator.onnx_graph import (
-    GraphEditor,
-    normalized,
-    with_own_vectors,
-)
-from tritonpress_generator.quantized_pairs import described, folded, reading_pairs, rebuilt
+from tritonpress_generator.kept import NOTHING, Kept
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,104 +32,56 @@ def int8() -> onnx.ModelProto:
     return quantized()
 
 
-def test_accuracy_control_takes_as_little_fp32_as_the_metric_needs(int8: onnx.ModelProto) -> None:
+def material(metric: Metric, kept: Kept = NOTHING, **more: Any) -> GraphMaterial:
+    return GraphMaterial(kept, metric, held_out=lambda: "these", **more)
+
+
+def test_worst_products_go_back_to_fp32_until_the_metric_is_kept(int8: onnx.ModelProto, tmp_path: Path) -> None:
     metric = Metric()
-    limit = 1 - 40 * worst(int8)
+    keep = 1 - 40 * worst(int8)
     notes: list[dict[str, Any]] = []
-    graph = quantized(GraphMaterial(score=metric, note=notes.append), max_drop=1 - limit)
-    assert metric(graph) >= limit > metric(int8)
-    reverted = set(in_fp32(graph)) - set(in_fp32(int8))
-    assert 0 < len(reverted) < 12
-    before = with_own_vectors(normalized(FP32))
-    names = nncf._quantised(GraphEditor(before), nncf.Config())
-    whole = nncf._Control(rebuilt(chosen_by_nncf(before, names), before), before, names, GraphMaterial())
-    products = reading_pairs(whole._quantized, before, names)
-    kept = [name for name in products if name not in reading_pairs(graph, before, names)]
-    assert kept
+    kept = Kept(tmp_path)
+    graph = quantized(material(metric, kept, note=notes.append), keep=keep)
+    assert metric(graph) >= keep > metric(int8)
     (note,) = notes
-    assert (note["int8"], sorted(note["in_fp32"])) == (len(products) - len(kept), sorted(kept))
-    # One of them in INT8 again, and the metric is missed.
-    for name in kept:
-        assert metric(folded(whole._undone([other for other in kept if other != name]))) < limit
+    back = set(in_fp32(graph)) - set(in_fp32(int8))
+    assert 0 < len(note["left_out"]) < 12
+    assert back == {name for name in note["left_out"] if "MatMul" in name}
+    worst_first = sorted(note["errors"], key=note["errors"].__getitem__, reverse=True)
+    assert note["left_out"] == worst_first[: len(note["left_out"])]
+    # With one fewer in FP32 the metric was missed.
+    assert note["metrics"].get(str(len(note["left_out"]) - 1), 0) < keep
+
+    kept.save()
+    again = Metric()
+    assert quantized(material(again, Kept(tmp_path)), keep=keep).SerializeToString() == graph.SerializeToString()
+    assert again.asked == 0
 
 
-def chosen_by_nncf(before: onnx.ModelProto, names: Sequence[str]) -> dict[str, object]:
-    return described(nncf._calibrated(nncf._nncf(), before, names, nncf.Config(), SAMPLES), before)
-
-
-def test_accuracy_control_finds_the_one_product_that_matters() -> None:
-    """A metric that wants one product in FP32, and that not what harms the answers most, gets that one alone."""
-    for wanted in ("layer.0/output/dense/MatMul", "layer.1/attention/self/value/MatMul"):
-
-        def metric(graph: onnx.ModelProto, wanted: str = wanted) -> float:
-            return float(any(name.endswith(wanted) for name in in_fp32(graph)))
-
-        graph = quantized(GraphMaterial(score=metric), max_drop=0.0)
-        names = [name for name in in_fp32(graph) if "self/MatMul" not in name]
-        assert [name.endswith(wanted) for name in names] == [True]
-
-
-def test_accuracy_control_leaves_what_is_good_enough(int8: onnx.ModelProto) -> None:
+def test_nothing_goes_back_where_int8_is_good_enough(int8: onnx.ModelProto) -> None:
     metric = Metric()
-    assert quantized(GraphMaterial(score=metric), max_drop=1.0).SerializeToString() == int8.SerializeToString()
+    assert quantized(material(metric), keep=0.01).SerializeToString() == int8.SerializeToString()
     assert metric.asked == 2
 
-    def at_the_limit(graph: onnx.ModelProto) -> float:
-        return 0.7 if any(node.op_type == "QuantizeLinear" for node in graph.graph.node) else 0.8
 
-    assert quantized(GraphMaterial(score=at_the_limit), max_drop=0.1).SerializeToString() == int8.SerializeToString()
-
-
-def test_accuracy_control_refuses_where_nothing_may_be_int8() -> None:
-    with pytest.raises(GateError, match=r"must be at least 1.0000 \(1.0000 in FP32, max_drop 0\), is 0\.") as raised:
-        quantized(GraphMaterial(score=Metric()), max_drop=0.0)
+def test_status_is_1_where_nothing_may_be_int8() -> None:
+    with pytest.raises(
+        GateError, match=r"nncf: keep: must leave a part to quantise, 1 of the metric's 1.0000"
+    ) as raised:
+        quantized(material(Metric()), keep=1.0)
     assert raised.value.exit_status == 1
     assert "\n" not in str(raised.value)
 
 
-def test_choice_is_kept_and_measured_again(tmp_path: Path, int8: onnx.ModelProto) -> None:
-    kept, metric = Kept(tmp_path), Metric()
-    drop = 40 * worst(int8)
-    first = quantized(GraphMaterial(kept, metric), max_drop=drop)
-    assert metric.asked > 3
-    kept.save()
-    again, metric = Kept(tmp_path), Metric()
-    assert quantized(GraphMaterial(again, metric), max_drop=drop).SerializeToString() == first.SerializeToString()
-    assert metric.asked == 3
-    # Other examples, on which INT8 has another metric: it is chosen anew.
-    other = Metric(90)
-    assert other(quantized(GraphMaterial(again, other), max_drop=drop)) >= 1 - drop
-    assert other.asked > 4
-
-
-@given(weights=st.lists(st.integers(1, 9), min_size=1, max_size=12), data=st.data())
-def test_fewest_is_enough_and_none_of_it_is_too_much(weights: list[int], data: st.DataObject) -> None:
-    """Each product gives the metric something; the order of the ranking may be any."""
-    gains = {f"product {i}": weight for i, weight in enumerate(weights)}
-    ranked = data.draw(st.permutations(sorted(gains)))
-    needed = data.draw(st.integers(1, sum(weights) + 1))
-
-    def reaches(names: Sequence[str]) -> bool:
-        return sum(gains[name] for name in names) >= needed
-
-    chosen = accuracy_control.fewest(ranked, reaches)
-    if chosen is None:
-        assert not reaches(ranked[:-1])
-    else:
-        assert len(chosen) < len(ranked)
-        assert reaches(chosen)
-        assert not any(reaches([other for other in chosen if other != name]) for name in chosen)
-
-
-def test_built_with_accuracy_control_and_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_built_with_keep_and_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = write_training(tmp_path, "classification", **LEARNT)
     run(recipe)
-    change(of_written(recipe, {}), engine="openvino", graph=[{"nncf": {"max_drop": 0.1, "samples": 16}}])
+    change(of_written(recipe, {}), engine="openvino", graph=[{"nncf": {"keep": 0.9, "samples": 16}}])
     repository_path = tmp_path / "repository"
     assert cli.main(["build", str(recipe), "--out", str(repository_path)]) == 0
     manifest = repository.read_manifest(repository_path, "classification")
     assert manifest["engine"] == "openvino"
-    assert manifest["graph"]["nncf"]["int8"] >= 12
+    assert len(manifest["graph"]["nncf"]["errors"]) - len(manifest["graph"]["nncf"]["left_out"]) >= 12
     (model,) = repository_path.rglob("model.xml")
     assert 'element_type="i8"' in model.read_text()
     first = model.with_suffix(".bin").read_bytes()
@@ -148,17 +91,17 @@ def test_built_with_accuracy_control_and_served(tmp_path: Path, capsys: pytest.C
     assert {path.read_bytes() for path in repository_path.rglob("model.bin")} == {first}
 
 
-def test_max_drop_without_examples_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = change(write_task(tmp_path, "classification"), engine="openvino", graph=[{"nncf": {"max_drop": 0.01}}])
+def test_keep_without_examples_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = change(write_task(tmp_path, "classification"), engine="openvino", graph=[{"nncf": {"keep": 0.99}}])
     assert cli.main(["build", str(recipe), "--out", str(tmp_path / "repository")]) == 2
     *_, last = capsys.readouterr().err.strip().splitlines()
     assert last.endswith("must have 'data'; add it, with train and validation files")
     assert not list((tmp_path / "repository").rglob("model.xml"))
 
 
-def test_max_drop_without_a_metric_is_refused() -> None:
+def test_keep_without_a_metric_is_refused() -> None:
     with pytest.raises(InputError, match="needs labelled examples; add 'data' to the recipe"):
-        quantized(max_drop=0.01)
+        quantized(keep=0.99)
 
 
 def test_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

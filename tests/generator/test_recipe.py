@@ -29,7 +29,8 @@ def test_shipped_recipe_loads(path: Path) -> None:
         ({"serve": {"max_batch_size": 0}}, "serve.max_batch_size: input should be greater than or equal to 1, got 0"),
         (
             {"graph": ["fuze"]},
-            "graph[0]: unknown word 'fuze'; did you mean 'fuse'? available: fixed_point, fuse, nncf, qdq, quantize",
+            "graph[0]: unknown word 'fuze'; did you mean 'fuse'? available: fixed_point, fuse, nncf, qdq, quantize, "
+            "weight_only",
         ),
         ({"graph": [{"quantize": {"samples": 0}}]}, "graph[0].quantize: samples: input should be greater than"),
         ({"graph": [{"quantize": {"precision": "int3"}}]}, "graph[0].quantize: precision: input should be 'int8'"),
@@ -114,9 +115,11 @@ def test_layout_of_one_execution_is_refused_for_windows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
-        ("tasks", ["Config", "METRICS", "AUTO_CLASS", "ENCODER", "WINDOWS", "INPUTS", "head", "load_data",
+        ("tasks", ["Config", "METRICS", "CALIBRATES_ON", "AUTO_CLASS", "ENCODER", "WINDOWS", "INPUTS",
+                   "head", "load_data",
                    "encoder_settings", "postprocessor", "scorer", "agreement", "ensemble_inputs", "ensemble_outputs"]),
-        ("training", ["Config", "METRIC", "load", "augmented", "check", "deciding", "model_settings", "features",
+        ("training", ["Config", "METRIC", "load", "texts", "augmented", "check", "deciding", "model_settings",
+                      "features",
                       "outputs", "losses", "distances", "answers", "judge", "chosen"]),
         ("graph", ["Config", "apply"]),
         ("passes", ["Config", "apply"]),

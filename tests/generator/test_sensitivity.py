@@ -18,7 +18,7 @@ from tiny_encoders import make, pairs, signature
 from tiny_training import change, write_examples, write_training
 from tritonpress_generator import cli, export, repository
 from tritonpress_generator.engines.onnxruntime import session_infer
-from tritonpress_generator.errors import InputError
+from tritonpress_generator.errors import GateError, InputError
 from tritonpress_generator.graph import NO_MATERIAL, GraphMaterial, fuse, qdq, quantize
 from tritonpress_generator.infer import Array
 from tritonpress_generator.kept import Kept
@@ -113,8 +113,10 @@ def test_nothing_is_left_out_where_all_of_it_holds() -> None:
 
 def test_it_gives_up_in_a_line_where_no_part_may_be_quantised() -> None:
     material = GraphMaterial(score=lambda model: float(model == FP32_PLAIN), held_out=lambda: "these")
-    with pytest.raises(InputError, match=r"^qdq: keep: must leave a part to quantise, 0.99 of .* lower it, or leave"):
+    with pytest.raises(GateError, match=r"^qdq: keep: must leave a part to quantise, 0.99 of ") as raised:
         qdq.apply(FP32_PLAIN, qdq.Config(keep=0.99, calibration="min_max"), SAMPLES, material)
+    assert raised.value.exit_status == 1
+    assert str(raised.value).endswith("lower it, or leave qdq out")
 
 
 @pytest.mark.parametrize(("graph_pass", "model"), [(qdq, FP32), (quantize, fuse.apply(FP32, fuse.Config(), []))])
@@ -155,38 +157,49 @@ def test_the_fewest_parts_are_left_out_the_worst_first(costs: list[int], keep: f
     order = sorted(costs, reverse=True)
     fewest = next(n for n in range(len(order) + 1) if total - sum(order[n:]) >= keep * total)
     if fewest == len(order):
-        with pytest.raises(InputError, match="must leave a part to quantise"):
+        with pytest.raises(GateError, match="must leave a part to quantise"):
             measured.record(keep, where="qdq")
     else:
         record = measured.record(keep, where="qdq")
         assert record["left_out"] == [str(cost) for cost in order[:fewest]]
-        assert list(record["errors"]) == [str(cost) for cost in order]
+        assert list(record["errors"]) == [str(cost) for cost in costs]
 
 
 @pytest.mark.parametrize(
     ("graph", "engine"),
-    [(["fuse", {"quantize": {"keep": 0.6}}], "onnxruntime"), ([{"qdq": {"keep": 0.6}}], "openvino")],
+    [
+        (["fuse", {"quantize": {"keep": 0.6}}], "onnxruntime"),
+        (["fuse", {"weight_only": {"bits": 4, "keep": 0.6}}], "onnxruntime"),
+        ([{"qdq": {"keep": 0.6}}], "openvino"),
+        ([{"nncf": {"keep": 0.6, "samples": 16}}], "openvino"),
+    ],
 )
 def test_a_build_measures_on_held_out_examples_until_they_change(
-    tmp_path: Path, graph: list[object], engine: str
+    tmp_path: Path, graph: list[object], engine: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = change(write_training(tmp_path, "recommendation"), graph=graph, engine=engine)
 
     def record() -> tuple[Path, str]:
         assert cli.main(["build", str(recipe), "--out", str(tmp_path / "out")]) == 0
+        shown = capsys.readouterr().out
         files = [(path, path.read_text()) for path in (tmp_path / "out/recommendation/kept").glob("*.json")]
         (found,) = [(path, text) for path, text in files if '"left_out"' in text]
         (noted,) = repository.read_manifest(tmp_path / "out", "recommendation")["graph"].values()
         assert noted == json.loads(found[1])["value"]
+        for name, error in noted["errors"].items():
+            (line,) = [line for line in shown.splitlines() if line.startswith(f"{name} ")]
+            assert f"  {error:.4f}" in line
+            assert line.endswith("left out") == (name in noted["left_out"])
+        assert re.search(rf"^all +{noted['unquantized']:.4f}$", shown, re.M)
         return found
 
     path, text = record()
     # Were it measured again, this would be found in it.
-    marked = text.replace('"metrics": {', '"metrics": {"marked": 1, ')
+    marked = text.replace('"metrics": {', '"metrics": {"99": 1, ')
     path.write_text(marked)
     assert record() == (path, marked)
     write_examples(tmp_path / "dev.jsonl", "recommendation", 12, 7)
-    assert "marked" not in record()[1]
+    assert '"99": 1' not in record()[1]
 
 
 def test_held_out_files_that_are_missing_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from tritonpress_generator.bench.variants import Bench
 from tritonpress_generator.build import processor
 from tritonpress_generator.errors import GeneratorError
 
-SECTIONS = ("engine", "lengths", "served", "steady", "road", "request")
+SECTIONS = ("engine", "energy", "lengths", "served", "steady", "road", "request")
 """Each is a file of that name."""
 
 

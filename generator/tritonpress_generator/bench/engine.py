@@ -20,18 +20,8 @@ _FIRST_SEGMENT_TOKENS = 14
 
 
 def section(bench: Bench) -> Any:
-    """Returns and prints sequences per second of the padded form, of torch and of ONNX Runtime.
-
-    Where the recipe has passes, both of these run the model as it was; so does the served engine without passes.
-    """
-    form, engine = bench.forms(bench.own)["exact"], bench.recipe.engine
-    engines = {"torch eager FP32": bench.uncompressed.baseline}
-    if bench.recipe.passes:
-        plain = bench.uncompressed_forms()["exact"]
-        engines |= {"ONNX Runtime FP32": plain.fp32_infer, "served engine without passes": plain.infer(engine)}
-    else:
-        engines |= {"ONNX Runtime FP32": form.fp32_infer}
-    engines |= {"served engine": form.infer(engine)}
+    """Returns and prints sequences per second of the padded form, and of what it is compared with."""
+    engines = compared(bench)
     # Ids of a cropped vocabulary are ids of the whole one.
     rates = sequence_rates(engines, feeds(bench.source.calibration), bench.rounds, bench.slice_s)
     header = ["sequences/s", *(f"{batch}×{length}" for batch, length in SHAPES)]
@@ -45,6 +35,21 @@ def section(bench: Bench) -> Any:
             figures.append({"engine": name, "shape": shape, "per_s": own, "ratio": ratio.tolist()})
     print(render(header, rows) + "\n", flush=True)
     return figures
+
+
+def compared(bench: Bench) -> dict[str, Infer]:
+    """Returns the engine in the padded form, and what it is compared with, first: torch and plain ONNX Runtime.
+
+    Where the recipe has passes, both of these run the model as it was; so does the served engine without passes.
+    """
+    form, engine = bench.forms(bench.own)["exact"], bench.recipe.engine
+    engines = {"torch eager FP32": bench.uncompressed.baseline}
+    if bench.recipe.passes:
+        plain = bench.uncompressed_forms()["exact"]
+        engines |= {"ONNX Runtime FP32": plain.fp32_infer, "served engine without passes": plain.infer(engine)}
+    else:
+        engines |= {"ONNX Runtime FP32": form.fp32_infer}
+    return engines | {"served engine": form.infer(engine)}
 
 
 def feeds(sequences: Sequences) -> list[dict[str, Array]]:

@@ -37,6 +37,8 @@ class Asked:
     signature: Signature
     form: str
     """How its sequences lie: the word of `serve.lengths`."""
+    native: bool
+    """Whether a backend of Triton's own runs it, as it is in NVIDIA's image, or a step with what it was gated with."""
     max_batch_size: int
     """The most sequences of a padded execution."""
     max_length: int

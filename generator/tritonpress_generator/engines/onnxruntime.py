@@ -82,9 +82,29 @@ def rungs(fp32: onnx.ModelProto, model: onnx.ModelProto, config: Config) -> dict
 
 
 def build(graphs: Mapping[str, onnx.ModelProto], version_dir: Path, config: Config, asked: Asked) -> None:
-    """Writes the engine into Triton's version folder `version_dir`."""
+    """Writes the engine into Triton's version folder `version_dir`.
+
+    Raises:
+        InputError: Triton's own backend is to run it, and cannot.
+    """
+    check_native([*graphs.values()][-1], asked, where="engine.onnxruntime")
     version_dir.mkdir(parents=True, exist_ok=True)
     onnx.save([*graphs.values()][-1], version_dir / "model.onnx")
+
+
+def check_native(model: onnx.ModelProto, asked: Asked, *, where: str) -> None:
+    """Refuses what Triton's own backend is to run and cannot: release 24.10 has ONNX Runtime 1.19.
+
+    Raises:
+        InputError: It has weights of 8 bits under FP32 activations.
+    """
+    for node in model.graph.node if asked.native else ():
+        bits = next((attribute.i for attribute in node.attribute if attribute.name == "bits"), 4)
+        if node.op_type == "MatMulNBits" and bits != 4:
+            raise InputError(
+                f"{where}: {node.name} must have weights of 4 bits, has {bits}: Triton's own backend (24.10: ONNX "
+                "Runtime 1.19) has no others; take weight_only with bits 4, or serve.steps: single"
+            )
 
 
 def load(version_dir: Path, config: Config, *, threads: int | None = None) -> Infer:

@@ -29,7 +29,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonpress_generator import peak_memory
 from tritonpress_generator.engines import Asked
-from tritonpress_generator.engines.onnxruntime import session_infer
+from tritonpress_generator.engines.onnxruntime import check_native, session_infer
 from tritonpress_generator.errors import GateError, InputError
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.recipe import Settings
@@ -77,6 +77,7 @@ def build(graphs: Mapping[str, onnx.ModelProto], version_dir: Path, config: Conf
     Raises:
         InputError: ONNX Runtime cannot run the graph, or its format cannot hold it.
     """
+    check_native([*graphs.values()][-1], asked, where="engine.onnxruntime_edge")
     version_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="tritonpress-") as work:
         folder = Path(work)

@@ -18,7 +18,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonpress_generator import mixed_precision
 from tritonpress_generator.engines import Asked
-from tritonpress_generator.engines.onnxruntime import session_infer
+from tritonpress_generator.engines.onnxruntime import check_native, session_infer
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.onnx_graph import code_weights, every_node
@@ -69,18 +69,26 @@ def rungs(fp32: onnx.ModelProto, model: onnx.ModelProto, config: Config) -> dict
         raise InputError("engine.onnxruntime_gpu: quantize makes INT8 for the CPU; leave it out of `graph`")
     if own and config.provider == "tensorrt":
         raise InputError(
-            f"engine.onnxruntime_gpu: TensorRT has no {own[0].op_type}; leave fuse out of `graph`, or take provider "
-            "cuda"
+            f"engine.onnxruntime_gpu: TensorRT has no {own[0].op_type}; leave fuse and weight_only out of `graph`, "
+            "or take provider cuda"
         )
     if config.provider == "tensorrt" and code_weights(model):
         raise InputError("engine.onnxruntime_gpu: TensorRT wants weights in FP32 in front of pairs; use qdq, not nncf")
     if own and config.precision != "fp32":
-        raise InputError("engine.onnxruntime_gpu: fuse makes FP32 attention; leave it out, or take precision fp32")
+        raise InputError(
+            f"engine.onnxruntime_gpu: {own[0].op_type} computes in FP32; leave fuse and weight_only out, or take "
+            "precision fp32"
+        )
     return {"onnxruntime_gpu": mixed_precision.typed(model, config.precision) if not own else model}
 
 
 def build(graphs: Mapping[str, onnx.ModelProto], version_dir: Path, config: Config, asked: Asked) -> None:
-    """Writes the engine into Triton's version folder `version_dir`."""
+    """Writes the engine into Triton's version folder `version_dir`.
+
+    Raises:
+        InputError: Triton's own backend is to run it, and cannot.
+    """
+    check_native([*graphs.values()][-1], asked, where="engine.onnxruntime_gpu")
     version_dir.mkdir(parents=True, exist_ok=True)
     onnx.save([*graphs.values()][-1], version_dir / "model.onnx")
 

@@ -1,8 +1,8 @@
 """OpenVINO on the CPU: Triton's `openvino` backend.
 
-It takes the plain graph, FP32 or with the pairs of `graph/nncf.py` or `graph/qdq.py`, and computes in BF16 where the
-processor can. Triton's backend has no word against that, so the gate runs in what OpenVINO chooses for this machine's
-processor.
+It takes the plain graph, FP32, with the codes of `graph/weight_only.py` or with the pairs of `graph/nncf.py` or
+`graph/qdq.py`, and computes in BF16 where the processor can. Triton's backend has no word against that, so the gate
+runs in what OpenVINO chooses for this machine's processor.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ FORMS = ("exact", "buckets")
 INTEGERS = "int64"
 SPARSE: tuple[str, ...] = ()
 _MOST_INSTANCES = 4
+_READ = {"MatMulNBits"}
+"""Operators of ONNX Runtime's own that OpenVINO takes."""
 
 
 class Config(Settings):
@@ -51,9 +53,10 @@ def rungs(fp32: onnx.ModelProto, model: onnx.ModelProto, config: Config) -> dict
     """Returns the graphs to choose from: what the recipe's graph passes have made.
 
     Raises:
-        InputError: It has operators of ONNX Runtime's own.
+        InputError: It has operators of ONNX Runtime's own that OpenVINO lacks.
     """
-    foreign = [node for node in every_node(model.graph) if node.domain not in {"", DOMAIN}]
+    nodes = every_node(model.graph)
+    foreign = [node for node in nodes if node.domain not in {"", DOMAIN} and node.op_type not in _READ]
     if foreign:
         raise InputError(
             f"engine.openvino: OpenVINO has no {foreign[0].op_type} ({foreign[0].name}) of {foreign[0].domain}; leave "

@@ -259,8 +259,8 @@ def _check(model: onnx.ModelProto) -> None:
         names = ", ".join(f"{node.op_type} ({node.name})" for node in foreign[:3])
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         raise InputError(
-            f"engine.tensorrt: TensorRT has none of these operators: {names}{more}; leave fuse and quantize out of "
-            "`graph`, and use qdq for INT8"
+            f"engine.tensorrt: TensorRT has none of these operators: {names}{more}; leave fuse, quantize and "
+            "weight_only out of `graph`, and use qdq for INT8"
         )
     codes = code_weights(model)
     if codes:

@@ -1,13 +1,13 @@
-"""INT8 by NNCF, for OpenVINO: post-training quantisation, and accuracy control by the task's own metric.
+"""INT8 by NNCF, for OpenVINO: post-training quantisation.
 
 NNCF (https://github.com/openvinotoolkit/nncf) smooths channels, chooses ranges and corrects biases, and puts pairs of
 QuantizeLinear and DequantizeLinear in front of products: those with constant weights, and those that are attention's
 scores. Activations are signed bytes, with a zero point unless the preset is `performance`. Residual connections,
 Softmax and normalisations stay as they are, and so does the task's head.
 
-With `max_drop` products go back to FP32, as few as the metric needs. NNCF's own `quantize_with_accuracy_control` is not
-used: where channels were smoothed, its ONNX backend puts the weights back and leaves the smoothing, so that the model
-answers something else (NNCF 3.4), and it returns a model even where none was accurate enough.
+With `keep` products go back to FP32 (`sensitivity.py`). NNCF's own `quantize_with_accuracy_control` is not used: where
+channels were smoothed, its ONNX backend puts the weights back and leaves the smoothing, so that the model answers
+something else (NNCF 3.4), and it returns a model even where none was accurate enough.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from importlib import import_module
 from typing import Any, Literal
 
 import onnx
 from pydantic import Field
 
-from tritonpress_generator import accuracy_control, calibration
-from tritonpress_generator.engines.onnxruntime import session_infer
-from tritonpress_generator.errors import GateError, InputError
+from tritonpress_generator import calibration, sensitivity
+from tritonpress_generator.errors import InputError
 from tritonpress_generator.graph import NO_MATERIAL, GraphMaterial
 from tritonpress_generator.graph.quantize import FEWEST_COLUMNS
 from tritonpress_generator.infer import Array
@@ -34,9 +33,6 @@ from tritonpress_generator.onnx_graph import DOMAIN, GraphEditor, encoder_produc
 from tritonpress_generator.quantized_pairs import described, folded, reading_pairs, rebuilt, undone
 from tritonpress_generator.recipe import Settings
 
-_RANKING_SAMPLES = 32
-_ROUNDING = 1e-9
-"""Of a difference of two metrics."""
 _WEIGHTED = {"MatMul", "Gemm"}
 _NO_SMOOTHING = -1.0
 """NNCF's word for it."""
@@ -55,9 +51,9 @@ class Config(Settings):
     """Patterns (`*layer.5/output*`) of the names of products that stay as they are."""
     samples: int = Field(default=300, ge=1)
     """How many of the task's texts are run to see the ranges."""
-    max_drop: float | None = Field(default=None, ge=0)
-    """How far below FP32's the task's metric may be (0.01: 87 % for 88 %), on the held-out examples of the recipe's
-    `data`, in the recipe's engine; products go back to FP32 until it is. Null: it is left to the gate."""
+    keep: float | None = Field(default=None, gt=0, le=1)
+    """The share of the unquantised graph's metric on held-out examples (`data`) that must be kept: the products that
+    cost most stay in FP32 until it is (`sensitivity.py`). Default: nothing is measured."""
 
 
 def apply(
@@ -69,12 +65,12 @@ def apply(
         model: FP32.
         config: The settings.
         samples: The task's texts as the model's inputs, one sequence each.
-        material: Keeps what was chosen for the next build of the same, and measures the metric for `max_drop`.
+        material: Keeps what was chosen for the next build of the same, and measures the metric for `keep`.
 
     Raises:
         InputError: NNCF is not installed, there is nothing to calibrate or measure with, or nothing to quantise, a
             pattern is of no product, or the graph is of another kind than NNCF takes.
-        GateError: With `max_drop`: nothing may be INT8.
+        GateError: The metric is kept with none of the products quantised.
     """
     if not samples:
         raise InputError("nncf: calibration needs at least 1 text, got 0; the task must have texts")
@@ -86,10 +82,11 @@ def apply(
     nncf = _nncf()
     fp32 = with_own_vectors(normalized(model))
     names = _quantised(GraphEditor(fp32), config)
-    # Before the calibration, which takes long: without labelled examples there is no metric.
-    metric = None if config.max_drop is None else material.score(fp32)
+    if config.keep is not None:
+        # Before the calibration, which takes long: without labelled examples there is no metric.
+        material.held_out()
     samples = samples[: config.samples]
-    settings = f"{nncf.__version__} {config.model_dump_json(exclude={'max_drop'})}"
+    settings = f"{nncf.__version__} {config.model_dump_json(exclude={'keep'})}"
     key = calibration.kept_key("nncf", fp32, settings, samples)
     description = material.kept.get(key)
     if description is None:
@@ -99,12 +96,14 @@ def apply(
     # NNCF smooths also what it was told to leave.
     quantized = undone(rebuilt(description, fp32), fp32, others)
     products = reading_pairs(quantized, fp32, names)
-    in_fp32: list[str] = []
-    if metric is not None:
-        control = _Control(quantized, fp32, products, material)
-        in_fp32 = control.in_fp32(metric, config, f"{key} max_drop", samples)
-    material.note({"int8": len(products) - len(in_fp32), "in_fp32": in_fp32})
-    return folded(undone(quantized, fp32, in_fp32))
+
+    def made(left_out: Collection[str]) -> onnx.ModelProto:
+        return folded(undone(quantized, fp32, [name for name in products if name in left_out]))
+
+    if config.keep is None:
+        return made(())
+    chosen = sensitivity.Measured(fp32, {name: [name] for name in products}, made, samples, material)
+    return made(chosen.left_out(config.keep, key=f"keep {config.keep} {key}", where="nncf"))
 
 
 def _quantised(editor: GraphEditor, config: Config) -> list[str]:
@@ -154,59 +153,6 @@ def _calibrated(
             f"nncf: NNCF refuses the model ({' '.join(str(exc).split())[:300]}); use qdq for INT8"
         ) from exc
     return quantized
-
-
-class _Control:
-    """Accuracy control of one graph."""
-
-    def __init__(
-        self, quantized: onnx.ModelProto, fp32: onnx.ModelProto, names: Sequence[str], material: GraphMaterial
-    ) -> None:
-        self._quantized, self._fp32, self._names, self._material = quantized, fp32, names, material
-
-    def in_fp32(self, metric: float, config: Config, key: str, samples: Sequence[dict[str, Array]]) -> list[str]:
-        """Returns as few products as must go back to FP32 to be within `max_drop` of FP32's `metric`.
-
-        What an earlier build has chosen is taken where the metrics of both graphs are what they were then, and it is
-        still within.
-
-        Raises:
-            GateError: Nothing may be INT8.
-        """
-        # 0.8 - 0.1 is more than 0.7.
-        limit = metric - (config.max_drop or 0.0) - _ROUNDING
-
-        def reaches(names: Sequence[str]) -> bool:
-            return self._material.score(folded(self._undone(names))) >= limit
-
-        int8 = self._material.score(folded(self._quantized))
-        if int8 >= limit:
-            return []
-        kept = self._material.kept
-        key, seen = f"{key} {config.max_drop}", [metric, int8]
-        before = kept.get(key)
-        if before is not None and before["metrics"] == seen and reaches(before["in_fp32"]):
-            return [*before["in_fp32"]]
-        chosen = accuracy_control.fewest(self._ranked(samples[:: max(1, len(samples) // _RANKING_SAMPLES)]), reaches)
-        if chosen is None:
-            raise GateError(
-                f"nncf: the metric must be at least {limit:.4f} ({metric:.4f} in FP32, max_drop {config.max_drop:g}), "
-                f"is {int8:.4f} in INT8, and less than that with all products but one in FP32",
-                "raise max_drop, or leave nncf out of `graph`",
-            )
-        kept.put(key, {"metrics": seen, "in_fp32": chosen})
-        return chosen
-
-    def _ranked(self, samples: Sequence[dict[str, Array]]) -> list[str]:
-        return accuracy_control.ranked(
-            self._names,
-            lambda name: session_infer(self._undone([name]).SerializeToString()),
-            session_infer(self._fp32.SerializeToString()),
-            samples,
-        )
-
-    def _undone(self, names: Sequence[str]) -> onnx.ModelProto:
-        return undone(self._quantized, self._fp32, names)
 
 
 def _nncf() -> Any:

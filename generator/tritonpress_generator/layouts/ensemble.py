@@ -16,6 +16,7 @@ from tritonpress_generator.layouts import Parts, copy_code, ensemble_config, pub
 from tritonpress_generator.repository import Step
 from tritonpress_generator.steps.tokenizer.served import save
 
+NATIVE = True
 WINDOWS = False
 """Whether a text may have several sequences: here a request is one execution of the engine, which cannot be divided."""
 _WARM_UP_LENGTHS = (16, 64)

@@ -16,6 +16,7 @@ from tritonpress_generator.layouts import Parts, ensemble, ensemble_config, publ
 from tritonpress_generator.layouts.single import text_to_answer
 from tritonpress_generator.repository import Step
 
+NATIVE = True
 WINDOWS = True
 _STEPS_AN_ENGINE = 2
 """Python steps for each instance of the engine: one prepares while the other waits."""

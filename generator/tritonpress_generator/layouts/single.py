@@ -19,6 +19,7 @@ from tritonpress_generator.layouts import Parts, copy_code, ensemble_config, pub
 from tritonpress_generator.repository import Step
 from tritonpress_generator.steps.tokenizer.served import save
 
+NATIVE = False
 WINDOWS = True
 _WARM_UP_TEXT = b"warm-up"
 

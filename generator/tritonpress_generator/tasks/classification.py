@@ -29,6 +29,8 @@ from tritonpress_generator.task_head import SequenceHead
 
 METRICS = ("accuracy", "macro_f1", "mcc")
 """The first is what reports show; higher is better for all."""
+CALIBRATES_ON = "gate.dataset"
+"""The recipe's key that names `Data.calibration`, which is taken where the recipe names no other texts."""
 AUTO_CLASS = "AutoModelForSequenceClassification"
 ENCODER = "text_encoder"
 WINDOWS = False

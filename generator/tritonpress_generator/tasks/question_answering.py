@@ -27,6 +27,8 @@ from tritonpress_generator.token_states import reads_segments
 
 METRICS = ("f1", "exact_match")
 """The first is what reports show; higher is better for both. In percent, as SQuAD gives them."""
+CALIBRATES_ON = "gate.dataset"
+"""The recipe's key that names `Data.calibration`, which is taken where the recipe names no other texts."""
 AUTO_CLASS = "AutoModelForQuestionAnswering"
 ENCODER = "pair_encoder"
 WINDOWS = True

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from tritonpress_generator import labelled_texts
-from tritonpress_generator.answering import encoded, make_encoder
+from tritonpress_generator.answering import Texts, encoded, make_encoder
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.labelled_texts import LabelledText
@@ -41,6 +41,11 @@ def load(paths: Sequence[Path], recipe: Recipe) -> list[LabelledText]:
     """
     multi_label = recipe.task.config.multi_label
     return [row for path in paths for row in labelled_texts.load(path, multi_label=multi_label)]
+
+
+def texts(examples: Sequence[LabelledText]) -> Texts:
+    """Returns the public input of `examples`."""
+    return task.texts_of(examples)
 
 
 def augmented(examples: Sequence[LabelledText], config: Config) -> Sequence[LabelledText]:

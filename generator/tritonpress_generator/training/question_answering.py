@@ -15,7 +15,7 @@ from pydantic import Field
 from tokenizers import Tokenizer
 
 from tritonpress_generator import squad
-from tritonpress_generator.answering import encoded, make_encoder
+from tritonpress_generator.answering import Texts, encoded, make_encoder
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.recipe import Recipe
@@ -44,6 +44,11 @@ def load(paths: Sequence[Path], recipe: Recipe) -> list[Question]:
         InputError: A file is missing or wrong, or an answer is not where it should be.
     """
     return [question for path in paths for question in squad.load(path)]
+
+
+def texts(questions: Sequence[Question]) -> Texts:
+    """Returns the public inputs of `questions`."""
+    return task.texts_of(questions)
 
 
 def augmented(questions: Sequence[Question], config: Config) -> list[Question]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from tokenizers import Tokenizer
 
-from tritonpress_generator.answering import encoded
+from tritonpress_generator.answering import Texts, encoded
 from tritonpress_generator.catalogue import load_items, load_queries
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.recipe import Recipe
@@ -53,6 +53,11 @@ def load(paths: Sequence[Path], recipe: Recipe) -> list[Pair]:
     items = {item.item_id: task.text_of(item) for item in load_items(recipe.file(recipe.task.config.catalogue))}
     queries = [query for path in paths for query in load_queries(path, set(items))]
     return [Pair(query.query, items[item_id]) for query in queries for item_id in query.relevant]
+
+
+def texts(examples: Sequence[Pair]) -> Texts:
+    """Returns what is embedded of `examples`, as the public input."""
+    return {task.INPUTS[0]: [text for pair in examples for text in (pair.query, pair.item)]}
 
 
 def augmented(examples: Sequence[Pair], config: Config) -> Sequence[Pair]:

@@ -1,0 +1,48 @@
+"""Energy of the engine against torch and plain ONNX Runtime, at fixed shapes, where the machine counts it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tritonpress_generator.bench.engine import SHAPES, compared, feeds
+from tritonpress_generator.bench.timing import rate, spread
+from tritonpress_generator.bench.variants import Bench
+from tritonpress_generator.energy import Meter
+from tritonpress_generator.infer import Array, Infer
+from tritonpress_generator.table import render
+
+
+def section(bench: Bench) -> Any:
+    """Returns and prints the joules of 1,000 sequences, or says why they are not known."""
+    meter = Meter.here()
+    if not meter.counters:
+        print(f"J per 1,000 sequences: n/a; {meter.missing}\n", flush=True)
+        return {"missing": meter.missing}
+    engines = compared(bench)
+    batches = feeds(bench.source.calibration)
+    taken: dict[str, list[list[float]]] = {name: [[] for _ in batches] for name in engines}
+    for number, feed in enumerate(batches):
+        for turn in range(bench.rounds + 1):
+            for name, infer in engines.items():
+                joules = of_thousand(meter, infer, feed, bench.slice_s)
+                taken[name][number] += [joules] if turn else []
+    header = ["J per 1,000 sequences", *(f"{batch}×{length}" for batch, length in SHAPES)]
+    print(render(header, [[name, *(spread(own, unit="") for own in rows)] for name, rows in taken.items()]) + "\n")
+    return [
+        {"engine": name, "shape": shape, "joules_per_1000": own}
+        for name, rows in taken.items()
+        for shape, own in zip(SHAPES, rows, strict=True)
+    ]
+
+
+def of_thousand(meter: Meter, infer: Infer, feed: dict[str, Array], slice_s: float) -> float:
+    """Returns the J that 1,000 sequences take, by those of a slice."""
+    asked = 0
+
+    def ask() -> None:
+        nonlocal asked
+        infer(feed)
+        asked += len(feed["input_ids"])
+
+    joules = meter.joules(lambda: rate(ask, slice_s))
+    return joules / asked * 1000

@@ -1,0 +1,108 @@
+"""Graph passes are calibrated on texts that are not the gate's where there are any; the manifest says on which."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_sources import write_task
+from tiny_training import FILES, change, write_examples, write_training
+from tritonpress_generator import calibration_texts, cli, labelled_texts, repository
+from tritonpress_generator import recipe as recipes
+from tritonpress_generator.errors import InputError
+from tritonpress_generator.progress import Progress
+from tritonpress_generator.workload import Workload
+
+RECIPES = Path(__file__).parents[2] / "generator" / "recipes"
+TASKS = ("classification", "question_answering", "recommendation")
+
+
+def chosen(recipe: Path, folder: Path | None = None) -> calibration_texts.Calibration:
+    workload = Workload.load(recipes.load(recipe), Progress())
+    return calibration_texts.choose(workload.recipe, workload.encoder, workload.data, folder or recipe.parent)
+
+
+def with_examples(folder: Path, task: str) -> Path:
+    """Returns a recipe that names training examples beside it."""
+    if task == "recommendation":
+        return change(write_training(folder, task), graph=["fuse", "quantize"])
+    recipe = change(write_task(folder, task), graph=["fuse", "quantize"])
+    files = {"train": f"train.{FILES[task]}", "validation": f"dev.{FILES[task]}"}
+    for seed, file in enumerate(files.values()):
+        write_examples(folder / file, task, 12, seed)
+    return change(recipe, data={name: [file] for name, file in files.items()})
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_training_examples_come_first_then_samples_then_the_tasks_own(task: str, tmp_path: Path) -> None:
+    recipe = with_examples(tmp_path, task)
+    row = "red lamp" if task != "question_answering" else "which\tred lamp"
+    (tmp_path / "samples.txt").write_text(f"{row}\n" * 9)
+    change(recipe, serve={"samples": "samples.txt"})
+    trained = chosen(recipe)
+    assert trained.source == "data.train"
+    elsewhere = chosen(recipe, tmp_path / "elsewhere")
+    assert (elsewhere.source, elsewhere.texts) == ("serve.samples", 9)
+    own = chosen(change(recipe, serve={"samples": None}), tmp_path / "elsewhere")
+    assert own.source == ("task.recommendation.catalogue" if task == "recommendation" else "gate.dataset")
+    assert len({trained.sha256, elsewhere.sha256, own.sha256}) == 3
+    assert {trained.used_by, own.used_by} == {"quantize"}
+
+
+def test_manifest_says_on_what_and_a_build_that_it_was_the_gates(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = change(write_task(tmp_path, "classification"), graph=["fuse", "quantize"])
+    change(recipe, gate={"dataset": "texts.tsv", "metric": "accuracy", "keep": 0.5, "confidence": "point"})
+    for samples, source in ((None, "gate.dataset"), ("samples.txt", "serve.samples")):
+        if samples:
+            (tmp_path / samples).write_text("red lamp for the home\n" * 8)
+            change(recipe, serve={"samples": samples})
+        assert cli.main(["build", str(recipe), "--out", str(tmp_path / "out")]) == 0
+        found = repository.read_manifest(tmp_path / "out", "classification")["calibration"]
+        assert (found["source"], found["used_by"]) == (source, "quantize")
+        assert ("quantize has seen the gate's own texts" in capsys.readouterr().out) == (samples is None)
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "message"),
+    [
+        (
+            "classification",
+            "lamp\n" * 7,
+            r"recipe.yaml: quantize must be calibrated on at least 8 texts, serve.samples",
+        ),
+        ("classification", "which\tlamp\n" * 9, "text 1 must have TEXT alone, without tabs, has 2 parts"),
+        ("question_answering", "lamp\n" * 9, "text 1 must have QUESTION and CONTEXT with a tab between them, has 1"),
+    ],
+)
+def test_too_few_texts_and_those_of_another_task_are_refused(
+    tmp_path: Path, task: str, text: str, message: str
+) -> None:
+    recipe = change(write_task(tmp_path, task), graph=["fuse", "quantize"])
+    change(recipe, serve={"samples": "samples.txt"})
+    (tmp_path / "samples.txt").write_text(text)
+    with pytest.raises(InputError, match=message) as raised:
+        chosen(recipe)
+    assert "\n" not in str(raised.value)
+    if "8 texts" in message:
+        # Where nothing is calibrated, a few texts are enough to choose the lengths by.
+        assert chosen(change(recipe, graph=["fuse"])).texts == 7
+
+
+def test_training_examples_of_another_task_are_refused(tmp_path: Path) -> None:
+    recipe = with_examples(tmp_path, "classification")
+    loaded = recipes.load(recipe)
+    assert loaded.data is not None
+    (tmp_path / loaded.data.train[0]).write_text("question\tcontext\nwhich\tred lamp\n")
+    with pytest.raises(InputError, match="'text' must be text, got None"):
+        chosen(recipe)
+
+
+def test_shipped_samples_are_not_the_gates() -> None:
+    recipe = recipes.load(RECIPES / "classification.yaml")
+    assert recipe.serve.samples is not None
+    lines = recipe.file(recipe.serve.samples).read_text(encoding="utf-8").splitlines()
+    assert len(lines) >= 64
+    assert len(set(lines)) == len(lines)
+    assert not {row.text for row in labelled_texts.load(recipe.file(recipe.gate.dataset))} & set(lines)
