@@ -56,7 +56,7 @@ def health(connection: Connection) -> Health:
         TritonpressError: The server cannot be asked.
     """
     return Health(
-        url=connection.url,
+        url=connection.address,
         server=connection.server_metadata(),
         server_ready=connection.ready(),
         models=connection.models(),

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tritonpress_client.errors import InvalidInputError
-from tritonpress_client.question_answerer import Answer, QuestionAnswerer
+from tritonpress_client.question_answering import Answer, QuestionAnswering
 from tritonpress_client.request_files import read_entries, read_text
 
 HELP = "the passage of a text that answers a question"
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Returns 0 after printing the answers to each question, with the sentence that holds each."""
     pairs = _pairs(arguments)
-    with QuestionAnswerer(arguments.url, model=arguments.model, timeout_s=arguments.timeout_s) as answerer:
+    with QuestionAnswering(arguments.url, model=arguments.model, timeout_s=arguments.timeout_s) as answerer:
         answers = answerer.answers_many(pairs, arguments.n)
     for (question, context), found in zip(pairs, answers, strict=True):
         if arguments.json:
