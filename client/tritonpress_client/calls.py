@@ -201,7 +201,7 @@ class _Race:
         """Sends the request to the best server; returns when the next attempt begins if this one is not answered."""
         calls, retries = self._calls, self._calls.options.retries
         if self.attempts and not calls._budget.withdraw():
-            log_event(logging.WARNING, "retry_budget_spent", model=self._model)
+            log_event(logging.DEBUG, "retry_budget_spent", model=self._model)
             return None
         endpoint, due = calls.balancer.choose(self._model, self._tried)
         for other in due:
@@ -281,7 +281,7 @@ class _Race:
         if self.attempts >= retries.attempts:
             return None
         log_event(
-            logging.INFO, "retry", model=self._model, target=self.target, attempt=self.attempts, code=error.code()
+            logging.DEBUG, "retry", model=self._model, target=self.target, attempt=self.attempts, code=error.code()
         )
         if elsewhere:
             return time.monotonic()

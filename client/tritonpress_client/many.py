@@ -60,7 +60,7 @@ async def ask_all(  # noqa: PLR0913
 
     Raises:
         PartialFailureError: Some have failed; the others' values are in it.
-        TritonpressError: All have failed; the error of the first.
+        TritonpressError: All have failed of one cause.
     """
     outcomes: Outcome = {}
     place = re.compile(rf"\b(?:{'|'.join(map(re.escape, inputs))})\[(\d+)\]")
@@ -100,7 +100,7 @@ async def ask_all(  # noqa: PLR0913
         work = [lambda batch=batch: answered(batch) for batch in batches]
         await calls.transport.each(work, in_flight, done)
     failures = {index: outcomes[index] for index in sorted(outcomes) if isinstance(outcomes[index], TritonpressError)}
-    if len(failures) == len(elements):
+    if len(failures) == len(elements) and len({id(error) for error in failures.values()}) == 1:
         raise failures[0]
     results = [None if index in failures else outcomes[index] for index in range(len(elements))]
     if failures:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 LOGGER = logging.getLogger("tritonpress_client")
+LOGGER.addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ class Balancing:
     connection leaves it out at once where another server is there."""
     open_s: float = 0.5
     """How long it is left out, doubled each time that it is found unwell."""
-    max_open_s: float = 10.0
+    max_open_s: float = 5.0
     """The longest time that it is left out before it is asked again whether the model is ready."""
     return_s: float = 5.0
     """How long its share of the requests takes to grow back to a full one."""

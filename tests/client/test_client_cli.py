@@ -13,7 +13,7 @@ from tiny_sources import LABELS, contexts
 from tritonpress_client import Answer, ModelStatus, QuestionAnswering
 from tritonpress_client.cli import main
 from tritonpress_client.commands.ask import _sentence
-from tritonpress_client.health import Health
+from tritonpress_client.health import Health, table
 from tritonpress_client.metadata import ServerMetadata
 from tritonpress_server import TritonServer
 
@@ -166,8 +166,8 @@ def test_a_model_that_is_not_ready_shows() -> None:
     assert state(served, ModelStatus("old", "1", "UNAVAILABLE", "unloaded")).ready
     broken = state(served, ModelStatus("broken", "1", "UNAVAILABLE", "no model.onnx"))
     assert not broken.ready
-    assert "not ready" in broken.table()
-    assert "broken: no model.onnx" in broken.table()
+    assert "not ready" in table([broken])
+    assert "broken: no model.onnx" in table([broken])
 
 
 @pytest.mark.parametrize(
