@@ -105,7 +105,7 @@ class Options:
     keepalive_s: float = 30.0
     """How often the connection is tested while a call waits; a dead one is then noticed before the deadline."""
     observers: tuple[Observer, ...] = ()
-    """Told of each call (`tritonpress_client.opentelemetry`, `tritonpress_client.prometheus`, or your own)."""
+    """Told of each call (`tritonpress_client.tracing`, `tritonpress_client.metrics`, or your own)."""
 
     def __post_init__(self) -> None:
         if self.compression not in (None, "gzip", "deflate"):
