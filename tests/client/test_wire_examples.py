@@ -27,7 +27,7 @@ CONTEXT = "the red lamp for the home ."
 def example(heading: str) -> str:
     """Returns the code below a heading of the page."""
     match = re.search(
-        rf"^## {heading}.*?^```\w+\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+        rf"^## {heading}\b.*?^```\w+\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
     )
     assert match is not None
     return match[1]
