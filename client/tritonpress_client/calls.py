@@ -256,7 +256,8 @@ class _Race:
         elif kind is DeadlineExceededError:
             calls.balancer.failed(endpoint, "no answer within the deadline")
         elif kind is ServerError:
-            calls.balancer.failed(endpoint, error.details() or "failed", last_too=False)
+            # Not what the server says, which may hold a text of the request.
+            calls.balancer.failed(endpoint, error.code().name, last_too=False)
         elif kind is ModelUnavailableError and not is_overloaded(error):
             calls.balancer.lacks(endpoint, self._model)
         else:
