@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tritonpress_client.model_client import Contract, ModelClient, checked_list, encoded
+from tritonpress_client.many import Progress
+from tritonpress_client.model_client import Contract, ModelClient, Row, checked_list, encoded
+from tritonpress_client.modes import Asynchronous, Blocking, both
 
 
 @dataclass(frozen=True)
@@ -16,12 +18,11 @@ class Classification:
     score: float
 
 
-class Classifier(ModelClient):
-    """Asks a classification model; arguments and errors as `ModelClient`."""
-
+class _Classifier(ModelClient):
     _contract = Contract("classification", inputs=("TEXT",), outputs=("LABEL", "SCORE"), width="labels")
 
-    def classify(self, text: str, n: int | None = None) -> list[Classification]:
+    @both
+    async def classify(self, text: str, n: int | None = None) -> list[Classification]:
         """Returns the labels of the text, best first.
 
         Args:
@@ -32,28 +33,38 @@ class Classifier(ModelClient):
             InvalidInputError: The text is empty or cannot be encoded, `n` is out of range, or the server refuses.
             TritonpressError: See `tritonpress_client.errors`.
         """
-        return self._classify([(encoded(text, "text"),)], n)[0]
+        return _labels(await self._one((encoded(text, "text"),), n, "n"))
 
-    def classify_many(self, texts: Sequence[str], n: int | None = None) -> list[list[Classification]]:
+    @both
+    async def classify_many(
+        self, texts: Sequence[str], n: int | None = None, *, progress: Progress | None = None
+    ) -> list[list[Classification]]:
         """Returns the labels of each text, in the texts' order.
 
-        The texts travel in batches of `max_batch_size`, each a request with a deadline of its own. One text that the
-        server refuses fails the call; the message says where it stands.
+        The texts travel in batches that the model takes, each a request with a deadline of its own.
 
         Args:
             texts: At least one text, each as for `classify`.
             n: As for `classify`.
+            progress: Told how many texts are done, and of how many.
 
         Raises:
             InvalidInputError: A text or `n` is at fault; nothing is sent if that can be seen here.
+            PartialFailureError: Some texts have failed; it has the others' labels.
             TritonpressError: See `tritonpress_client.errors`.
         """
         listed = enumerate(checked_list(texts, "texts", of="str"))
-        return self._classify([(encoded(text, f"texts[{index}]"),) for index, text in listed], n)
+        elements = [(encoded(text, f"texts[{index}]"),) for index, text in listed]
+        return await self._many(elements, n, ("texts", "n"), _labels, progress)
 
-    def _classify(self, texts: list[tuple[bytes, ...]], n: int | None) -> list[list[Classification]]:
-        rows = self._infer(texts, self._checked_count("n", n), "texts")
-        return [
-            [Classification(label.decode(), score) for label, score in zip(labels, scores, strict=True)]
-            for labels, scores in rows
-        ]
+
+class Classifier(_Classifier, Blocking):
+    """Asks a classification model; arguments and errors as `ModelClient`."""
+
+
+class AsyncClassifier(_Classifier, Asynchronous):
+    """The same, awaited."""
+
+
+def _labels(row: Row) -> list[Classification]:
+    return [Classification(label.decode(), score) for label, score in zip(*row, strict=True)]

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from tritonpress_client import connecting
 from tritonpress_client.commands import ask, classify, health, recommend
-from tritonpress_client.errors import DeadlineExceededError, InferenceError, TritonpressError
+from tritonpress_client.errors import DeadlineExceededError, ServerError, TritonpressError
 
-_EXIT_STATUS = "Exit status: 0 done; 1 the server is not ready, failed or was too slow; 2 the input is at fault."
+_EXIT_STATUS = "Exit status: 0 done; 1 a server is not ready, failed or was too slow; 2 the input is at fault."
 _COMMANDS = {"ask": ask, "classify": classify, "recommend": recommend, "health": health}
 
 
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except TritonpressError as exc:
         print(f"tritonpress-query: {exc}", file=sys.stderr)
-        return 1 if isinstance(exc, DeadlineExceededError | InferenceError) else 2
+        return 1 if isinstance(exc, DeadlineExceededError | ServerError) else 2
     except BrokenPipeError:
         # The reader (`| head`) has had enough; what is left in the buffer must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -42,8 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     server = _Parser(add_help=False)
-    server.add_argument("--url", default="127.0.0.1:8001", help="HOST:PORT of Triton's gRPC endpoint (%(default)s)")
-    server.add_argument("--timeout-s", type=float, default=5.0, help="deadline of each request (%(default)s)")
+    connecting.add_arguments(server)
     server.add_argument("--json", action="store_true", help="print JSON, a line each")
 
     parser = _Parser(prog="tritonpress-query", description=__doc__, epilog=_EXIT_STATUS)

@@ -1,11 +1,13 @@
-"""How a server is: its version, its models, whether they answer, and what they have served."""
+"""How servers are: their versions, their models, whether these answer, and what they have served."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tritonpress_client.connection import Connection
+from tritonpress_client.errors import ServerUnreachableError
 from tritonpress_client.metadata import ModelStatus, ServerMetadata
 from tritonpress_client.statistics import ModelStatistics
 
@@ -32,22 +34,6 @@ class Health:
         """Returns the same as plain values, for JSON."""
         return {"ready": self.ready, **asdict(self)}
 
-    def table(self) -> str:
-        """Returns the same for people: a line on the server and a table of its models."""
-        served = {(entry.name, entry.version): entry for entry in self.statistics}
-        rows = [_COLUMNS, *(_row(model, served.get((model.name, model.version))) for model in self.models)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if column < _TEXT_COLUMNS else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
-        reasons = [f"{model.name}: {model.reason}" for model in self.models if model.reason]
-        head = f"Triton {self.server.version} at {self.url}: {'ready' if self.ready else 'not ready'}"
-        return "\n".join([head, "", *(lines if self.models else ["no models"]), *reasons])
-
 
 def health(connection: Connection) -> Health:
     """Returns the state of the server at the other end.
@@ -56,12 +42,61 @@ def health(connection: Connection) -> Health:
         TritonpressError: The server cannot be asked.
     """
     return Health(
-        url=connection.url,
+        url=connection.address,
         server=connection.server_metadata(),
         server_ready=connection.ready(),
         models=connection.models(),
         statistics=connection.statistics(),
     )
+
+
+def since(
+    before: Health | ServerUnreachableError, after: Health | ServerUnreachableError
+) -> Health | ServerUnreachableError:
+    """Returns the later state, with what happened in between; of a model that was loaded in between, since then."""
+    if not isinstance(before, Health) or not isinstance(after, Health):
+        return after
+    counted = {(entry.name, entry.version): entry for entry in before.statistics}
+    statistics = []
+    for entry in after.statistics:
+        earlier = counted.get((entry.name, entry.version))
+        # A server that was started anew counts from 0.
+        known = earlier is not None and earlier.success.count <= entry.success.count
+        statistics.append(entry - earlier if known and earlier is not None else entry)
+    return replace(after, statistics=statistics)
+
+
+def table(states: Sequence[Health | ServerUnreachableError], window_s: float = 0.0) -> str:
+    """Returns the states for people: a line on each server, and one table of all models.
+
+    Args:
+        states: Each server's, or the error of one that cannot be reached.
+        window_s: Over how many seconds was counted; 0 for all since the models were loaded.
+    """
+    heads, reasons, rows = [], [], []
+    for state in states:
+        if not isinstance(state, Health):
+            heads.append(f"{state.target}: unreachable")
+            continue
+        heads.append(f"Triton {state.server.version} at {state.url}: {'ready' if state.ready else 'not ready'}")
+        served = {(entry.name, entry.version): entry for entry in state.statistics}
+        for model in state.models:
+            rows.append((state.url, *_row(model, served.get((model.name, model.version)))))
+        reasons += [f"{state.url}  {model.name}: {model.reason}" for model in state.models if model.reason]
+    counted = f"counted for {window_s:g} s" if window_s else "counted since the models were loaded"
+    body = _aligned([("server", *_COLUMNS), *rows]) if rows else ["no models"]
+    return "\n".join([*heads, "", *body, *reasons, counted])
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column <= _TEXT_COLUMNS else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def _row(model: ModelStatus, served: ModelStatistics | None) -> tuple[str, ...]:

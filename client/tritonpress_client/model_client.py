@@ -1,20 +1,24 @@
-"""What the clients of all tasks share: a model that speaks a contract, asked one by one or in batches."""
+"""What the clients of all tasks share: a model that speaks a contract, asked one by one or many at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from types import TracebackType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from tritonpress_client.connection import Connection
+from tritonpress_client import wire
+from tritonpress_client.calls import Calls
+from tritonpress_client.connection import close_at_exit, model_metadata
 from tritonpress_client.errors import InvalidInputError
+from tritonpress_client.many import Progress, ask_all
 from tritonpress_client.metadata import ModelMetadata
+from tritonpress_client.modes import both
+from tritonpress_client.options import Options
 
-_Self = TypeVar("_Self", bound="ModelClient")
+Row = tuple[list[Any], ...]
+"""For one element the values of each output, in the contract's order."""
 
 
 @dataclass(frozen=True)
@@ -29,103 +33,153 @@ class Contract:
     """What n is called."""
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a model takes and gives."""
+
+    max_batch_size: int
+    """The most elements in one request."""
+    answers: int
+    """The most answers to one element (`top_k`, `n_best`); −1 where the model's config does not say."""
+
+
 class ModelClient:
-    """A client of one model; a context manager, safe to share between threads.
+    """A client of one model; one for all threads and tasks.
 
     Before its first request it reads the model's metadata, and refuses a model of another contract.
 
     Args:
-        url: `HOST:PORT` of Triton's gRPC endpoint.
+        targets: As for `Connection`: `HOST:PORT` of Triton's gRPC endpoint, a list of them, or a name.
         model: The name of the ensemble; the task's by default.
-        timeout_s: The deadline of each request in seconds.
+        timeout_s: The deadline of each request in seconds, over all of its attempts.
+        in_flight: The most requests that `…_many` has on their way at the same time.
+        options: Security, retries, balancing, transport.
 
     Raises:
-        InvalidInputError: `url` or `timeout_s` is out of range.
+        InvalidInputError: An argument is out of range.
     """
 
     _contract: ClassVar[Contract]
+    transport_class: Any
 
-    def __init__(self, url: str, *, model: str | None = None, timeout_s: float = 5.0) -> None:
-        self.model = self._contract.task if model is None else model
-        self._connection = Connection(url, timeout_s=timeout_s)
-
-    def __enter__(self: _Self) -> _Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    def __init__(
+        self,
+        targets: str | Sequence[str],
+        *,
+        model: str | None = None,
+        timeout_s: float = 5.0,
+        in_flight: int = 8,
+        options: Options | None = None,
     ) -> None:
-        self.close()
+        self.model = self._contract.task if model is None else model
+        if not isinstance(self.model, str) or not self.model:
+            raise InvalidInputError(f"`model` must be a model's name, got {model!r}")
+        if isinstance(in_flight, bool) or not isinstance(in_flight, int) or in_flight < 1:
+            raise InvalidInputError(f"`in_flight` must be an integer above 0, got {in_flight!r}")
+        self._in_flight = in_flight
+        self._calls = Calls(targets, self.transport_class(), timeout_s=timeout_s, options=options or Options())
+        self._known: tuple[int, ModelMetadata] | None = None
+        self._version = ""
+        close_at_exit(self, self._calls)
 
-    def close(self) -> None:
-        """Closes the connection."""
-        self._connection.close()
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._calls.address!r}, model={self.model!r})"
 
-    @property
-    def max_batch_size(self) -> int:
-        """The most texts in one request (asks the server once)."""
-        return max(1, self._metadata.max_batch_size)
+    @both
+    async def limits(self) -> Limits:
+        """Returns what the model takes and gives (asks a server once, and again when one has come back)."""
+        return await self._limits(self._calls.deadline())
 
-    @property
-    def _width(self) -> int:
-        """How many answers the model gives to one text; -1 where its config does not say."""
-        return self._metadata.outputs[self._contract.outputs[0]].shape[-1]
+    async def _close(self) -> None:
+        await self._calls.close()
 
-    def _infer(
-        self, requests: Sequence[tuple[bytes, ...]], count: int | None, name: str
-    ) -> list[tuple[list[Any], ...]]:
-        """Returns for each request a list of at most `count` values an output, in the contract's order.
+    async def _limits(self, deadline: float) -> Limits:
+        metadata = await self._metadata(deadline)
+        answers = metadata.outputs[self._contract.outputs[0]].shape[-1]
+        return Limits(max(1, metadata.max_batch_size), answers)
+
+    async def _one(self, element: tuple[bytes, ...], count: int | None, name: str) -> Row:
+        """Returns the values for one element, at most `count` an output."""
+        deadline = self._calls.deadline()
+        await self._check_count(name, count, deadline)
+        return (await self._infer([element], count, deadline))[0]
+
+    async def _many(
+        self,
+        elements: Sequence[tuple[bytes, ...]],
+        count: int | None,
+        names: tuple[str, str],
+        made: Callable[[Row], Any],
+        progress: Progress | None,
+    ) -> list[Any]:
+        """Returns for each element what is `made` of its values.
 
         Args:
-            requests: The inputs of each, in the contract's order; they travel in batches of `max_batch_size`.
-            count: How many of the model's answers are wanted, the best first; None for all.
-            name: What the caller calls the requests, for messages.
+            elements: The inputs of each, in the contract's order.
+            count: How many answers to each are wanted; None for all.
+            names: What the caller calls the elements, and the count.
+            made: Makes the public value of an element's values.
+            progress: Called with the number of elements that are done, and of all.
         """
-        rows: list[tuple[list[Any], ...]] = []
-        for start in range(0, len(requests), self.max_batch_size):
-            batch = requests[start : start + self.max_batch_size]
-            try:
-                rows += self._infer_batch(batch, count)
-            except InvalidInputError as exc:
-                if len(batch) == len(requests):
-                    raise
-                # The server counts from the batch's first text.
-                message = f"in {name}[{start}:{start + len(batch)}], counted from {start}: {exc}"
-                raise InvalidInputError(message, target=exc.target, model=exc.model) from exc
-        return rows
+        deadline = self._calls.deadline()
+        await self._check_count(names[1], count, deadline)
+        return await ask_all(
+            elements,
+            lambda batch: self._infer(batch, count, self._calls.deadline()),
+            made,
+            calls=self._calls,
+            model=self.model,
+            name=names[0],
+            inputs=self._contract.inputs,
+            max_batch_size=(await self._limits(deadline)).max_batch_size,
+            in_flight=self._in_flight,
+            progress=progress,
+        )
 
-    def _infer_batch(self, batch: Sequence[tuple[bytes, ...]], count: int | None) -> list[tuple[list[Any], ...]]:
-        inputs = {
-            key: np.array(column, dtype=object).reshape(-1, 1)  # (batch, 1) BYTES
-            for key, column in zip(self._contract.inputs, zip(*batch, strict=True), strict=True)
-        }
-        outputs = self._connection.infer(self.model, inputs, self._contract.outputs)
-        return list(zip(*(outputs[key][:, :count].tolist() for key in self._contract.outputs), strict=True))
+    async def _infer(self, batch: Sequence[tuple[bytes, ...]], count: int | None, deadline: float) -> list[Row]:
+        contract = self._contract
+        request = wire.infer_request(self.model, contract.outputs)
+        for name, column in zip(contract.inputs, zip(*batch, strict=True), strict=True):
+            wire.add_text(request, name, column)
+        response = await self._calls.call("ModelInfer", request, model=self.model, deadline=deadline)
+        if response.model_version != self._version:
+            # Another version may have other limits.
+            self._version, self._known = response.model_version, None if self._version else self._known
+        try:
+            outputs = wire.arrays(response, contract.outputs)
+            if any(value.ndim != 2 or len(value) != len(batch) for value in outputs.values()):
+                shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in outputs.items())
+                raise ValueError(f"{len(batch)} elements came back as {shapes}")
+        except ValueError as exc:
+            raise wire.malformed(exc, target=self._calls.address, model=self.model) from exc
+        return list(zip(*(outputs[name][:, :count].tolist() for name in contract.outputs), strict=True))
 
-    def _checked_count(self, name: str, count: int | None) -> int | None:
-        """Returns how many answers the caller wants; None for all that the model gives."""
+    async def _check_count(self, name: str, count: int | None, deadline: float) -> None:
+        """Refuses a count of answers that the model cannot give; None is all that it gives."""
+        metadata = await self._metadata(deadline)
         if count is None:
-            return None
-        most = self._width
+            return
+        most = metadata.outputs[self._contract.outputs[0]].shape[-1]
         # True is an int to Python; nobody means it.
         is_integer = isinstance(count, int | np.integer) and not isinstance(count, bool)
         if not is_integer or count < 1 or 0 <= most < count:
             limits = f"in 1..{most} (`{self._contract.width}` of model {self.model!r})" if most >= 0 else "above 0"
             message = f"`{name}` must be an integer {limits}, got {count!r}"
-            raise InvalidInputError(message, target=self._connection.url, model=self.model)
-        return int(count)
+            raise InvalidInputError(message, target=self._calls.address, model=self.model)
 
-    @cached_property
-    def _metadata(self) -> ModelMetadata:
-        metadata = self._connection.model_metadata(self.model)
-        contract = self._contract
+    async def _metadata(self, deadline: float) -> ModelMetadata:
+        generation = self._calls.balancer.generation
+        if self._known is not None and self._known[0] == generation:
+            return self._known[1]
+        metadata, contract = await model_metadata(self._calls, self.model, deadline), self._contract
         if not (set(contract.inputs) <= set(metadata.inputs) and set(contract.outputs) <= set(metadata.outputs)):
             message = (
-                f"model {self.model!r} at {self._connection.url} is not for {contract.task}: it takes"
+                f"model {self.model!r} at {self._calls.address} is not for {contract.task}: it takes"
                 f" {', '.join(metadata.inputs)} and gives {', '.join(metadata.outputs)}; name one that takes"
                 f" {', '.join(contract.inputs)} and gives {', '.join(contract.outputs)}"
             )
-            raise InvalidInputError(message, target=self._connection.url, model=self.model)
+            raise InvalidInputError(message, target=self._calls.address, model=self.model)
+        self._known = generation, metadata
         return metadata
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tritonpress_client.model_client import Contract, ModelClient, checked_list, encoded
+from tritonpress_client.many import Progress
+from tritonpress_client.model_client import Contract, ModelClient, Row, checked_list, encoded
+from tritonpress_client.modes import Asynchronous, Blocking, both
 
 
 @dataclass(frozen=True)
@@ -16,17 +18,11 @@ class Recommendation:
     score: float
 
 
-class Recommender(ModelClient):
-    """Asks a recommendation model; arguments and errors as `ModelClient`."""
-
+class _Recommender(ModelClient):
     _contract = Contract("recommendation", inputs=("QUERY",), outputs=("ITEM_ID", "SCORE"), width="top_k")
 
-    @property
-    def top_k(self) -> int:
-        """The most items that the model recommends for a query (asks the server once)."""
-        return self._width
-
-    def recommend(self, query: str, k: int | None = None) -> list[Recommendation]:
+    @both
+    async def recommend(self, query: str, k: int | None = None) -> list[Recommendation]:
         """Returns the items that match the query, best first.
 
         Args:
@@ -37,28 +33,38 @@ class Recommender(ModelClient):
             InvalidInputError: The query holds no text or cannot be encoded, `k` is out of range, or the server refuses.
             TritonpressError: See `tritonpress_client.errors`.
         """
-        return self._recommend([(encoded(query, "query"),)], k)[0]
+        return _items(await self._one((encoded(query, "query"),), k, "k"))
 
-    def recommend_many(self, queries: Sequence[str], k: int | None = None) -> list[list[Recommendation]]:
+    @both
+    async def recommend_many(
+        self, queries: Sequence[str], k: int | None = None, *, progress: Progress | None = None
+    ) -> list[list[Recommendation]]:
         """Returns the items for each query, in the queries' order.
 
-        The queries travel in batches of `max_batch_size`, each a request with a deadline of its own. One query that the
-        server refuses fails the call; the message says where it stands.
+        The queries travel in batches that the model takes, each a request with a deadline of its own.
 
         Args:
             queries: At least one query, each as for `recommend`.
             k: As for `recommend`.
+            progress: Told how many queries are done, and of how many.
 
         Raises:
             InvalidInputError: A query or `k` is at fault; nothing is sent if that can be seen here.
+            PartialFailureError: Some queries have failed; it has the others' items.
             TritonpressError: See `tritonpress_client.errors`.
         """
         listed = enumerate(checked_list(queries, "queries", of="str"))
-        return self._recommend([(encoded(query, f"queries[{index}]"),) for index, query in listed], k)
+        elements = [(encoded(query, f"queries[{index}]"),) for index, query in listed]
+        return await self._many(elements, k, ("queries", "k"), _items, progress)
 
-    def _recommend(self, queries: list[tuple[bytes, ...]], k: int | None) -> list[list[Recommendation]]:
-        rows = self._infer(queries, self._checked_count("k", k), "queries")
-        return [
-            [Recommendation(item.decode(), score) for item, score in zip(items, scores, strict=True)]
-            for items, scores in rows
-        ]
+
+class Recommender(_Recommender, Blocking):
+    """Asks a recommendation model; arguments and errors as `ModelClient`."""
+
+
+class AsyncRecommender(_Recommender, Asynchronous):
+    """The same, awaited."""
+
+
+def _items(row: Row) -> list[Recommendation]:
+    return [Recommendation(item.decode(), score) for item, score in zip(*row, strict=True)]

@@ -1,16 +1,29 @@
-"""Files of requests: a text a line, or JSONL."""
+"""Files of requests: a text a line, JSONL, or CSV with a header."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from tritonpress_client.errors import InvalidInputError
 
 
-def texts(given: list[str], path: Path | None, *, key: str) -> list[str]:
-    """Returns what is given, or what the file holds: a text a line, or in *.jsonl an object a line with `key`.
+@dataclass(frozen=True)
+class Request:
+    """What one line asks."""
+
+    line: int
+    """Its number in the file, from 1; where it was given by hand, its place."""
+    texts: dict[str, str]
+    """By the request's keys."""
+
+
+def requests(given: list[str], path: Path | None, *, key: str) -> list[Request]:
+    """Returns what is given, or what the file holds: *.jsonl and *.csv under one key, others a text a line.
 
     Raises:
         InvalidInputError: Neither or both are there, or the file is at fault.
@@ -18,25 +31,28 @@ def texts(given: list[str], path: Path | None, *, key: str) -> list[str]:
     if bool(given) == (path is not None):
         raise InvalidInputError("give either TEXT or --file FILE")
     if path is None:
-        return given
-    if path.suffix == ".jsonl":
-        return [entry[key] for entry in read_entries(path, key)]
-    lines = [line for _, line in _lines(path)]
-    if not lines:
+        return [Request(number, {key: text}) for number, text in enumerate(given, start=1)]
+    if path.suffix in (".jsonl", ".csv"):
+        return read_requests(path, key)
+    found = [Request(number, {key: line}) for number, line in _lines(path)]
+    if not found:
         raise InvalidInputError(f"{path} holds no {key}; put one on each line")
-    return lines
+    return found
 
 
-def read_entries(path: Path, *keys: str) -> list[dict[str, str]]:
-    """Returns the file's objects, one a line, at least one; empty lines are left out.
+def read_requests(path: Path, *keys: str) -> list[Request]:
+    """Returns the requests of a file, at least one; *.csv has a header with `keys`, everything else an object a line.
 
     Raises:
         InvalidInputError: The file cannot be read, holds nothing, or a line has no text under one of `keys`.
     """
-    entries = [_entry(path, number, line, keys) for number, line in _lines(path)]
-    if not entries:
+    if path.suffix == ".csv":
+        found = list(_rows(path, keys))
+    else:
+        found = [Request(number, _entry(path, number, line, keys)) for number, line in _lines(path)]
+    if not found:
         raise InvalidInputError(f"{path} holds no {keys[0]}; put one on each line")
-    return entries
+    return found
 
 
 def read_text(path: Path) -> str:
@@ -60,6 +76,19 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
+def _rows(path: Path, keys: tuple[str, ...]) -> Iterator[Request]:
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    try:
+        if missing := set(keys) - set(reader.fieldnames or ()):
+            raise InvalidInputError(f"{path} must have a header with {', '.join(keys)}; it lacks {min(missing)}")
+        for row in reader:
+            if any(row[key] is None for key in keys):
+                raise InvalidInputError(f"{path}:{reader.line_num} has fewer columns than the header; complete it")
+            yield Request(reader.line_num, {key: row[key] for key in keys})
+    except csv.Error as exc:
+        raise InvalidInputError(f"{path}:{reader.line_num} is not CSV ({exc}); quote it") from exc
+
+
 def _entry(path: Path, number: int, line: str, keys: tuple[str, ...]) -> dict[str, str]:
     try:
         entry = json.loads(line)
@@ -68,4 +97,4 @@ def _entry(path: Path, number: int, line: str, keys: tuple[str, ...]) -> dict[st
     if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in keys):
         wanted = ", ".join(f'"{key}": TEXT' for key in keys)
         raise InvalidInputError(f"{path}:{number} must be an object with {wanted}")
-    return entry
+    return {key: entry[key] for key in keys}

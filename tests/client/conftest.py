@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
-from tritonpress_client import Classifier, Connection, QuestionAnswerer, Recommender
+from proxy import Proxy
+from served_models import executed, write_models
+from tritonpress_client import Classifier, Connection, QuestionAnswering, Recommender
 from tritonpress_server import TritonServer
 
 
@@ -25,9 +32,9 @@ def recommender(tiny_server: TritonServer) -> Iterator[Recommender]:
 
 
 @pytest.fixture
-def answerer(task_server: TritonServer) -> Iterator[QuestionAnswerer]:
+def answerer(task_server: TritonServer) -> Iterator[QuestionAnswering]:
     """A client of the tiny question-answering model."""
-    with QuestionAnswerer(task_server.grpc_url) as open_answerer:
+    with QuestionAnswering(task_server.grpc_url) as open_answerer:
         yield open_answerer
 
 
@@ -44,3 +51,47 @@ def unreachable_url() -> Iterator[str]:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+@dataclass
+class Served:
+    """A server of instructed models, and what it has run."""
+
+    server: TritonServer
+    repository: Path
+    name: str
+
+    @property
+    def url(self) -> str:
+        """The server's gRPC address."""
+        return self.server.grpc_url
+
+    def kill(self) -> None:
+        """Ends Triton by SIGKILL: nothing is drained, nothing said."""
+        os.kill(self.server.pid, signal.SIGKILL)
+
+    def executed(self) -> list[str]:
+        """Returns what its models have run, a line an event."""
+        return executed(self.repository, self.name)
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, Served]]:
+    """Two servers, `one` and `two`, with a model that does what it is told; to be left as they are."""
+    folder = tmp_path_factory.mktemp("client_servers")
+    served = []
+    with ExitStack() as stack:
+        for name in ("one", "two"):
+            repository = write_models(folder / name, name)
+            server = stack.enter_context(TritonServer(repository, log_path=folder / f"{name}-triton.log"))
+            served.append(Served(server, repository, name))
+        yield served[0], served[1]
+        for each in served:
+            each.kill()
+
+
+@pytest.fixture
+def proxies(servers: tuple[Served, Served]) -> Iterator[tuple[Proxy, Proxy]]:
+    """A proxy in front of each of the two servers."""
+    with Proxy(servers[0].url) as one, Proxy(servers[1].url) as two:
+        yield one, two

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tiny_sources import LABELS, contexts
-from tritonpress_client import Classification, Classifier, InvalidInputError
+from tritonpress_client import Classification, Classifier, InvalidInputError, PartialFailureError
 
 
 def names(labels: list[Classification]) -> list[str]:
@@ -35,7 +35,7 @@ def test_fewer_are_the_first_of_all(classifier: Classifier) -> None:
 
 def test_many_are_as_one_by_one_in_order(classifier: Classifier) -> None:
     texts = contexts()
-    assert len(texts) > 2 * classifier.max_batch_size
+    assert len(texts) > 2 * classifier.limits().max_batch_size
     singly = [names(classifier.classify(text)) for text in texts]
     assert [names(labels) for labels in classifier.classify_many(texts)] == singly
     assert [names(labels) for labels in classifier.classify_many(tuple(texts), 1)] == [found[:1] for found in singly]
@@ -48,7 +48,7 @@ def test_n_out_of_range_names_the_range(classifier: Classifier, n: Any) -> None:
 
 
 def test_a_bad_text_among_many_is_found(classifier: Classifier) -> None:
-    with pytest.raises(InvalidInputError, match=r"in texts\[8:10\], counted from 8: .*TEXT\[1\] must have text"):
+    with pytest.raises(PartialFailureError, match=r"1 of 10 texts failed \(9\).*`texts\[9\]`: .*TEXT\[1\] must"):
         classifier.classify_many(["red lamp"] * 9 + ["\x00\x07"])
     with pytest.raises(InvalidInputError, match=r"model 'classification' at \S+ refuses the request"):
         classifier.classify("lamp " * 200_000)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from tiny_sources import LABELS, contexts
-from tritonpress_client import Answer, ModelStatus, QuestionAnswerer
+from tritonpress_client import Answer, ModelStatus, QuestionAnswering
 from tritonpress_client.cli import main
 from tritonpress_client.commands.ask import _sentence
-from tritonpress_client.health import Health
+from tritonpress_client.health import Health, table
 from tritonpress_client.metadata import ServerMetadata
 from tritonpress_server import TritonServer
 
@@ -68,7 +68,7 @@ def task_url(task_server: TritonServer) -> str:
 
 
 def test_ask_prints_the_answers_in_their_sentences(task_url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with QuestionAnswerer(task_url) as answerer:
+    with QuestionAnswering(task_url) as answerer:
         expected = answerer.answers_many([("the kitchen", CONTEXT), ("a\nlamp", CONTEXT)], 2)
     command = ["ask", "the kitchen", "a\nlamp", "--context", CONTEXT, "--url", task_url]
     assert main([*command, "-n", "2"]) == 0
@@ -101,7 +101,7 @@ def test_ask_reads_files(task_url: str, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_that_there_is_no_answer_is_said(task_url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with QuestionAnswerer(task_url) as answerer:
+    with QuestionAnswering(task_url) as answerer:
         context = next(text for text in contexts() if not answerer.ask("the kitchen", text).found)
     assert main(["ask", "the kitchen", "--context", context, "--url", task_url]) == 0
     question, answer = capsys.readouterr().out.splitlines()
@@ -166,8 +166,8 @@ def test_a_model_that_is_not_ready_shows() -> None:
     assert state(served, ModelStatus("old", "1", "UNAVAILABLE", "unloaded")).ready
     broken = state(served, ModelStatus("broken", "1", "UNAVAILABLE", "no model.onnx"))
     assert not broken.ready
-    assert "not ready" in broken.table()
-    assert "broken: no model.onnx" in broken.table()
+    assert "not ready" in table([broken])
+    assert "broken: no model.onnx" in table([broken])
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def test_import_needs_tritonclient_grpc_and_numpy_only() -> None:
     extra = _modules("tritonpress_client") - _modules(NEEDED)
     foreign = {name.partition(".")[0] for name in extra} - {"tritonpress_client"}
     assert foreign <= sys.stdlib_module_names, foreign
-    assert len(extra) <= 20, extra
+    assert len(extra) <= 25, extra
 
 
 def test_command_line_brings_nothing_heavy() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tritonpress_client import Answer, Classification, Classifier, InvalidInputError, QuestionAnswerer
+from tritonpress_client import Answer, Classification, Classifier, InvalidInputError, QuestionAnswering
 from tritonpress_server import TritonServer
 
 
@@ -18,7 +18,7 @@ def test_a_model_of_another_task_is_refused(tiny_server: TritonServer) -> None:
         )
         with pytest.raises(InvalidInputError, match=message):
             classifier.classify("red lamp")
-    with QuestionAnswerer(tiny_server.grpc_url, model="recommendation") as answerer:
+    with QuestionAnswering(tiny_server.grpc_url, model="recommendation") as answerer:
         for ask in (answerer.ask, answerer.answers):
             with pytest.raises(InvalidInputError, match="is not for question_answering"):
                 ask("what is red?", "a red lamp")  # type: ignore[operator]
@@ -49,10 +49,10 @@ def test_answers_are_values() -> None:
     ],
 )
 def test_what_no_server_could_answer_is_not_sent(
-    call: Callable[[QuestionAnswerer, Classifier], Any], words: str, unreachable_url: str
+    call: Callable[[QuestionAnswering, Classifier], Any], words: str, unreachable_url: str
 ) -> None:
     with (
-        QuestionAnswerer(unreachable_url) as answerer,
+        QuestionAnswering(unreachable_url) as answerer,
         Classifier(unreachable_url) as classifier,
         pytest.raises(InvalidInputError, match=words) as caught,
     ):

@@ -11,6 +11,7 @@ from tritonpress_client import (
     DeadlineExceededError,
     InvalidInputError,
     ModelUnavailableError,
+    PartialFailureError,
     Recommendation,
     Recommender,
     ServerUnreachableError,
@@ -28,7 +29,7 @@ def ids(items: Sequence[Recommendation]) -> list[str]:
 
 def test_the_best_comes_first(recommender: Recommender) -> None:
     items = recommender.recommend("red lamp")
-    assert len(items) == recommender.top_k == 10
+    assert len(items) == recommender.limits().answers == 10
     scores = [item.score for item in items]
     assert scores == sorted(scores, reverse=True)
     assert len(set(ids(items))) == 10
@@ -43,7 +44,7 @@ def test_fewer_are_the_first_of_all(recommender: Recommender) -> None:
 
 def test_many_are_as_one_by_one_in_order(recommender: Recommender) -> None:
     queries = [f"{query} {number}" for number in range(3) for query in QUERIES]
-    assert len(queries) > 2 * recommender.max_batch_size
+    assert len(queries) > 2 * recommender.limits().max_batch_size
     singly = [ids(recommender.recommend(query, 5)) for query in queries]
     assert [ids(items) for items in recommender.recommend_many(queries, 5)] == singly
     assert [ids(items) for items in recommender.recommend_many(tuple(queries[:1]), 5)] == singly[:1]
@@ -90,7 +91,7 @@ def test_what_only_the_server_can_judge_is_refused_by_it(recommender: Recommende
 def test_a_bad_query_among_many_is_found(recommender: Recommender, unreachable_url: str) -> None:
     with Recommender(unreachable_url) as nowhere, pytest.raises(InvalidInputError, match=r"`queries\[1\]` is empty"):
         nowhere.recommend_many(["red lamp", ""])
-    with pytest.raises(InvalidInputError, match=r"in queries\[8:10\], counted from 8: "):
+    with pytest.raises(PartialFailureError, match=r"1 of 10 queries failed \(9\).*`queries\[9\]`: "):
         recommender.recommend_many(["red lamp"] * 9 + ["\x00\x07"])
 
 

@@ -182,7 +182,7 @@ def test_the_load_ends_with_its_parent(folder: Path, tiny_server: TritonServer) 
 
 def test_plain_locust_runs_the_same_users(folder: Path, tiny_server: TritonServer) -> None:
     locustfile = Path(__file__).parents[2] / "loadtests" / "locustfile.py"
-    command = [sys.executable, "-m", "locust", "-f", str(locustfile), "--headless", "-u", "3", "-r", "3", "-t", "1s"]
+    command = [sys.executable, "-m", "locust", "-f", str(locustfile), "--headless", "-u", "3", "-r", "3", "-t", "3s"]
     done = subprocess.run(
         [*command, "--host", tiny_server.grpc_url, "--json"],
         env={**os.environ, "TRITONPRESS_SCENARIO": str(write_scenario(folder))},

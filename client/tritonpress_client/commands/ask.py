@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from tritonpress_client.connecting import connected
 from tritonpress_client.errors import InvalidInputError
-from tritonpress_client.question_answerer import Answer, QuestionAnswerer
-from tritonpress_client.request_files import read_entries, read_text
+from tritonpress_client.file_run import Asked, answer_all, check_arguments
+from tritonpress_client.question_answering import Answer, QuestionAnswering
+from tritonpress_client.request_files import Request, read_requests, read_text
 
 HELP = "the passage of a text that answers a question"
 _SENTENCE_BREAK = re.compile(r"(?<=[.!?])\s+|\s*\n\s*")
@@ -23,37 +24,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question", nargs="*", metavar="QUESTION", help="what is asked")
     parser.add_argument("--context", metavar="TEXT", help="where the answer is looked for")
     parser.add_argument("--context-file", type=Path, metavar="FILE", help="the same, from a file")
-    parser.add_argument("--file", type=Path, help='requests, one {"question": …, "context": …} a line')
+    parser.add_argument("--file", type=Path, help='requests, JSONL or *.csv with "question" and "context"')
+    parser.add_argument(
+        "--out", type=Path, help="answers to --file, *.jsonl or *.csv; what is there is not asked again"
+    )
     parser.add_argument("-n", type=int, default=1, help="the most answers to a question (%(default)s)")
     parser.add_argument("--model", default="question_answering", help="name of the ensemble (%(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Returns 0 after printing the answers to each question, with the sentence that holds each."""
-    pairs = _pairs(arguments)
-    with QuestionAnswerer(arguments.url, model=arguments.model, timeout_s=arguments.timeout_s) as answerer:
-        answers = answerer.answers_many(pairs, arguments.n)
-    for (question, context), found in zip(pairs, answers, strict=True):
-        if arguments.json:
-            entry = {"question": question, "answers": [asdict(answer) for answer in found]}
-            print(json.dumps(entry, ensure_ascii=False))
-        else:
-            print("\n".join(_lines(question, context, found)))
-    return 0
+    """Returns the exit status after printing the answers to each question, with the sentence that holds each."""
+    check_arguments(arguments)
+    asked = _requests(arguments)
+    with connected(QuestionAnswering, arguments) as answering:
+        how = Asked(
+            keys=("question", "context"),
+            name="answers",
+            columns=("text", "score", "start", "end"),
+            ask=lambda requests, progress: answering.answers_many(
+                [(request.texts["question"], request.texts["context"]) for request in requests],
+                arguments.n,
+                progress=progress,
+            ),
+            value=asdict,
+            lines=lambda request, found: _lines(request.texts["question"], request.texts["context"], found),
+        )
+        return answer_all(how, asked, arguments, lambda: answering.limits().max_batch_size)
 
 
-def _pairs(arguments: argparse.Namespace) -> list[tuple[str, str]]:
+def _requests(arguments: argparse.Namespace) -> list[Request]:
     """Returns the questions with their contexts."""
     contexts = [arguments.context, arguments.context_file]
     if arguments.file is not None:
         if arguments.question or contexts != [None, None]:
             raise InvalidInputError("--file has its own questions and contexts; give it alone, or leave it out")
-        entries = read_entries(arguments.file, "question", "context")
-        return [(entry["question"], entry["context"]) for entry in entries]
+        return read_requests(arguments.file, "question", "context")
     if not arguments.question or contexts.count(None) != 1:
         raise InvalidInputError("give QUESTION with either --context TEXT or --context-file FILE, or give --file FILE")
     context = arguments.context if arguments.context is not None else read_text(arguments.context_file)
-    return [(question, context) for question in arguments.question]
+    return [
+        Request(number, {"question": question, "context": context})
+        for number, question in enumerate(arguments.question, start=1)
+    ]
 
 
 def _lines(question: str, context: str, answers: list[Answer]) -> Iterator[str]:

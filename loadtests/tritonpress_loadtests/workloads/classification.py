@@ -16,7 +16,7 @@ def connect(url: str, *, model: str, timeout_s: float) -> Classifier:
 
 def check(client: Classifier) -> None:
     """Asks the server whether the model classifies; the client remembers the answer."""
-    _ = client.max_batch_size
+    client.limits()
 
 
 def send(client: Classifier, query: Query) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tritonpress_client import QuestionAnswerer
+from tritonpress_client import QuestionAnswering
 
 from tritonpress_loadtests.errors import ScenarioError
 from tritonpress_loadtests.query_files import Query, jsonl
@@ -31,17 +31,17 @@ def squad(path: Path, text: str) -> list[Query]:
 READERS = {".json": squad, ".jsonl": jsonl("question", "context")}
 
 
-def connect(url: str, *, model: str, timeout_s: float) -> QuestionAnswerer:
+def connect(url: str, *, model: str, timeout_s: float) -> QuestionAnswering:
     """Returns a client of the model; nothing is sent yet."""
-    return QuestionAnswerer(url, model=model, timeout_s=timeout_s)
+    return QuestionAnswering(url, model=model, timeout_s=timeout_s)
 
 
-def check(client: QuestionAnswerer) -> None:
+def check(client: QuestionAnswering) -> None:
     """Asks the server whether the model answers questions; the client remembers the answer."""
-    _ = client.n_best
+    client.limits()
 
 
-def send(client: QuestionAnswerer, query: Query) -> None:
+def send(client: QuestionAnswering, query: Query) -> None:
     """Sends one question with its context and waits for its answers."""
     client.answers(query["question"], query["context"])
 

@@ -16,7 +16,7 @@ def connect(url: str, *, model: str, timeout_s: float) -> Recommender:
 
 def check(client: Recommender) -> None:
     """Asks the server whether the model recommends; the client remembers the answer."""
-    _ = client.top_k
+    client.limits()
 
 
 def send(client: Recommender, query: Query) -> None:

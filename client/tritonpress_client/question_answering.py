@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tritonpress_client.errors import InvalidInputError
-from tritonpress_client.model_client import Contract, ModelClient, checked_list, encoded
+from tritonpress_client.many import Progress
+from tritonpress_client.model_client import Contract, ModelClient, Row, checked_list, encoded
+from tritonpress_client.modes import Asynchronous, Blocking, both
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,7 @@ class Answer:
         return bool(self.text)
 
 
-class QuestionAnswerer(ModelClient):
-    """Asks a question-answering model; arguments and errors as `ModelClient`."""
-
+class _QuestionAnswering(ModelClient):
     _contract = Contract(
         "question_answering",
         inputs=("QUESTION", "CONTEXT"),
@@ -39,12 +39,8 @@ class QuestionAnswerer(ModelClient):
         width="n_best",
     )
 
-    @property
-    def n_best(self) -> int:
-        """The most answers that the model gives to a question (asks the server once)."""
-        return self._width
-
-    def ask(self, question: str, context: str) -> Answer:
+    @both
+    async def ask(self, question: str, context: str) -> Answer:
         """Returns the best answer that the context holds; its `found` says whether there is one.
 
         Args:
@@ -55,9 +51,10 @@ class QuestionAnswerer(ModelClient):
             InvalidInputError: A text is empty or cannot be encoded, or the server refuses.
             TritonpressError: See `tritonpress_client.errors`.
         """
-        return self._ask([_encoded_pair(question, context)], 1)[0][0]
+        return _answers(await self._one(_encoded_pair(question, context), 1, "n"))[0]
 
-    def answers(self, question: str, context: str, n: int | None = None) -> list[Answer]:
+    @both
+    async def answers(self, question: str, context: str, n: int | None = None) -> list[Answer]:
         """Returns the answers that the context holds, best first.
 
         That there is none may be among them, with its probability, if the model has learnt to say so.
@@ -71,47 +68,59 @@ class QuestionAnswerer(ModelClient):
             InvalidInputError: A text is empty or cannot be encoded, `n` is out of range, or the server refuses.
             TritonpressError: See `tritonpress_client.errors`.
         """
-        return _given(self._ask([_encoded_pair(question, context)], self._checked_count("n", n))[0])
+        return _given(await self._one(_encoded_pair(question, context), n, "n"))
 
-    def ask_many(self, pairs: Sequence[tuple[str, str]]) -> list[Answer]:
+    @both
+    async def ask_many(self, pairs: Sequence[tuple[str, str]], *, progress: Progress | None = None) -> list[Answer]:
         """Returns the best answer to each question, in the pairs' order.
 
-        The pairs travel in batches of `max_batch_size`, each a request with a deadline of its own. One pair that the
-        server refuses fails the call; the message says where it stands.
+        The pairs travel in batches that the model takes, each a request with a deadline of its own.
 
         Args:
             pairs: At least one question with its context, each as for `ask`.
+            progress: Told how many pairs are done, and of how many.
 
         Raises:
             InvalidInputError: A pair is at fault; nothing is sent if that can be seen here.
+            PartialFailureError: Some pairs have failed; it has the others' answers.
             TritonpressError: See `tritonpress_client.errors`.
         """
-        return [answers[0] for answers in self._ask(list(_encoded_pairs(pairs)), 1)]
+        return await self._many(list(_encoded_pairs(pairs)), 1, ("pairs", "n"), lambda row: _answers(row)[0], progress)
 
-    def answers_many(self, pairs: Sequence[tuple[str, str]], n: int | None = None) -> list[list[Answer]]:
+    @both
+    async def answers_many(
+        self, pairs: Sequence[tuple[str, str]], n: int | None = None, *, progress: Progress | None = None
+    ) -> list[list[Answer]]:
         """Returns the answers to each question, best first, in the pairs' order.
 
         Args:
             pairs: As for `ask_many`.
             n: As for `answers`.
+            progress: As for `ask_many`.
 
         Raises:
             InvalidInputError: A pair or `n` is at fault; nothing is sent if that can be seen here.
+            PartialFailureError: Some pairs have failed; it has the others' answers.
             TritonpressError: See `tritonpress_client.errors`.
         """
-        encoded_pairs = list(_encoded_pairs(pairs))
-        return [_given(answers) for answers in self._ask(encoded_pairs, self._checked_count("n", n))]
-
-    def _ask(self, pairs: Sequence[tuple[bytes, bytes]], n: int | None) -> list[list[Answer]]:
-        return [
-            [Answer(text.decode(), score, start, end) for text, score, start, end in zip(*row, strict=True)]
-            for row in self._infer(pairs, n, "pairs")
-        ]
+        return await self._many(list(_encoded_pairs(pairs)), n, ("pairs", "n"), _given, progress)
 
 
-def _given(answers: list[Answer]) -> list[Answer]:
+class QuestionAnswering(_QuestionAnswering, Blocking):
+    """Asks a question-answering model; arguments and errors as `ModelClient`."""
+
+
+class AsyncQuestionAnswering(_QuestionAnswering, Asynchronous):
+    """The same, awaited."""
+
+
+def _answers(row: Row) -> list[Answer]:
+    return [Answer(text.decode(), score, start, end) for text, score, start, end in zip(*row, strict=True)]
+
+
+def _given(row: Row) -> list[Answer]:
     """Returns the answers without what fills up the model's row."""
-    return [answer for answer in answers if answer.found or answer.score]
+    return [answer for answer in _answers(row) if answer.found or answer.score]
 
 
 def _encoded_pairs(pairs: Any) -> Iterator[tuple[bytes, bytes]]:

@@ -1,0 +1,152 @@
+"""A file of answers that grows while they come, and goes on where it was: JSONL or CSV, failures beside it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from tritonpress_client.errors import InvalidInputError, TritonpressError
+from tritonpress_client.request_files import Request
+
+
+class AnswerFile:
+    """Writes an answer a line (JSONL), or a row for each of an answer's values (CSV); a context manager.
+
+    What a run that was killed has left is read first: a line that was cut off is dropped, and `rest` says what is still
+    to be asked. Failures are written to `PATH.failures.jsonl`, and asked again by the next run.
+
+    Args:
+        path: Where answers go; *.jsonl or *.csv.
+        keys: What a request's texts are called.
+        columns: What an answer's values are called, for a CSV's header.
+
+    Raises:
+        InvalidInputError: The path cannot be written, or holds something else.
+    """
+
+    def __init__(self, path: Path, keys: Sequence[str], columns: Sequence[str]) -> None:
+        if path.suffix not in (".jsonl", ".csv"):
+            raise InvalidInputError(f"--out {path} must be *.jsonl or *.csv")
+        self.path = path
+        self.failures_path = path.with_name(f"{path.name}.failures.jsonl")
+        self.failed = 0
+        self._is_csv = path.suffix == ".csv"
+        self._header = ["line", *keys, "rank", *columns]
+        self._keys = tuple(keys)
+        self._done: dict[int, dict[str, str]] = {}
+        self._file: BinaryIO | None = None
+        self._failures: BinaryIO | None = None
+
+    def __enter__(self) -> AnswerFile:
+        try:
+            self.failures_path.unlink(missing_ok=True)
+            self._file = self.path.open("r+b" if self.path.exists() else "w+b")
+            self._resume(self._file)
+        except OSError as exc:
+            self.__exit__(None, None, None)
+            raise InvalidInputError(f"cannot write {self.path}: {exc.strerror}") from exc
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in (self._file, self._failures):
+            if file is not None:
+                file.close()
+
+    def rest(self, requests: Sequence[Request]) -> list[Request]:
+        """Returns the requests that have no answer in the file.
+
+        Raises:
+            InvalidInputError: The file holds the answers to other requests.
+        """
+        known = {request.line: request.texts for request in requests}
+        for line, texts in self._done.items():
+            if known.get(line) != texts:
+                message = f"{self.path} holds answers to another file (see its line {line}); give another --out"
+                raise InvalidInputError(message)
+        return [request for request in requests if request.line not in self._done]
+
+    def write(self, request: Request, name: str, values: Sequence[dict[str, Any]]) -> None:
+        """Adds an answer: its values, under `name` in JSONL."""
+        if self._is_csv:
+            rows = values or [{}]
+            text = io.StringIO(newline="")
+            writer = csv.writer(text)
+            for rank, value in enumerate(rows, start=1):
+                given = {"line": request.line, **request.texts, "rank": rank if values else "", **value}
+                writer.writerow([given.get(column, "") for column in self._header])
+            self._append(text.getvalue())
+        else:
+            self._append(json.dumps({"line": request.line, **request.texts, name: values}, ensure_ascii=False) + "\n")
+
+    def write_failure(self, request: Request, error: TritonpressError) -> None:
+        """Adds a request that was not answered to the file beside."""
+        if self._failures is None:
+            self._failures = self.failures_path.open("wb")
+        entry = {"line": request.line, **request.texts, "error": type(error).__name__, "message": str(error)}
+        self._failures.write((json.dumps(entry, ensure_ascii=False) + "\n").encode())
+        self.failed += 1
+
+    def flush(self) -> None:
+        """Hands what was written to the system: it is there when this process is killed."""
+        for file in (self._file, self._failures):
+            if file is not None:
+                file.flush()
+
+    def _append(self, text: str) -> None:
+        if self._file is None:
+            raise InvalidInputError(f"{self.path} is not open; use it in a `with` block")
+        self._file.write(text.encode())
+
+    def _resume(self, file: BinaryIO) -> None:
+        content = file.read()
+        # What was cut off has no end of line; a CSV's last answer may have rows that are missing, and is asked again.
+        whole = content[: content.rfind(b"\n") + 1]
+        try:
+            self._check_fragment(content[len(whole) :], first=not whole)
+            kept = self._read_csv(whole) if self._is_csv else self._read_jsonl(whole)
+        except (ValueError, KeyError, TypeError, IndexError, csv.Error) as exc:
+            file.close()
+            raise InvalidInputError(f"{self.path} is there and no file of answers; give another --out") from exc
+        file.seek(kept)
+        file.truncate()
+        if self._is_csv and not kept:
+            self._append(_row(self._header))
+
+    def _check_fragment(self, fragment: bytes, *, first: bool) -> None:
+        """Refuses an end that no answer begins with: somebody else's file must not be cut."""
+        start = (_row(self._header) if first else "") if self._is_csv else '{"line": '
+        if not fragment.startswith(start.encode()) and not start.encode().startswith(fragment):
+            raise ValueError("another beginning")
+
+    def _read_jsonl(self, content: bytes) -> int:
+        for line in content.decode().split("\n")[:-1]:
+            entry = json.loads(line)
+            self._done[int(entry["line"])] = {key: entry[key] for key in self._keys}
+        return len(content)
+
+    def _read_csv(self, content: bytes) -> int:
+        text = content.decode()
+        if not text:
+            return 0
+        # Not strict: a last row may have been cut inside its quotes.
+        rows = list(csv.reader(io.StringIO(text, newline="")))
+        if rows[0] != self._header:
+            raise ValueError("another header")
+        last = rows[-1][0] if len(rows) > 1 else ""
+        kept = [row for row in rows[1:] if row[0] != last]
+        for row in kept:
+            self._done[int(row[0])] = dict(zip(self._keys, row[1:], strict=False))
+        return len("".join(map(_row, [rows[0], *kept])).encode())
+
+
+def _row(values: Sequence[object]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerow(values)
+    return text.getvalue()

@@ -1,0 +1,200 @@
+"""A call: one deadline over all attempts, sent again where that is safe, and to another server where there is one.
+
+An attempt has its share of the deadline. When that is over, another server is asked as well; the first one is not
+given up, and the first answer wins. So a server that hangs loses no request, and a slow one is not asked in vain.
+Whatever is still on its way when the call ends is cancelled on its server.
+
+Triton's own request timeout is not sent: each step of an ensemble would be given all of it, and honour it only where
+its config allows that. gRPC's deadline reaches Triton, which drops what has not begun when it has passed.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from tritonpress_client.credentials import expire_metadata, sent_metadata
+from tritonpress_client.endpoint import Endpoint
+from tritonpress_client.errors import (
+    AccessDeniedError,
+    DeadlineExceededError,
+    InvalidInputError,
+    ModelUnavailableError,
+    ServerError,
+    ServerUnreachableError,
+    TritonpressError,
+    error_kind,
+    is_overloaded,
+    translated,
+)
+from tritonpress_client.observers import log_event
+from tritonpress_client.transport import Flight
+
+if TYPE_CHECKING:
+    from tritonpress_client.calls import Calls
+
+
+class Race:
+    """The attempts of one call."""
+
+    def __init__(self, calls: Calls, method: str, request: Any, model: str, deadline: float) -> None:
+        self.target = ""
+        self.attempts = 0
+        self._calls = calls
+        self._method = method
+        self._request = request
+        self._model = model
+        self._deadline = deadline
+        self._tried: list[Endpoint] = []
+        self._flights: list[Flight] = []
+        self._denied = False
+
+    async def run(self, context: Mapping[str, str]) -> Any:
+        """Returns the first answer."""
+        calls = self._calls
+        if calls._closed:
+            raise InvalidInputError(f"the connection to {calls.address} is closed; open another one", model=self._model)
+        await calls._targets.resolved(self._deadline)
+        calls._budget.deposit()
+        last: tuple[grpc.RpcError, str] | None = None
+        next_start: float | None = 0.0  # None: no further attempt
+        try:
+            while True:
+                if next_start is not None and next_start <= time.monotonic():
+                    next_start = self._start(context, last)
+                if not self._flights:
+                    if next_start is None or next_start >= self._deadline:
+                        raise self._unanswered(last) from (last[0] if last else None)
+                    await calls.transport.sleep(max(0.0, next_start - time.monotonic()))
+                    continue
+                wait_s = None if next_start is None else max(0.0, next_start - time.monotonic())
+                flight = await calls.transport.first(self._flights, wait_s)
+                if flight is None:
+                    continue
+                self._land(flight)
+                if flight.error is None:
+                    return flight.response
+                last = flight.error, flight.endpoint.target
+                next_start = self._after(flight.error)
+                if next_start is None and not self._flights:
+                    raise self._unanswered(last) from flight.error
+        except (ValueError, grpc.aio.UsageError) as exc:
+            # gRPC's words for a channel that was closed meanwhile.
+            raise InvalidInputError(f"the connection to {calls.address} is closed; open another one") from exc
+        finally:
+            for flight in self._flights:
+                calls.transport.cancel(flight)
+                calls.balancer.release(flight.endpoint)
+                flight.endpoint.probing = False
+
+    def _start(self, context: Mapping[str, str], last: tuple[grpc.RpcError, str] | None) -> float | None:
+        """Sends the request to the best server; returns when the next attempt begins if this one is not answered."""
+        calls, retries = self._calls, self._calls.options.retries
+        if self.attempts and not calls._budget.withdraw():
+            log_event(logging.DEBUG, "retry_budget_spent", model=self._model)
+            return None
+        endpoint, due = calls.balancer.choose(self._model, self._tried)
+        for other in due:
+            calls.transport.background(lambda other=other: calls.ready_at(other, self._model))  # type: ignore[misc]
+        if endpoint is None:
+            return None
+        self.target = endpoint.target
+        self.attempts += 1
+        self._tried.append(endpoint)
+        now = time.monotonic()
+        left_s = max(0.0, self._deadline - now)
+        overtake_s = None
+        if self.attempts < retries.attempts and calls.balancer.alternatives(self._model, self._tried):
+            overtake_s = self._overtake_s(left_s)
+        flight = Flight(endpoint, now, None)
+        self._flights.append(flight)
+        flight.call = calls.transport.start(
+            endpoint.method(self._method),
+            self._request,
+            timeout_s=left_s,
+            metadata=sent_metadata(calls.options, context),
+            alone=overtake_s is None and len(self._flights) == 1,
+        )
+        return None if overtake_s is None else now + overtake_s
+
+    def _overtake_s(self, left_s: float) -> float:
+        """Returns after how long another server is asked as well."""
+        retries = self._calls.options.retries
+        share_s = left_s / (retries.attempts - self.attempts + 1)
+        after = self._calls._latencies.p95_s() if retries.hedge_after == "p95" else retries.hedge_after
+        return share_s if after is None else min(after, share_s)
+
+    def _land(self, flight: Flight) -> None:
+        """Counts what came of an attempt."""
+        calls, endpoint = self._calls, flight.endpoint
+        self.target = endpoint.target
+        self._flights.remove(flight)
+        calls.balancer.release(endpoint)
+        error = flight.error
+        if error is None:
+            calls.balancer.succeeded(endpoint)
+            if calls.options.retries.hedge_after == "p95":
+                calls._latencies.add(time.monotonic() - flight.started)
+            share_s = calls.timeout_s / calls.options.retries.attempts
+            for other in self._flights:
+                if time.monotonic() - other.started >= share_s:
+                    calls.balancer.failed(other.endpoint, "another server has overtaken it")
+            return
+        kind = error_kind(error)
+        if kind is ServerUnreachableError:
+            calls.balancer.failed(endpoint, error.details() or "lost", lost=True)
+        elif kind is DeadlineExceededError:
+            calls.balancer.failed(endpoint, "no answer within the deadline")
+        elif kind is ServerError:
+            # Not what the server says, which may hold a text of the request.
+            calls.balancer.failed(endpoint, error.code().name, last_too=False)
+        elif kind is ModelUnavailableError and not is_overloaded(error):
+            calls.balancer.lacks(endpoint, self._model)
+        else:
+            calls.balancer.succeeded(endpoint)
+
+    def _after(self, error: grpc.RpcError) -> float | None:
+        """Returns when the request is sent again after an error; None for never."""
+        calls, retries, kind = self._calls, self._calls.options.retries, error_kind(error)
+        elsewhere = calls.balancer.alternatives(self._model, self._tried)
+        again = kind is ServerUnreachableError or (
+            kind is ModelUnavailableError and (elsewhere or is_overloaded(error))
+        )
+        if kind is AccessDeniedError and not self._denied:
+            self._denied = again = expire_metadata(calls.options)
+            elsewhere = again
+        if not again:
+            for flight in self._flights:
+                calls.transport.cancel(flight)
+                calls.balancer.release(flight.endpoint)
+            self._flights.clear()
+            return None
+        if self.attempts >= retries.attempts:
+            return None
+        log_event(
+            logging.DEBUG, "retry", model=self._model, target=self.target, attempt=self.attempts, code=error.code()
+        )
+        if elsewhere:
+            return time.monotonic()
+        longest_s = min(retries.max_backoff_s, retries.backoff_s * 2 ** (self.attempts - 1))
+        return time.monotonic() + random.uniform(0.0, longest_s)
+
+    def _unanswered(self, last: tuple[grpc.RpcError, str] | None) -> TritonpressError:
+        """Returns the error of the call."""
+        if last is not None:
+            error, target = last
+            return translated(
+                error, target=target, model=self._model, timeout_s=self._calls.timeout_s, attempts=self.attempts
+            )
+        calls = self._calls
+        return ServerUnreachableError(
+            f"no server at {calls.address} takes requests: all have failed in a row; the next trial is in"
+            f" {calls.balancer.next_trial_s():.1f} s; see `tritonpress-query health`",
+            target=calls.address,
+            model=self._model,
+        )

@@ -1,0 +1,109 @@
+"""The servers' addresses: a list of them, or a DNS name with many behind it, looked up again from time to time."""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from tritonpress_client.balancer import Balancer
+from tritonpress_client.endpoint import Endpoint
+from tritonpress_client.errors import InvalidInputError, ServerUnreachableError
+from tritonpress_client.observers import log_event
+from tritonpress_client.options import Options
+from tritonpress_client.transport import Transport
+
+_HOST_AND_PORT = re.compile(r"(?P<host>\[[0-9a-fA-F:.%\w]+\]|[^\s:/\[\],]+):(?P<port>\d{1,5})")
+_DNS = re.compile(r"dns:(///)?(?P<host>[^\s:/\[\],]+):(?P<port>\d{1,5})")
+# gRPC's own: with xds it balances by itself.
+_GRPC_SCHEMES = ("unix:", "unix-abstract:", "ipv4:", "ipv6:", "xds:")
+
+
+class Targets:
+    """Keeps the balancer's servers up to date.
+
+    Attributes:
+        given: The addresses as they were given.
+    """
+
+    def __init__(self, targets: Any, balancer: Balancer, transport: Transport, options: Options) -> None:
+        self.given = _checked(targets)
+        self._balancer = balancer
+        self._transport = transport
+        self._options = options
+        self._names = {target: match for target in self.given if (match := _DNS.fullmatch(target))}
+        self._resolving = False
+        self._next_s = 0.0
+        self._balancer.replace([target for target in self.given if target not in self._names], self._endpoint)
+
+    async def resolved(self, deadline: float) -> None:
+        """Returns once there are servers; looks the names up anew in the background when it is time.
+
+        Raises:
+            ServerUnreachableError: The names cannot be resolved within the deadline.
+        """
+        if not self._names or (self._balancer.endpoints and (time.monotonic() < self._next_s or self._resolving)):
+            return
+        if self._balancer.endpoints:
+            self._resolving = True
+            self._transport.background(self._refresh)
+            return
+        await self._resolve(max(0.001, deadline - time.monotonic()))
+
+    async def _refresh(self) -> None:
+        try:
+            await self._resolve(10.0)
+        except ServerUnreachableError as exc:
+            # What was found before is used on.
+            log_event(logging.WARNING, "dns_failed", reason=exc)
+        finally:
+            self._resolving = False
+
+    async def _resolve(self, timeout_s: float) -> None:
+        found = [target for target in self.given if target not in self._names]
+        for target, match in self._names.items():
+            host, port = match["host"], int(match["port"])
+            try:
+                entries = await self._transport.in_thread(
+                    lambda host=host, port=port: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM),  # type: ignore[misc]
+                    timeout_s,
+                )
+            except TimeoutError:
+                raise self._unresolved(target, f"no answer within {timeout_s:.1f} s") from None
+            except OSError as exc:
+                raise self._unresolved(target, exc.strerror or str(exc)) from exc
+            addresses = sorted({str(entry[4][0]) for entry in entries})
+            found += [f"[{address}]:{port}" if ":" in address else f"{address}:{port}" for address in addresses]
+        self._next_s = time.monotonic() + self._options.balancing.resolve_s
+        # A server that is gone keeps its channel for the answers that are still to come; it is closed when collected.
+        self._balancer.replace(found, self._endpoint)
+
+    def _unresolved(self, target: str, why: str) -> ServerUnreachableError:
+        return ServerUnreachableError(f"{target!r} cannot be resolved: {why}; correct the name", target=target)
+
+    def _endpoint(self, target: str) -> Endpoint:
+        host = next(iter(self._names.values()))["host"] if self._names else ""
+        return Endpoint(target, host, self._transport, self._options)
+
+
+def _checked(targets: Any) -> tuple[str, ...]:
+    """Returns the addresses, or refuses what is none."""
+    listed = [targets] if isinstance(targets, str) else targets
+    if not isinstance(listed, Sequence) or isinstance(listed, bytes):
+        raise InvalidInputError(f"`targets` must be HOST:PORT or a list of them, got {targets!r}")
+    if not listed:
+        raise InvalidInputError("`targets` is empty; give at least one HOST:PORT of Triton's gRPC endpoint")
+    for target in listed:
+        if not isinstance(target, str) or not (
+            target.startswith(_GRPC_SCHEMES) or _DNS.fullmatch(target) or _port(_HOST_AND_PORT.fullmatch(target))
+        ):
+            rule = "must be HOST:PORT of Triton's gRPC endpoint, or dns:///NAME:PORT, without http://"
+            raise InvalidInputError(f"`targets` {rule}, got {target!r}")
+    return tuple(dict.fromkeys(listed))
+
+
+def _port(match: re.Match[str] | None) -> bool:
+    return match is not None and 0 < int(match["port"]) < 65536

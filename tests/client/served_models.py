@@ -1,0 +1,67 @@
+"""A repository of small Python models for the embedded Triton, which do what a text tells them: wait, refuse, fail.
+
+They speak the contracts of `recommendation` and of `classification`, so that the typed clients ask them; each answer
+says which server gave it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+CONFIG = """
+name: "{name}"
+backend: "python"
+max_batch_size: {max_batch_size}
+input [{{ name: "{input}", data_type: TYPE_STRING, dims: [1] }}]
+output [
+  {{ name: "{output}", data_type: TYPE_STRING, dims: [3] }},
+  {{ name: "SCORE", data_type: TYPE_FP32, dims: [3] }}
+]
+instance_group [{{ count: {instances}, kind: KIND_CPU }}]
+parameters: {{ key: "server", value: {{ string_value: "{server}" }} }}
+parameters: {{ key: "log", value: {{ string_value: "{log}" }} }}
+"""
+
+
+def write_models(
+    folder: Path, server: str, *, instances: int = 4, max_batch_size: int = 4, version: int = 1, task: str = ""
+) -> Path:
+    """Returns the repository after writing the model `recommendation` (or of another task) into it.
+
+    Args:
+        folder: The repository.
+        server: What the answers call the server; also the name of the file beside `folder` that tells what was run.
+        instances: How many requests run at the same time.
+        max_batch_size: The most texts of a request.
+        version: The model's version.
+        task: `recommendation`, the default, or `classification`.
+    """
+    name = task or "recommendation"
+    tensors = {"recommendation": ("QUERY", "ITEM_ID"), "classification": ("TEXT", "LABEL")}[name]
+    model = folder / name
+    (model / str(version)).mkdir(parents=True, exist_ok=True)
+    (model / str(version) / "model.py").write_text(inspect.getsource(_model_source()), encoding="utf-8")
+    text = CONFIG.format(
+        name=name,
+        input=tensors[0],
+        output=tensors[1],
+        server=server,
+        log=folder.parent / f"{server}.log",
+        instances=instances,
+        max_batch_size=max_batch_size,
+    )
+    (model / "config.pbtxt").write_text(text, encoding="utf-8")
+    return folder
+
+
+def executed(folder: Path, server: str) -> list[str]:
+    """Returns what the server's models have run, a line an event: `text`, or `cancelled text`."""
+    log = folder.parent / f"{server}.log"
+    return log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+
+
+def _model_source() -> object:
+    import instructed_model
+
+    return instructed_model

@@ -1,0 +1,165 @@
+"""The same logic in async: answers, errors, cancellation that reaches the server; and in a blocking client too."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Served
+from tiny_sources import contexts
+from tritonpress_client import (
+    AsyncClassifier,
+    AsyncConnection,
+    AsyncQuestionAnswering,
+    AsyncRecommender,
+    Classifier,
+    Connection,
+    DeadlineExceededError,
+    InvalidInputError,
+    ModelUnavailableError,
+    QuestionAnswering,
+    Recommender,
+    ServerUnreachableError,
+)
+from tritonpress_server import TritonServer
+
+Servers = tuple[Served, Served]
+
+
+def until(condition: Any) -> bool:
+    """Returns whether the condition holds within two seconds."""
+    end = time.monotonic() + 2
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return bool(condition())
+
+
+def test_answers_are_those_of_the_blocking_clients(task_server: TritonServer) -> None:
+    url = task_server.grpc_url
+    pairs = [("the kitchen", context) for context in contexts()[:10]]
+
+    async def ask() -> list[Any]:
+        async with (
+            AsyncQuestionAnswering(url) as answering,
+            AsyncClassifier(url) as classifier,
+            AsyncRecommender(url) as recommender,
+        ):
+            return [
+                await answering.ask(*pairs[0]),
+                await answering.answers(*pairs[0], 2),
+                await answering.ask_many(pairs),
+                await classifier.classify("red lamp"),
+                await recommender.recommend("red lamp", 3),
+                await recommender.limits(),
+            ]
+
+    with QuestionAnswering(url) as answering, Classifier(url) as classifier, Recommender(url) as recommender:
+        expected = [
+            answering.ask(*pairs[0]),
+            answering.answers(*pairs[0], 2),
+            answering.ask_many(pairs),
+            classifier.classify("red lamp"),
+            recommender.recommend("red lamp", 3),
+            recommender.limits(),
+        ]
+    assert asyncio.run(ask()) == expected
+
+
+def test_a_connection_in_async(servers: Servers) -> None:
+    async def ask() -> None:
+        async with AsyncConnection(servers[0].url) as connection:
+            answer = await connection.infer("recommendation", {"QUERY": np.array([["red"]])}, ["SCORE"])
+            assert answer["SCORE"].tolist() == [[3, 2, 1]]
+            assert await connection.ready("recommendation")
+            assert [model.name for model in await connection.models()] == ["recommendation"]
+            with pytest.raises(ModelUnavailableError):
+                await connection.statistics("nothing")
+        with pytest.raises(InvalidInputError, match="is closed"):
+            await connection.ready()
+
+    asyncio.run(ask())
+
+
+def test_a_client_serves_one_event_loop_after_another(servers: Servers) -> None:
+    recommender = AsyncRecommender(servers[0].url)
+    for _ in range(3):
+        assert asyncio.run(recommender.recommend("red lamp"))[1].item_id == "one"
+    asyncio.run(recommender.close())
+
+
+def test_errors_are_the_same(unreachable_url: str, servers: Servers) -> None:
+    async def ask(url: str, timeout_s: float, query: str) -> None:
+        async with AsyncRecommender(url, timeout_s=timeout_s) as recommender:
+            await recommender.recommend(query)
+
+    with pytest.raises(ServerUnreachableError, match=unreachable_url):
+        asyncio.run(ask(unreachable_url, 2, "a"))
+    with pytest.raises(InvalidInputError, match="`query` is empty"):
+        asyncio.run(ask(unreachable_url, 2, " "))
+    with pytest.raises(InvalidInputError, match=r"QUERY\[0\] must have text"):
+        asyncio.run(ask(servers[0].url, 2, "bad"))
+    with pytest.raises(DeadlineExceededError, match=r"did not answer within 0\.3 s"):
+        asyncio.run(ask(servers[0].url, 0.3, "sleep 2"))
+
+
+def test_a_cancelled_task_stops_costing_the_server(servers: Servers) -> None:
+    async def cancel() -> None:
+        async with AsyncRecommender([served.url for served in servers]) as recommender:
+            task = asyncio.create_task(recommender.recommend("sleep 5 task"))
+            await asyncio.sleep(0.3)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(cancel())
+    assert until(lambda: any("cancelled sleep 5 task" in served.executed() for served in servers))
+
+
+@pytest.mark.parametrize("urls", [1, 2])
+def test_a_deadline_stops_costing_the_server(servers: Servers, urls: int) -> None:
+    text = f"sleep 5 deadline {urls}"
+    with Recommender([served.url for served in servers[:urls]], timeout_s=0.5) as recommender:
+        started = time.monotonic()
+        with pytest.raises(DeadlineExceededError):
+            recommender.recommend(text)
+        assert time.monotonic() - started < 1.0
+    assert until(lambda: any(f"cancelled {text}" in served.executed() for served in servers))
+
+
+def test_ctrl_c_reaches_the_server(servers: Servers) -> None:
+    program = (
+        "import os, signal, sys, threading\n"
+        "from tritonpress_client import Recommender\n"
+        "with Recommender(sys.argv[1:], timeout_s=20) as recommender:\n"
+        "    recommender.recommend('red')\n"
+        "    threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "    recommender.recommend('sleep 9 interrupted')\n"
+    )
+    for urls in ([servers[0].url], [served.url for served in servers]):
+        before = sum(served.executed().count("cancelled sleep 9 interrupted") for served in servers)
+        done = subprocess.run([sys.executable, "-c", program, *urls], capture_output=True, timeout=20, check=False)
+        assert b"KeyboardInterrupt" in done.stderr
+        assert until(
+            lambda before=before: (
+                before < sum(served.executed().count("cancelled sleep 9 interrupted") for served in servers)
+            )
+        )
+
+
+def test_both_kinds_have_the_same_methods_from_one_definition() -> None:
+    for blocking, asynchronous in (
+        (Connection, AsyncConnection),
+        (QuestionAnswering, AsyncQuestionAnswering),
+        (Classifier, AsyncClassifier),
+        (Recommender, AsyncRecommender),
+    ):
+        names = [name for name, _ in inspect.getmembers(blocking) if not name.startswith("_")]
+        assert names == [name for name, _ in inspect.getmembers(asynchronous) if not name.startswith("_")]
+        defined = [name for name in names if name not in ("close", "transport_class")]
+        assert all(name not in vars(blocking) and name not in vars(asynchronous) for name in defined)

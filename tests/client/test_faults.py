@@ -1,0 +1,175 @@
+"""Servers that hang, are slow, reset, half-open, refuse, or are something else: one server behind a proxy, or two."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from conftest import Served
+from proxy import Fault, Proxy
+from tritonpress_client import (
+    AsyncRecommender,
+    DeadlineExceededError,
+    ModelUnavailableError,
+    Options,
+    Recommender,
+    Retries,
+    ServerError,
+    ServerUnreachableError,
+)
+
+Proxies = tuple[Proxy, Proxy]
+
+
+def server_of(recommender: Recommender, text: str = "red lamp") -> str:
+    """Returns which server answered."""
+    return recommender.recommend(text)[1].item_id
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        ("hang", (DeadlineExceededError, ServerUnreachableError)),
+        ("half_open", (DeadlineExceededError, ServerUnreachableError)),
+        ("reset", ServerUnreachableError),
+        ("refuse", ServerUnreachableError),
+        ("garbage", ServerUnreachableError),
+    ],
+)
+def test_one_bad_server_is_named_within_the_deadline(
+    proxies: Proxies, fault: Fault, kind: type[Exception] | tuple[type[Exception], ...]
+) -> None:
+    proxies[0].fault = fault
+    with Recommender(proxies[0].url, timeout_s=1.0) as recommender:
+        started = time.monotonic()
+        with pytest.raises(kind, match=proxies[0].url) as caught:
+            recommender.recommend("red lamp")
+        assert time.monotonic() - started < 2.0
+        assert caught.value.target == proxies[0].url  # type: ignore[union-attr]
+        assert caught.value.attempts >= 1  # type: ignore[union-attr]
+        proxies[0].fault = "none"
+        proxies[0].reset_all()
+        deadline = time.monotonic() + 8
+        while time.monotonic() < deadline:
+            try:
+                assert server_of(recommender) == "one"
+                return
+            except (ServerUnreachableError, DeadlineExceededError):
+                time.sleep(0.05)
+    pytest.fail("it did not come back")
+
+
+@pytest.mark.parametrize("fault", ["hang", "half_open", "reset", "refuse", "garbage"])
+def test_beside_a_good_server_a_bad_one_loses_nothing(proxies: Proxies, fault: Fault) -> None:
+    with Recommender([proxy.url for proxy in proxies], timeout_s=3.0) as recommender:
+        assert {server_of(recommender) for _ in range(40)} == {"one", "two"}
+        proxies[0].fault = fault
+        if fault in ("half_open", "refuse", "garbage"):
+            proxies[0].reset_all()
+        # `hang` takes the share of the deadline of an attempt, as often as it takes to leave the server out.
+        assert [server_of(recommender) for _ in range(12)] == ["two"] * 12
+        assert server_of(recommender) == "two"
+
+
+@pytest.mark.parametrize("fault", ["hang", "reset"])
+def test_the_same_in_async(proxies: Proxies, fault: Fault) -> None:
+    async def ask() -> list[str]:
+        async with AsyncRecommender([proxy.url for proxy in proxies], timeout_s=3.0) as recommender:
+            await asyncio.gather(*(recommender.recommend("red lamp") for _ in range(20)))
+            proxies[0].fault = fault
+            answers = await asyncio.gather(*(recommender.recommend("red lamp") for _ in range(40)))
+            return [items[1].item_id for items in answers]
+
+    assert asyncio.run(ask()) == ["two"] * 40
+
+
+def test_a_slow_server_is_waited_for(proxies: Proxies) -> None:
+    proxies[0].fault = "slow"
+    with Recommender(proxies[0].url, timeout_s=5.0) as recommender:
+        assert server_of(recommender) == "one"
+
+
+def test_a_reset_in_the_middle_is_retried_on_a_new_connection(proxies: Proxies, servers: tuple[Served, Served]) -> None:
+    with Recommender(proxies[0].url, timeout_s=5.0) as recommender:
+        server_of(recommender)
+        proxies[0].reset_all()
+        assert [server_of(recommender) for _ in range(5)] == ["one"] * 5
+
+
+def test_a_hedge_is_sent_after_the_time_that_was_set(proxies: Proxies, servers: tuple[Served, Served]) -> None:
+    options = Options(retries=Retries(hedge_after=0.1))
+    with Recommender([proxy.url for proxy in proxies], timeout_s=10.0, options=options) as recommender:
+        assert {server_of(recommender) for _ in range(40)} == {"one", "two"}
+        proxies[0].fault = "hang"
+        started = time.monotonic()
+        assert server_of(recommender, "hedged") == "two"
+        assert time.monotonic() - started < 2.0
+
+
+def test_a_hedge_after_the_p95(proxies: Proxies) -> None:
+    options = Options(retries=Retries(hedge_after="p95"))
+    with Recommender([proxy.url for proxy in proxies], timeout_s=20.0, options=options) as recommender:
+        for _ in range(60):
+            server_of(recommender)
+        proxies[0].fault = "hang"
+        started = time.monotonic()
+        assert [server_of(recommender) for _ in range(5)] == ["two"] * 5
+        assert time.monotonic() - started < 4.0
+
+
+def test_what_failed_on_the_server_is_not_sent_again(servers: tuple[Served, Served]) -> None:
+    with Recommender([served.url for served in servers]) as recommender:
+        recommender.recommend("red lamp")
+        before = sum(served.executed().count("fail once") for served in servers)
+        with pytest.raises(ServerError, match=r"failed with INTERNAL; .* the engine broke") as caught:
+            recommender.recommend("fail once")
+        assert caught.value.attempts == 1
+        assert sum(served.executed().count("fail once") for served in servers) == before + 1
+
+
+def test_the_retry_budget_bounds_what_is_sent_again(proxies: Proxies) -> None:
+    retries = Retries(attempts=5, backoff_s=0.0, budget=0.0, budget_burst=2)
+    with Recommender(proxies[0].url, options=Options(retries=retries)) as recommender:
+        server_of(recommender)
+        proxies[0].fault = "refuse"
+        proxies[0].reset_all()
+        attempts = []
+        for _ in range(2):
+            with pytest.raises(ServerUnreachableError) as caught:
+                recommender.recommend("red lamp")
+            attempts.append(caught.value.attempts)
+        assert attempts == [3, 1]
+
+
+def test_a_circuit_that_is_open_fails_at_once_and_closes_again(proxies: Proxies) -> None:
+    with Recommender(proxies[0].url) as recommender:
+        server_of(recommender)
+        proxies[0].fault = "refuse"
+        proxies[0].reset_all()
+        seen = []
+        for _ in range(6):
+            with pytest.raises(ServerUnreachableError) as caught:
+                recommender.recommend("red lamp")
+            seen.append(str(caught.value))
+        assert "all have failed in a row; the next trial is in" in seen[-1]
+        assert caught.value.attempts == 0
+        proxies[0].fault = "none"
+        end = time.monotonic() + 10
+        while time.monotonic() < end:
+            try:
+                assert server_of(recommender) == "one"
+                break
+            except ServerUnreachableError:
+                time.sleep(0.05)
+        assert server_of(recommender) == "one"
+
+
+def test_a_model_that_one_server_lacks_is_asked_of_the_other(servers: tuple[Served, Served]) -> None:
+    from tritonpress_client import Connection
+
+    with Connection([served.url for served in servers]) as connection:
+        with pytest.raises(ModelUnavailableError) as caught:
+            connection.model_metadata("nothing")
+        assert caught.value.attempts == 2
+        assert connection.ready("recommendation")

@@ -1,0 +1,139 @@
+"""Many elements: batches, order, a bounded flight, bad elements found, partial results, progress; sync and async."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from conftest import Served
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tritonpress_client import (
+    AsyncRecommender,
+    InvalidInputError,
+    ModelUnavailableError,
+    PartialFailureError,
+    Recommender,
+    ServerError,
+    ServerUnreachableError,
+)
+
+Servers = tuple[Served, Served]
+
+
+def ask_in_async(url: str, queries: list[str], **arguments: Any) -> Any:
+    """Returns what the async client answers to many."""
+
+    async def ask() -> Any:
+        async with AsyncRecommender(url, in_flight=3) as recommender:
+            return await recommender.recommend_many(queries, 1, **arguments)
+
+    return asyncio.run(ask())
+
+
+def ask_in_sync(url: str, queries: list[str], **arguments: Any) -> Any:
+    """Returns what the blocking client answers to many."""
+    with Recommender(url, in_flight=3) as recommender:
+        return recommender.recommend_many(queries, 1, **arguments)
+
+
+@pytest.mark.parametrize("ask", [ask_in_sync, ask_in_async])
+def test_order_is_kept_and_progress_is_told(ask: Any, servers: Servers) -> None:
+    # The first batches take longest, so that they are answered last.
+    queries = [f"sleep {0.1 if number < 4 else 0} {number}" for number in range(22)]
+    told: list[tuple[int, int]] = []
+    items = ask(servers[0].url, queries, progress=lambda done, total: told.append((done, total)))
+    assert [found[0].item_id for found in items] == queries
+    assert told[-1] == (22, 22)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert len(told) == 6
+
+
+@pytest.mark.parametrize("ask", [ask_in_sync, ask_in_async])
+def test_bad_elements_are_found_and_the_others_answered(ask: Any, servers: Servers) -> None:
+    queries = ["a", "bad 1", "b", "bad 2", "c", "d", "e", "f", "bad 8", "fail", "g"]
+    with pytest.raises(
+        PartialFailureError, match=r"5 of 11 queries failed \(1, 3, 8, 9, 10\); .*`queries\[1\]`: "
+    ) as caught:
+        ask(servers[0].url, queries)
+    failures = caught.value.failures
+    assert {index: type(error) for index, error in failures.items()} == {
+        1: InvalidInputError,
+        3: InvalidInputError,
+        8: InvalidInputError,
+        # The server fails a request as a whole, and does not say at which element.
+        9: ServerError,
+        10: ServerError,
+    }
+    answered = [None if items is None else items[0].item_id for items in caught.value.results]
+    assert answered == [None if index in failures else query for index, query in enumerate(queries)]
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(bad=st.lists(st.booleans(), min_size=1, max_size=13), in_flight=st.integers(1, 4))
+def test_whatever_is_bad_the_others_are_answered(servers: Servers, bad: list[bool], in_flight: int) -> None:
+    queries = [f"bad {number}" if is_bad else str(number) for number, is_bad in enumerate(bad)]
+    with Recommender(servers[0].url, in_flight=in_flight) as recommender:
+        try:
+            results: Any = recommender.recommend_many(queries, 1)
+            failures: dict[int, Any] = {}
+        except PartialFailureError as exc:
+            results, failures = exc.results, exc.failures
+        except InvalidInputError:
+            results, failures = [None] * len(bad), dict.fromkeys(range(len(bad)))
+    assert sorted(failures) == [index for index, is_bad in enumerate(bad) if is_bad]
+    assert [items and items[0].item_id for items in results] == [
+        None if is_bad else query for query, is_bad in zip(queries, bad, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("ask", [ask_in_sync, ask_in_async])
+def test_no_more_are_in_flight_than_was_said(ask: Any, servers: Servers) -> None:
+    started = time.monotonic()
+    ask(servers[1].url, [f"sleep 0.05 {number}" for number in range(24)])
+    # 6 batches of 4 · 0.05 s, at most 3 at a time: two rounds at least.
+    assert time.monotonic() - started >= 0.4
+
+
+def test_what_fails_for_all_is_raised_itself(servers: Servers, unreachable_url: str) -> None:
+    queries = [str(number) for number in range(40)]
+    with Recommender(unreachable_url) as recommender, pytest.raises(ServerUnreachableError):
+        recommender.recommend_many(queries)
+    with Recommender(servers[0].url, model="nothing") as recommender, pytest.raises(ModelUnavailableError):
+        recommender.recommend_many(queries)
+
+
+def test_a_progress_hook_that_raises_ends_the_call(servers: Servers) -> None:
+    def stop(done: int, total: int) -> None:
+        raise RuntimeError("enough")
+
+    queries = [f"sleep 0.05 stopped {number}" for number in range(80)]
+    for ask in (ask_in_sync, ask_in_async):
+        with pytest.raises(RuntimeError, match="enough"):
+            ask(servers[0].url, queries, progress=stop)
+    time.sleep(0.5)
+    assert len([line for line in servers[0].executed() if "stopped" in line]) < 80
+
+
+def test_threads_share_a_client(servers: Servers) -> None:
+    with Recommender([served.url for served in servers]) as recommender, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda number: recommender.recommend(str(number)), range(200)))
+    assert [items[0].item_id for items in answers] == [str(number) for number in range(200)]
+    assert {items[1].item_id for items in answers} == {"one", "two"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"in_flight": 0}, "`in_flight` must be an integer above 0, got 0"),
+        ({"in_flight": True}, "`in_flight` must be"),
+        ({"model": ""}, "`model` must be a model's name, got ''"),
+        ({"model": 3}, "`model` must be a model's name, got 3"),
+    ],
+)
+def test_arguments_out_of_range_are_named(arguments: Any, words: str) -> None:
+    with pytest.raises(InvalidInputError, match=words):
+        Recommender("127.0.0.1:8001", **arguments)

@@ -1,0 +1,78 @@
+"""What becomes of a client in a forked process, under gevent, and in a pool of processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from conftest import Served
+
+Servers = tuple[Served, Served]
+
+FORKED = """
+import os, sys
+from tritonpress_client import Recommender
+recommender = Recommender(sys.argv[2:])
+used_before = sys.argv[1] == "used"
+if used_before:
+    assert recommender.recommend("parent")[0].item_id == "parent"
+children = []
+for number in range(3):
+    pid = os.fork()
+    if not pid:
+        status = 3
+        try:
+            status = 0 if [recommender.recommend(f"{number}-{i}")[0].item_id for i in range(5)] else 1
+        finally:
+            os._exit(status)
+    children.append(pid)
+    if used_before:
+        assert recommender.recommend("parent again")[0].item_id == "parent again"
+print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children])
+recommender.close()
+"""
+
+GEVENT = """
+from gevent import monkey; monkey.patch_all()
+import grpc.experimental.gevent as grpc_gevent; grpc_gevent.init_gevent()
+import gevent, sys, time
+from tritonpress_client import Recommender
+ticks = []
+def tick():
+    while True:
+        ticks.append(time.monotonic())
+        gevent.sleep(0.02)
+clock = gevent.spawn(tick)
+with Recommender(sys.argv[1:]) as recommender:
+    recommender.limits()
+    started = time.monotonic()
+    jobs = [gevent.spawn(recommender.recommend, f"sleep 0.3 {i}") for i in range(4)]
+    gevent.joinall(jobs, raise_error=True)
+    assert [job.value[0].item_id for job in jobs] == [f"sleep 0.3 {i}" for i in range(4)]
+    assert time.monotonic() - started < 1.1, "they wait for each other"
+    assert len(ticks) > 8, "the hub is blocked"
+    assert len(recommender.recommend_many([str(i) for i in range(30)])) == 30
+clock.kill()
+print("done")
+"""
+
+
+def run(program: str, *arguments: str) -> str:
+    """Returns what the program prints, after it has ended well."""
+    command: list[Any] = [sys.executable, "-W", "error::RuntimeWarning", "-c", program, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("servers_count", [1, 2])
+@pytest.mark.parametrize("state", ["new", "used"])
+def test_a_forked_process_connects_by_itself(servers: Servers, state: str, servers_count: int) -> None:
+    assert run(FORKED, state, *(served.url for served in servers[:servers_count])) == "[0, 0, 0]"
+
+
+@pytest.mark.parametrize("servers_count", [1, 2])
+def test_greenlets_do_not_wait_for_each_other(servers: Servers, servers_count: int) -> None:
+    assert run(GEVENT, *(served.url for served in servers[:servers_count])) == "done"
