@@ -10,13 +10,15 @@ from typing import Any, NoReturn
 
 from tritonpress_client import TritonpressError
 
+from tritonpress_loadtests import plan_command
+from tritonpress_loadtests.compare import compare, load_pair, page
 from tritonpress_loadtests.errors import LoadTestError
 from tritonpress_loadtests.results import PERCENTILES, Results
 from tritonpress_loadtests.run import RunOptions, run
 
 _EXIT_STATUS = (
-    "Exit status: 0 done; 1 a limit was missed, or the load generator was the bottleneck; 2 the input is at fault;"
-    " 130 interrupted."
+    "Exit status: 0 done; 1 a limit was missed, a run is worse, or the load generator was the bottleneck;"
+    " 2 the input is at fault; 130 interrupted."
 )
 _COLUMNS = ("load", "requests", "failed", "answers/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "p99.9 ms", "max ms")
 _MODEL_COLUMNS = ("model", "executions", "mean batch", "queue µs", "input µs", "inference µs", "output µs")
@@ -34,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="tritonpress-load", description=__doc__, epilog=_EXIT_STATUS)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="load a server as a scenario says", epilog=_EXIT_STATUS))
+    _add_compare(commands.add_parser("compare", help="say what differs between two runs", epilog=_EXIT_STATUS))
+    plan_command.add_arguments(commands.add_parser("plan", help="machines for a demand", epilog=_EXIT_STATUS))
     arguments = parser.parse_args(argv)
     try:
         status: int = arguments.command(arguments)
@@ -73,6 +77,33 @@ def _run(arguments: argparse.Namespace) -> int:
         return 130
     bottleneck = any(stage["generator"]["bottleneck"] for stage in results["stages"])
     return 0 if results["slo"]["met"] and not bottleneck else 1
+
+
+def _add_compare(command: argparse.ArgumentParser) -> None:
+    command.add_argument("before", type=Path, metavar="DIR")
+    command.add_argument("after", type=Path, metavar="DIR")
+    command.add_argument(
+        "--tolerance", type=float, default=0.0, metavar="X", help="a loss that is accepted, as a share"
+    )
+    command.add_argument("--html", type=Path, metavar="FILE", help="write the comparison as a page")
+    command.set_defaults(command=_compare)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    before, after = load_pair(arguments.before, arguments.after)
+    rows = compare(before, after, tolerance=arguments.tolerance)
+    table: list[tuple[str, ...]] = [("load", "figure", "before", "after", "change", "95 %", "")]
+    for row in rows:
+        word = "worse" if row["worse"] else "better" if row["better"] else "may be chance"
+        figures = ("-", "-", "-", "too short", "")
+        if row["change"] is not None:
+            interval = f"{row['low']:+.1%} to {row['high']:+.1%}"
+            figures = (f"{row['before']:.2f}", f"{row['after']:.2f}", f"{row['change']:+.1%}", interval, word)
+        table.append((row["stage"], row["figure"], *figures))
+    print("\n".join(_aligned(table)))
+    if arguments.html:
+        arguments.html.write_text(page(before, after, rows), encoding="utf-8")
+    return 1 if any(row["worse"] for row in rows) else 0
 
 
 def summary(results: Results) -> list[str]:
