@@ -42,6 +42,7 @@ def page(results: Results) -> str:
         requests=sum(stage["requests"] for stage in results["stages"]),
         failed=sum(stage["failed"] for stage in results["stages"]),
         models=models,
+        bottleneck=any(stage["generator"]["bottleneck"] for stage in results["stages"]),
         percentiles={key: _NAMES.get(key, key) for key in PERCENTILES},
         limits=_limits(results["slo"]),
         plots=[(caption, Markup(svg)) for caption, svg in inline_svgs(results).items()],

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tritonpress_client import Duration, ModelStatistics
+from tritonpress_loadtests.binding import binding_resource
 from tritonpress_loadtests.measured import merge
 from tritonpress_loadtests.recorder import Recorder
 from tritonpress_loadtests.report import write_report
@@ -120,7 +121,9 @@ def test_a_generator_that_is_late_says_so() -> None:
     recorder = recorded([20.0] * 1000)
     for _ in range(100):
         recorder.beat(0.015)
-    assert summary(recorder)["generator"]["bottleneck"].startswith("was 15.0 ms late at p99, of the 20.0 ms")
+    late = summary(recorder)
+    assert late["generator"]["bottleneck"].startswith("was 15.0 ms late at p99, of the 20.0 ms")
+    assert binding_resource({**late, "models": []}, {}, 2) == "the load generator"
 
 
 @pytest.mark.parametrize(
