@@ -10,7 +10,7 @@ The process answers on standard output:
 
     {"event": "ready"}
     {"event": "tick", "elapsed_s": …, "requests": …, "failed": …, "in_flight": …, "p50_ms": …}     twice a second
-    {"event": "stage", "duration_s": …, "cpu_s": …, "rss_bytes": …, "most_in_flight": …, …}        see `Recorder.state`
+    {"event": "stage", "duration_s": …, "cpu_share": …, "rss_bytes": …, …}        see `Recorder.state`
 
 SIGTERM ends the stage in hand early. The end of standard input, or of the reader, ends the process.
 """

@@ -70,7 +70,7 @@ class _LoadGenerator:
             {
                 "event": "stage",
                 "duration_s": elapsed_s,
-                "cpu_s": time.process_time() - cpu_s,
+                "cpu_share": (time.process_time() - cpu_s) / (time.monotonic() - start_s),
                 "rss_bytes": psutil.Process().memory_info().rss,
                 "most_in_flight": order.users,
                 **self._recorder.state(),

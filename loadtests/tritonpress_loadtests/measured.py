@@ -86,6 +86,6 @@ def merge(events: list[dict[str, Any]], models: list[str]) -> Measured:
         most_in_flight=sum(event["most_in_flight"] for event in events),
         start_lag=histograms.merged(event["start_lag"] for event in events),
         loop_lag=histograms.merged(event["loop_lag"] for event in events),
-        cpu_shares=[event["cpu_s"] / event["duration_s"] if event["duration_s"] else 0.0 for event in events],
+        cpu_shares=[event["cpu_share"] for event in events],
         rss_bytes=[event["rss_bytes"] for event in events],
     )

@@ -153,12 +153,13 @@ async def _run_stage(loaded: LoadedScenario, url: str, order: Order) -> bool:
         gc.collect()
         gc.freeze()
         cpu_s = time.process_time()
-        duration_s = await sender.run(start_of(go))
+        start_s = start_of(go)
+        duration_s = await sender.run(start_s)
         emit(
             {
                 "event": "stage",
                 "duration_s": duration_s,
-                "cpu_s": time.process_time() - cpu_s,
+                "cpu_share": (time.process_time() - cpu_s) / (time.monotonic() - start_s),
                 "rss_bytes": psutil.Process().memory_info().rss,
                 "most_in_flight": sender.most_in_flight,
                 **sender.recorder.state(),

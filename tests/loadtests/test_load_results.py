@@ -50,7 +50,7 @@ def recorded(
 
 def summary(*recorders: Recorder, models: Sequence[str] = ("m",), rows: Any = (), cpu_s: float = 1.0) -> dict[str, Any]:
     """Returns a stage of 10 s that processes have recorded."""
-    process = {"event": "stage", "duration_s": 10.0, "cpu_s": cpu_s, "rss_bytes": 1, "most_in_flight": 4}
+    process = {"event": "stage", "duration_s": 10.0, "cpu_share": cpu_s / 10, "rss_bytes": 1, "most_in_flight": 4}
     # Through JSON, as a process says it.
     events = json.loads(json.dumps([{**process, **recorder.state()} for recorder in recorders]))
     stage = summarise_stage(STAGE, merge(events, list(models)), models, rows, GeneratorLimits())
