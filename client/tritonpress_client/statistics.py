@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -50,6 +50,8 @@ class ModelStatistics:
     """Running the model; for an ensemble, the sum over its steps."""
     compute_output: Duration
     """Preparing the outputs."""
+    execution_ns: dict[int, int] = field(default_factory=dict)
+    """Time of all executions by the number of rows they held; one that several requests shared counts once."""
 
     def __sub__(self, before: ModelStatistics) -> ModelStatistics:
         """Returns what happened since `before`, which must be of the same model and version."""
@@ -68,6 +70,7 @@ class ModelStatistics:
             compute_input=self.compute_input - before.compute_input,
             compute_infer=self.compute_infer - before.compute_infer,
             compute_output=self.compute_output - before.compute_output,
+            execution_ns={size: ns - before.execution_ns.get(size, 0) for size, ns in self.execution_ns.items()},
         )
 
 
@@ -80,6 +83,10 @@ def model_statistics_from_proto(model: Any) -> ModelStatistics:
         inference_count=model.inference_count,
         execution_count=model.execution_count,
         batch_sizes={batch.batch_size: batch.compute_infer.count for batch in model.batch_stats},
+        execution_ns={
+            batch.batch_size: batch.compute_input.ns + batch.compute_infer.ns + batch.compute_output.ns
+            for batch in model.batch_stats
+        },
         **{
             name: Duration(getattr(inference, name).count, getattr(inference, name).ns)
             for name in ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")

@@ -10,12 +10,17 @@ from typing import Any, NoReturn
 
 from tritonpress_client import TritonpressError
 
+from tritonpress_loadtests import plan_command
+from tritonpress_loadtests.compare import compare, load_pair, page
 from tritonpress_loadtests.errors import LoadTestError
-from tritonpress_loadtests.results import Results
-from tritonpress_loadtests.run import run
+from tritonpress_loadtests.results import PERCENTILES, Results
+from tritonpress_loadtests.run import RunOptions, run
 
-_EXIT_STATUS = "Exit status: 0 done; 1 a limit of the scenario was missed; 2 the input is at fault; 130 interrupted."
-_COLUMNS = ("users", "requests", "failed", "answers/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "max ms")
+_EXIT_STATUS = (
+    "Exit status: 0 done; 1 a limit was missed, a run is worse, or the load generator was the bottleneck;"
+    " 2 the input is at fault; 130 interrupted."
+)
+_COLUMNS = ("load", "requests", "failed", "answers/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "p99.9 ms", "max ms")
 _MODEL_COLUMNS = ("model", "executions", "mean batch", "queue µs", "input µs", "inference µs", "output µs")
 
 
@@ -30,31 +35,75 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status of the command."""
     parser = _Parser(prog="tritonpress-load", description=__doc__, epilog=_EXIT_STATUS)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("run", help="run a scenario with Locust's users", epilog=_EXIT_STATUS)
-    command.add_argument("scenario", type=Path, metavar="SCENARIO", help="YAML, see loadtests/scenarios")
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results and report are written")
-    command.add_argument("--url", default="127.0.0.1:8001", help="HOST:PORT of Triton's gRPC endpoint (%(default)s)")
-    command.add_argument("--duration-scale", type=float, default=1.0, metavar="X", help="multiply durations by X")
+    _add_run(commands.add_parser("run", help="load a server as a scenario says", epilog=_EXIT_STATUS))
+    _add_compare(commands.add_parser("compare", help="say what differs between two runs", epilog=_EXIT_STATUS))
+    plan_command.add_arguments(commands.add_parser("plan", help="machines for a demand", epilog=_EXIT_STATUS))
     arguments = parser.parse_args(argv)
-    progress = _Progress(on_terminal=sys.stdout.isatty())
     try:
-        results = run(
-            arguments.scenario,
-            arguments.url,
-            arguments.out,
-            duration_scale=arguments.duration_scale,
-            progress=progress,
-        )
+        status: int = arguments.command(arguments)
     except (LoadTestError, TritonpressError) as exc:
-        progress.clear()
         print(f"tritonpress-load: {exc}", file=sys.stderr)
         return exc.exit_status if isinstance(exc, LoadTestError) else 2
     except KeyboardInterrupt:
         return 130
+    return status
+
+
+def _add_run(command: argparse.ArgumentParser) -> None:
+    command.add_argument("scenario", type=Path, metavar="SCENARIO", help="YAML, see loadtests/scenarios")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results and report are written")
+    command.add_argument("--url", default="127.0.0.1:8001", help="HOST:PORT of Triton's gRPC endpoint (%(default)s)")
+    command.add_argument("--duration-scale", type=float, default=1.0, metavar="X", help="multiply durations by X")
+    command.add_argument("--processes", type=int, default=1, metavar="N", help="processes that make the load")
+    command.add_argument("--metrics-url", metavar="HOST:PORT", help="Triton's Prometheus endpoint, for GPU and cache")
+    command.add_argument("--server-pid", type=int, metavar="PID", help="tritonserver's, if its port does not tell it")
+    command.set_defaults(command=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    progress = _Progress(on_terminal=sys.stdout.isatty())
+    options = RunOptions(
+        duration_scale=arguments.duration_scale,
+        processes=arguments.processes,
+        server_pid=arguments.server_pid,
+        metrics_url=arguments.metrics_url,
+    )
+    try:
+        results = run(arguments.scenario, arguments.url, arguments.out, options=options, progress=progress)
+    finally:
+        progress.clear()
     print("\n".join(["", *summary(results), "", f"report: {arguments.out / 'report.html'}"]))
     if results["interrupted"]:
         return 130
-    return 0 if results["slo"]["met"] else 1
+    bottleneck = any(stage["generator"]["bottleneck"] for stage in results["stages"])
+    return 0 if results["slo"]["met"] and not bottleneck else 1
+
+
+def _add_compare(command: argparse.ArgumentParser) -> None:
+    command.add_argument("before", type=Path, metavar="DIR")
+    command.add_argument("after", type=Path, metavar="DIR")
+    command.add_argument(
+        "--tolerance", type=float, default=0.0, metavar="X", help="a loss that is accepted, as a share"
+    )
+    command.add_argument("--html", type=Path, metavar="FILE", help="write the comparison as a page")
+    command.set_defaults(command=_compare)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    before, after = load_pair(arguments.before, arguments.after)
+    rows = compare(before, after, tolerance=arguments.tolerance)
+    table: list[tuple[str, ...]] = [("load", "figure", "before", "after", "change", "95 %", "")]
+    for row in rows:
+        word = "worse" if row["worse"] else "better" if row["better"] else "may be chance"
+        figures = ("-", "-", "-", "too short", "")
+        if row["change"] is not None:
+            interval = f"{row['low']:+.1%} to {row['high']:+.1%}"
+            figures = (f"{row['before']:.2f}", f"{row['after']:.2f}", f"{row['change']:+.1%}", interval, word)
+        table.append((row["stage"], row["figure"], *figures))
+    print("\n".join(_aligned(table)))
+    if arguments.html:
+        arguments.html.write_text(page(before, after, rows), encoding="utf-8")
+    return 1 if any(row["worse"] for row in rows) else 0
 
 
 def summary(results: Results) -> list[str]:
@@ -65,15 +114,31 @@ def summary(results: Results) -> list[str]:
         last = stages[-1]
         lines += [
             "",
-            f"In the server at {_users(last)}, mean per request:",
+            f"In the server at {last['label']}, mean per request:",
             *_aligned([_MODEL_COLUMNS, *_model_rows(last)]),
         ]
     for stage in stages:
-        lines += [f"at {_users(stage)}: {note}" for note in stage["notes"]]
-        lines += [f"at {_users(stage)}: {count} × {message}" for message, count in stage["errors"].items()]
+        lines += [f"at {stage['label']}: {note}" for note in stage["notes"]]
+        lines += [f"at {stage['label']}: {count} × {message}" for message, count in stage["errors"].items()]
+    lines += [f"at {stage['label']} binds {stage['binding']}" for stage in stages]
+    lines += _found(results)
     lines += [f"limit missed: {miss}" for miss in results["slo"]["misses"]]
+    if any(stage["generator"]["bottleneck"] for stage in stages):
+        lines.append("failed: the load generator was the bottleneck, so that the figures are its own")
     if results["interrupted"]:
         lines.append("interrupted: this is what was measured until then")
+    return lines
+
+
+def _found(results: Results) -> list[str]:
+    """Returns what the scenario's shape was to find, in a sentence."""
+    lines = []
+    if (found := results["breakpoint"]) is not None:
+        kept = "no rate that was tried" if found["kept_per_s"] is None else f"{found['kept_per_s']:.0f}/s"
+        missed = "" if found["missed_per_s"] is None else f", and missed at {found['missed_per_s']:.0f}/s"
+        lines.append(f"breakpoint: the limit is kept at {kept}{missed}")
+    if (found := results["recovery"]) is not None and found["recovered_after_s"] is not None:
+        lines.append(f"recovery: {found['recovered_after_s']:.1f} s after the peak the limit was kept again")
     return lines
 
 
@@ -85,14 +150,16 @@ class _Progress:
 
     def __call__(self, event: dict[str, Any]) -> None:
         if event["event"] == "tick" and self._on_terminal:
-            what = "warm-up" if event["warm_up"] else _users(event)
+            what = "warm-up" if event["warm_up"] else event["label"]
             p50 = "" if event["p50_ms"] is None else f"  p50 {event['p50_ms']:.1f} ms"
             line = f"{what}  {event['elapsed_s']:.0f}/{event['duration_s']:.0f} s  {event['requests']:,} requests{p50}"
             print(f"\r\x1b[K{line}  {event['failed']:,} failed", end="", flush=True)
         elif event["event"] == "stage":
             self.clear()
-            failed = sum(count for errors in event["errors"].values() for count in errors.values())
-            print(f"{_users(event)}: {event['duration_s']:.1f} s, {failed:,} failed", flush=True)
+            latency = event["latency_ms"]
+            p99 = f", p99 {latency['p99']:.1f} ms" if latency else ""
+            said = f"{event['duration_s']:.1f} s, {event['failed']:,} failed{p99}"
+            print(f"{event['label']}: {said}{'' if event['stable'] else ', not stable'}", flush=True)
 
     def clear(self) -> None:
         """Takes the refreshing line away."""
@@ -100,13 +167,9 @@ class _Progress:
             print("\r\x1b[K", end="", flush=True)
 
 
-def _users(stage: dict[str, Any]) -> str:
-    return f"{stage['users']} user{'' if stage['users'] == 1 else 's'}"
-
-
 def _stage_rows(stage: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """Yields the figures of all requests, and under them those of each model where there are several."""
-    yield _figures_row(str(stage["users"]), stage)
+    yield _figures_row(stage["label"], stage)
     if len(stage["by_model"]) > 1:
         for model, figures in stage["by_model"].items():
             yield _figures_row(f"  {model}", figures)
@@ -114,7 +177,7 @@ def _stage_rows(stage: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 
 def _figures_row(name: str, figures: dict[str, Any]) -> tuple[str, ...]:
     latency = figures["latency_ms"]
-    cells = [f"{latency[name]:.2f}" if latency else "-" for name in ("p50", "p90", "p95", "p99", "max")]
+    cells = [f"{latency[name]:.2f}" if latency else "-" for name in (*PERCENTILES, "max")]
     return (name, str(figures["requests"]), str(figures["failed"]), f"{figures['throughput_per_s']:.1f}", *cells)
 
 

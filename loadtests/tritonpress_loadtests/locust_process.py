@@ -1,205 +1,131 @@
-"""The process that makes the load: Locust as a library, stage after stage, reporting JSON lines on standard output.
+"""The process of a closed loop: Locust as a library, stage after stage, as `generator_protocol` says.
 
-It is a process of its own because Locust patches the standard library for gevent. `tritonpress_loadtests.run` starts it
-as `python -m tritonpress_loadtests.locust_process SCENARIO --url HOST:PORT --samples DIR` and reads:
-
-    {"event": "tick",  "stage": 0, "users": 4, "warm_up": false, "elapsed_s": …, "duration_s": …, "requests": …,
-                       "failed": …, "p50_ms": …}                              twice a second
-    {"event": "stage", "stage": 0, "users": 4, "planned_duration_s": …, "duration_s": …,
-                       "errors": {model: {message: count}}, "generator_cpu_share": …, "models": [rows of `model_rows`]}
-    {"event": "end", "interrupted": false}
-
-A stage's samples lie in `DIR/stage-0.npy`, float64 (requests answered, 3): sent at (s from the stage's start), latency
-(ms), the model's place in the scenario. SIGTERM ends the stage in hand early and reports it. The end of the reader ends
-the process, by the next tick.
+It is a process of its own because Locust patches the standard library for gevent.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import signal
 import sys
 import time
-from array import array
-from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import gevent
-import numpy as np
+import psutil
 from gevent.event import Event
 from locust.env import Environment
-from tritonpress_client import Connection, ModelStatistics
 
-from tritonpress_loadtests.results import Samples, model_rows
+from tritonpress_loadtests.generator_protocol import BEAT_S, TICK_S, Order, emit, parse_arguments, start_of
+from tritonpress_loadtests.recorder import Recorder
 from tritonpress_loadtests.scenario import LoadedScenario, load_scenario
 from tritonpress_loadtests.users import user_class
 
-_TICK_S = 0.5
-_MOST_MESSAGES = 20
-_MOST_SNAPSHOTS = 20  # a server that others load never stands still
-_SETTLING_S = 0.03
-
-
-class _Recorder:
-    """Keeps every request of a stage, in full resolution: Locust's own percentiles are rounded."""
-
-    def __init__(self, models: Sequence[str]) -> None:
-        self._places = {model: place for place, model in enumerate(models)}
-        self.reset()
-
-    def reset(self) -> None:
-        self.origin = time.time()
-        self.sent_s = array("d")
-        self.latency_ms = array("d")
-        self.places = array("d")
-        self.errors: dict[str, Counter[str]] = {model: Counter() for model in self._places}
-
-    @property
-    def samples(self) -> Samples:
-        return np.column_stack([self.sent_s, self.latency_ms, self.places])
-
-    @property
-    def failed(self) -> int:
-        return sum(errors.total() for errors in self.errors.values())
-
-    def on_request(
-        self, *, name: str, response_time: float, start_time: float, exception: BaseException | None, **_: Any
-    ) -> None:
-        if exception is None:
-            self.sent_s.append(start_time - self.origin)
-            self.latency_ms.append(response_time)
-            self.places.append(self._places[name])
-        else:
-            errors = self.errors[name]
-            message = f"{type(exception).__name__}: {exception}"
-            # A message may hold something of the request; what cannot be grouped must not fill the memory.
-            known = message in errors or len(errors) < _MOST_MESSAGES
-            errors[message if known else "other"] += 1
-
-    def recent_p50_ms(self) -> float | None:
-        return float(np.median(self.latency_ms[-200:])) if self.latency_ms else None
+_USERS_A_PROCESS = 10_000
 
 
 class _LoadGenerator:
-    """Runs the stages of a scenario with one Locust environment."""
+    """Runs stages of a scenario with one Locust environment."""
 
-    def __init__(self, loaded: LoadedScenario, url: str, samples: Path) -> None:
+    def __init__(self, loaded: LoadedScenario, url: str) -> None:
         self._loaded = loaded
-        self._samples = samples
         self._stop = Event()
-        self._recorder = _Recorder(loaded.models)
         self._user = user_class(loaded)
         self._user.host = url
         environment = Environment(user_classes=[self._user], catch_exceptions=False)
-        environment.events.request.add_listener(self._recorder.on_request)  # type: ignore[no-untyped-call]
+        environment.events.request.add_listener(self._on_request)  # type: ignore[no-untyped-call]
         self._runner = environment.create_local_runner()
-        self._connection = Connection(url, timeout_s=loaded.scenario.timeout_s)
-
-    def run(self, scale: float) -> None:
-        """Runs warm-up and stages, their durations multiplied by `scale`."""
         gevent.signal_handler(signal.SIGTERM, self._stop.set)
-        scenario = self._loaded.scenario
+
+    def run(self) -> None:
+        """Runs what is ordered until there are no more orders."""
         try:
-            if scenario.warm_up_s:
-                self._send_for(-1, max(stage.users for stage in scenario.stages), scenario.warm_up_s * scale)
-            for number, stage in enumerate(scenario.stages):
-                if not self._stop.is_set():
-                    self._measure(number, stage.users, stage.duration_s * scale)
+            while line := _next_line():
+                order = Order.parse(line)
+                self._user.first = order.process * _USERS_A_PROCESS
+                self._resize(order.users)
+                emit({"event": "ready"})
+                if not (go := _next_line()):
+                    break
+                self._measure(order, start_of(go))
         finally:
             self._runner.quit()
-            self._connection.close()
-        _emit({"event": "end", "interrupted": self._stop.is_set()})
 
-    def _measure(self, number: int, users: int, duration_s: float) -> None:
-        """Runs a stage between two snapshots of the server's statistics, both taken while no request is in flight."""
-        self._resize(users)
-        before = self._settled_statistics()
+    def _measure(self, order: Order, start_s: float) -> None:
+        """Lets the users send for the stage's duration, waits for the last answers and reports."""
+        duration_s = order.stage.duration_s
+        self._start_s = start_s
+        self._recorder = Recorder(self._loaded.models, duration_s, self._loaded.scenario.timeout_s)
+        self._stop.wait(max(0.0, start_s - time.monotonic()))
         cpu_s = time.process_time()
-        elapsed_s = self._send_for(number, users, duration_s)
-        cpu_share = (time.process_time() - cpu_s) / elapsed_s
-        after = self._settled_statistics()
-        np.save(self._samples / f"stage-{number}.npy", self._recorder.samples)
-        _emit(
+        beat = gevent.spawn(self._beat)
+        self._user.gate.open()
+        while (elapsed_s := time.monotonic() - start_s) < duration_s and not self._stop.is_set():
+            self._stop.wait(min(TICK_S, duration_s - elapsed_s))
+            self._tick(order.users)
+        self._user.gate.close()
+        elapsed_s = time.monotonic() - start_s
+        self._user.gate.drain()
+        beat.kill()
+        emit(
             {
                 "event": "stage",
-                "stage": number,
-                "users": users,
-                "planned_duration_s": duration_s,
                 "duration_s": elapsed_s,
-                "errors": self._recorder.errors,
-                "generator_cpu_share": cpu_share,
-                "models": model_rows(before, after),
+                "cpu_share": (time.process_time() - cpu_s) / (time.monotonic() - start_s),
+                "rss_bytes": psutil.Process().memory_info().rss,
+                "most_in_flight": order.users,
+                **self._recorder.state(),
             }
         )
+        # An order to stop is for the stage in hand; the conductor gives no other.
+        self._stop.clear()
 
-    def _settled_statistics(self) -> list[ModelStatistics]:
-        """Returns the server's statistics once they stand still: Triton answers a request first and counts it then."""
-        latest = self._connection.statistics()
-        for _ in range(_MOST_SNAPSHOTS):
-            gevent.sleep(_SETTLING_S)
-            earlier, latest = latest, self._connection.statistics()
-            if latest == earlier:
-                break
-        return latest
+    def _on_request(self, *, exception: BaseException | None, context: dict[str, Any], **_: Any) -> None:
+        at_s = context["started_s"] - self._start_s
+        if exception is None:
+            self._recorder.answered(context["place"], at_s, context["ended_s"] - self._start_s)
+        else:
+            self._recorder.failed(context["place"], at_s, str(exception))
 
-    def _send_for(self, number: int, users: int, duration_s: float) -> float:
-        """Lets the users send for that long and waits for the last answers; returns how long they sent, in s."""
-        self._resize(users)
-        self._recorder.reset()
-        started = time.perf_counter()
-        self._user.gate.open()
-        while (elapsed_s := time.perf_counter() - started) < duration_s and not self._stop.is_set():
-            self._stop.wait(min(_TICK_S, duration_s - elapsed_s))
-            self._tick(number, users, time.perf_counter() - started, duration_s)
-        self._user.gate.close()
-        elapsed_s = time.perf_counter() - started
-        self._user.gate.drain()
-        return elapsed_s
+    def _beat(self) -> None:
+        while True:
+            due_s = time.monotonic() + BEAT_S
+            gevent.sleep(BEAT_S)
+            self._recorder.beat(time.monotonic() - due_s)
 
     def _resize(self, users: int) -> None:
         """Brings the users to that number, all connected and held back."""
         self._user.gate.close()
-        # Locust stops users at this rate too.
-        self._runner.start(users, spawn_rate=max(users, self._runner.user_count))
+        if users:
+            # Locust stops users at this rate too.
+            self._runner.start(users, spawn_rate=max(users, self._runner.user_count))
+        elif self._runner.user_count:
+            self._runner.stop()
         while self._user.gate.connected != users:
             gevent.sleep(0.01)
 
-    def _tick(self, number: int, users: int, elapsed_s: float, duration_s: float) -> None:
-        failed = self._recorder.failed
-        _emit(
+    def _tick(self, users: int) -> None:
+        emit(
             {
                 "event": "tick",
-                "stage": number,
-                "users": users,
-                "warm_up": number < 0,
-                "elapsed_s": elapsed_s,
-                "duration_s": duration_s,
-                "requests": len(self._recorder.latency_ms) + failed,
-                "failed": failed,
-                "p50_ms": self._recorder.recent_p50_ms(),
+                "elapsed_s": time.monotonic() - self._start_s,
+                "requests": self._recorder.requests,
+                "failed": self._recorder.failures,
+                "in_flight": users,
+                "p50_ms": self._recorder.take_recent_p50_ms(),
             }
         )
 
 
-def _emit(event: dict[str, Any]) -> None:
-    print(json.dumps(event), flush=True)
+def _next_line() -> str:
+    """Returns the next order without keeping Locust's greenlets from running; empty at the end."""
+    return str(gevent.get_hub().threadpool.apply(sys.stdin.readline))
 
 
 def main() -> None:
-    """Runs the scenario named on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scenario", type=Path)
-    parser.add_argument("--url", required=True)
-    parser.add_argument("--samples", type=Path, required=True)
-    parser.add_argument("--duration-scale", type=float, default=1.0)
-    arguments = parser.parse_args()
+    """Runs the stages that the conductor orders."""
+    arguments = parse_arguments(__doc__)
     try:
-        _LoadGenerator(load_scenario(arguments.scenario), arguments.url, arguments.samples).run(
-            arguments.duration_scale
-        )
+        _LoadGenerator(load_scenario(arguments.scenario), arguments.url).run()
     except BrokenPipeError:
         sys.exit(1)
 

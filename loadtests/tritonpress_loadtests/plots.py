@@ -1,4 +1,4 @@
-"""The plots of a run: as PNG files, and as SVG that takes the colours of the page around it.
+"""The plots of a run: as PNG files, and as SVG that takes the colours of the page around it; from the results alone.
 
 Where several models are asked, latency against throughput has a line each, and latency by percentile a panel each.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,16 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from tritonpress_loadtests.results import Results, Samples
+from tritonpress_loadtests import histograms
+from tritonpress_loadtests.results import Results
 
 # Middle tones that stand out on white and on near-black alike.
-_SERIES = ("#2f7fd8", "#d9730d", "#12957f", "#c2509e", "#7d6be0", "#8a8a1f")
-_PERCENTILES = ("p50", "p95", "p99")
+SERIES = ("#2f7fd8", "#d9730d", "#12957f", "#c2509e", "#7d6be0", "#8a8a1f")
+_PERCENTILES = {"p50": "p50", "p95": "p95", "p99": "p99", "p999": "p99.9"}
 _QUANTILES = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999)
+_MOST_LINES = 8
 
 
 @dataclass(frozen=True)
@@ -40,87 +41,158 @@ _ON_PAGE = _Colours(ink="#010101", muted="#020202", grid="#030303")
 _ALL = "all requests"
 
 
-def write_plots(results: Results, samples: Sequence[Samples], out_dir: Path) -> None:
-    """Writes `throughput_latency.png` and `latency.png`, on white, at 200 dots an inch."""
-    views = _views(results, samples)
-    throughput_latency = _throughput_latency(results, _ON_WHITE)
-    latency = _latency(results, samples, views, _ON_WHITE)
-    for name, figure in (("throughput_latency", throughput_latency), ("latency", latency)):
+def write_plots(results: Results, out_dir: Path) -> None:
+    """Writes `throughput_latency`, `latency`, `over_time` and `batches` as PNG, on white, at 200 dots an inch."""
+    views = _views(results)
+    figures = {
+        "throughput_latency": _throughput_latency(results, _ON_WHITE),
+        "latency": _latency(results, views, _ON_WHITE),
+        "over_time": _over_time(results, _ON_WHITE),
+        "batches": _batches(results, _ON_WHITE),
+    }
+    for name, figure in figures.items():
         figure.savefig(out_dir / f"{name}.png", dpi=200, facecolor="white")
 
 
-def inline_svgs(results: Results, samples: Sequence[Samples]) -> dict[str, str]:
+def inline_svgs(results: Results) -> dict[str, str]:
     """Returns the plots by caption as SVG elements that use the page's `--ink`, `--muted` and `--grid`."""
-    figures = {"Latency against throughput": _throughput_latency(results, _ON_PAGE)}
-    views = _views(results, samples)
+    figures = {
+        "Latency against load": _throughput_latency(results, _ON_PAGE),
+        "Latency over time": _over_time(results, _ON_PAGE),
+    }
+    views = _views(results)
     for name, parts in views.items():
         caption = "Latency by percentile" if len(views) == 1 else f"Latency by percentile: {name}"
-        figures[caption] = _latency(results, samples, {name: parts}, _ON_PAGE)
-    return {caption: _inline_svg(figure, f"plot{n}") for n, (caption, figure) in enumerate(figures.items())}
+        figures[caption] = _latency(results, {name: parts}, _ON_PAGE)
+    figures["Batches at the highest load"] = _batches(results, _ON_PAGE)
+    return {caption: inline_svg(figure, f"plot{n}") for n, (caption, figure) in enumerate(figures.items())}
 
 
-def _views(results: Results, samples: Sequence[Samples]) -> dict[str, list[Samples]]:
-    """Returns each stage's requests: all of them, and those of each model where there are several."""
-    views = {_ALL: list(samples)}
+def _views(results: Results) -> dict[str, list[dict[str, Any]]]:
+    """Returns each stage's figures: those of all requests, and those of each model where there are several."""
+    views: dict[str, list[dict[str, Any]]] = {_ALL: results["stages"]}
     models = [request["model"] for request in results["scenario"]["requests"]]
     if len(models) > 1:
-        views |= {model: [part[part[:, 2] == place] for part in samples] for place, model in enumerate(models)}
+        views |= {model: [stage["by_model"][model] for stage in results["stages"]] for model in models}
     return views
 
 
 def _throughput_latency(results: Results, colours: _Colours) -> Figure:
-    """Latency against throughput, a point a stage; each model's against the throughput of all."""
+    """Latency against the rate, a point a stage: the offered rate in an open loop, the reached one in a closed loop."""
     figure, (axes,) = _figure(1, colours)
     stages = [stage for stage in results["stages"] if stage["latency_ms"]]
-    throughput = [stage["throughput_per_s"] for stage in stages]
+    stages.sort(key=_load)
+    loads = [_load(stage) for stage in stages]
     models = [request["model"] for request in results["scenario"]["requests"]]
     if len(models) == 1:
-        for percentile, colour in zip(_PERCENTILES, _SERIES, strict=False):
-            _curve(axes, throughput, stages, percentile, color=colour, label=percentile)
+        for (percentile, label), colour in zip(_PERCENTILES.items(), SERIES, strict=False):
+            _curve(axes, loads, stages, percentile, color=colour, label=label)
     else:
         lines = [(_ALL, stages, colours.ink)]
         lines += [
-            (model, [stage["by_model"][model] for stage in stages], _SERIES[place % len(_SERIES)])
+            (model, [stage["by_model"][model] for stage in stages], SERIES[place % len(SERIES)])
             for place, model in enumerate(models)
         ]
         for label, figures, colour in lines:
-            _curve(axes, throughput, figures, "p99", color=colour, label=label)
-            _curve(axes, throughput, figures, "p50", color=colour, linestyle=":")
-    for stage in stages:
-        shown = [stage["latency_ms"], *(figures["latency_ms"] for figures in stage["by_model"].values())]
-        position = (stage["throughput_per_s"], max(latency["p99"] for latency in shown if latency))
-        axes.annotate(
-            _users(stage), position, (-7, 4), textcoords="offset points", ha="right", fontsize=8, color=colours.muted
-        )
+            _curve(axes, loads, figures, "p99", color=colour, label=label)
+            _curve(axes, loads, figures, "p50", color=colour, linestyle=":")
+    knee = _knee(stages)
+    if knee is not None:
+        axes.axvline(knee, color=colours.muted, linewidth=1, linestyle=":", label="knee")
     if results["slo"]["p99_ms"] is not None:
         axes.axhline(results["slo"]["p99_ms"], color=colours.ink, linewidth=1, linestyle="--", label="p99 limit")
-    axes.set_xlim(0, max(throughput, default=1) * 1.15)
-    axes.set_ylim(0, axes.get_ylim()[1] * 1.12)
-    axes.set_xlabel("throughput (answers/s)")
+    axes.set_xlim(0, max(loads, default=1) * 1.15)
+    values = [value for stage in stages for value in (stage["latency_ms"]["p50"], stage["latency_ms"]["p99"])]
+    if values and max(values) > 20 * min(values):
+        _scale_by_decades(axes)
+    else:
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.12)
+    opened = [stage["loop"] == "open" for stage in stages]
+    axes.set_xlabel("offered rate (requests/s)" if all(opened) and opened else "throughput (answers/s)")
     axes.set_ylabel("latency (ms)" if len(models) == 1 else "latency (ms): p99, and p50 dotted")
     _legend(figure, axes, colours)
     return figure
 
 
-def _curve(axes: Axes, throughput: list[float], figures: list[dict[str, Any]], percentile: str, **style: Any) -> None:
+def _load(stage: dict[str, Any]) -> float:
+    rate: float = stage["offered_per_s"] if stage["loop"] == "open" else stage["throughput_per_s"]
+    return rate
+
+
+def _knee(stages: list[dict[str, Any]]) -> float | None:
+    """Returns the load with the largest throughput over mean latency (Kleinrock's power); None below three loads."""
+    powers = {_load(stage): stage["throughput_per_s"] / stage["latency_ms"]["mean"] for stage in stages}
+    return max(powers, key=powers.__getitem__) if len(powers) >= 3 else None
+
+
+def _curve(axes: Axes, loads: list[float], figures: list[dict[str, Any]], percentile: str, **style: Any) -> None:
     latency = [entry["latency_ms"][percentile] if entry["latency_ms"] else np.nan for entry in figures]
-    axes.plot(throughput, latency, marker="o", markersize=5, linewidth=1.8, **style)
+    axes.plot(loads, latency, marker="o", markersize=4, linewidth=1.8, **style)
 
 
-def _latency(
-    results: Results, samples: Sequence[Samples], views: dict[str, list[Samples]], colours: _Colours
-) -> Figure:
+def _over_time(results: Results, colours: _Colours) -> Figure:
+    """p50 and p99 of each window, the stages one after the other."""
+    figure, (axes,) = _figure(1, colours)
+    start_s = 0.0
+    for number, stage in enumerate(results["stages"]):
+        windows = stage["windows"]
+        middles_s = start_s + (np.arange(len(windows["p50_ms"])) + 0.5) * windows["width_s"]
+        for percentile, colour in (("p99", SERIES[1]), ("p50", SERIES[0])):
+            values = [np.nan if value is None else value for value in windows[f"{percentile}_ms"]]
+            label = percentile if not number else None
+            axes.plot(middles_s, values, color=colour, linewidth=1.4, marker=".", markersize=3, label=label)
+        start_s += stage["duration_s"]
+        axes.axvline(start_s, color=colours.grid, linewidth=1)
+    if results["slo"]["p99_ms"] is not None:
+        axes.axhline(results["slo"]["p99_ms"], color=colours.ink, linewidth=1, linestyle="--", label="p99 limit")
+    if any(stage["latency_ms"] for stage in results["stages"]):
+        _scale_by_decades(axes)
+    axes.set_xlabel("time under load (s)")
+    axes.set_ylabel("latency (ms)")
+    _legend(figure, axes, colours)
+    return figure
+
+
+def _batches(results: Results, colours: _Colours) -> Figure:
+    """The share of the requests that ran in executions of each size, a line of bars a model."""
+    figure, (axes,) = _figure(1, colours)
+    stages = [stage for stage in results["stages"] if stage["models"]]
+    stage = max(stages, key=_load, default=None)
+    rows = [row for row in stage["models"] if row["batch_sizes"]] if stage else []
+    for place, row in enumerate(rows):
+        sizes = np.array([int(size) for size in row["batch_sizes"]], float)
+        served = sizes * np.array(list(row["batch_sizes"].values()), float)
+        name = row["model"] if len(row["model"]) < 32 else row["model"][:31] + "…"
+        offset = (place - (len(rows) - 1) / 2) * 0.8 / max(1, len(rows))
+        axes.bar(
+            sizes + offset,
+            served / served.sum(),
+            0.8 / max(1, len(rows)),
+            color=SERIES[place % len(SERIES)],
+            label=name,
+        )
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("rows in an execution")
+    axes.set_ylabel("share of the rows")
+    _legend(figure, axes, colours)
+    return figure
+
+
+def _latency(results: Results, views: dict[str, list[dict[str, Any]]], colours: _Colours) -> Figure:
     """Latency by percentile, a panel a view and a line a stage, all scaled to hold all requests."""
     figure, panels = _figure(len(views), colours)
+    numbers = np.unique(np.linspace(0, len(results["stages"]) - 1, _MOST_LINES).round().astype(int)).tolist()
+    whole = [histograms.counts(histograms.merged([stage["histogram"]])) for stage in results["stages"]]
     for axes, (name, parts) in zip(panels, views.items(), strict=True):
-        for number, (stage, part) in enumerate(zip(results["stages"], parts, strict=True)):
-            if not len(part):
+        for line, number in enumerate(numbers):
+            values, times = histograms.counts(histograms.merged([parts[number]["histogram"]]))
+            if not len(values):
                 continue
-            latency = np.sort(part[:, 1])
-            slower = len(latency) - np.arange(len(latency)) - 0.5  # each request stands for the middle of its share
-            colour = _SERIES[number % len(_SERIES)]
-            axes.plot(len(latency) / slower, latency, linewidth=1.8, color=colour, label=_users(stage))
-        _scale_by_nines(axes, samples)
+            slower = times.sum() - np.cumsum(times) + 0.5  # each bucket stands for its slowest request
+            label, colour = results["stages"][number]["label"], SERIES[line % len(SERIES)]
+            axes.plot(times.sum() / slower, values / 1e3, linewidth=1.8, color=colour, label=label)
+        _scale_by_nines(axes, whole)
         axes.set_xlabel("share of requests answered faster")
         axes.set_ylabel("latency (ms)")
         if len(views) > 1:
@@ -129,13 +201,20 @@ def _latency(
     return figure
 
 
-def _scale_by_nines(axes: Axes, samples: Sequence[Samples]) -> None:
+def _scale_by_decades(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.minorticks_off()
+
+
+def _scale_by_nines(axes: Axes, whole: list[histograms.Counts]) -> None:
     """Scales latency against 1 / (1 − share), so that each further nine has the same width, to hold all requests."""
     axes.set_xscale("log")
     axes.set_yscale("log")
-    most = max(10, *(2 * len(part) for part in samples))
+    most = max(10, *(2 * int(times.sum()) for _, times in whole))
     axes.set_xlim(1, most)
-    latency = np.concatenate([part[:, 1] for part in samples])
+    latency = np.concatenate([values for values, _ in whole]) / 1e3
     if len(latency):
         axes.set_ylim(0.8 * latency.min(), 1.25 * latency.max())
     ticks = [1 / (1 - quantile) for quantile in _QUANTILES if 1 / (1 - quantile) <= most * 1.01]
@@ -146,10 +225,6 @@ def _scale_by_nines(axes: Axes, samples: Sequence[Samples]) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_formatter(NullFormatter())
     axes.minorticks_off()
-
-
-def _users(stage: dict[str, Any]) -> str:
-    return f"{stage['users']} user{'' if stage['users'] == 1 else 's'}"
 
 
 def _figure(panels: int, colours: _Colours) -> tuple[Figure, list[Axes]]:
@@ -183,7 +258,7 @@ def _legend(figure: Figure, axes: Axes, colours: _Colours) -> None:
         )
 
 
-def _inline_svg(figure: Figure, name: str) -> str:
+def inline_svg(figure: Figure, name: str) -> str:
     """Returns the figure as an `<svg>` element; ids carry the plot's name, since two plots share a page."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):

@@ -6,10 +6,15 @@ A workload says by the file's suffix how its queries are read; that a file holds
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from pydantic import Field, model_validator
+
 from tritonpress_loadtests.errors import ScenarioError
+from tritonpress_loadtests.settings import Settings
 
 Query = dict[str, str]
 Reader = Callable[[Path, str], list[Query]]
@@ -67,3 +72,41 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield number, line
+
+
+class WordHistogram(Settings):
+    """A distribution of the queries' lengths in words (of all of a query's texts)."""
+
+    up_to: tuple[int, ...] = Field(min_length=1)
+    """The longest of each bin, ascending; a bin begins behind the one before."""
+    shares: tuple[float, ...]
+    """How likely a request is of each bin; they add up to 1."""
+
+    @model_validator(mode="after")
+    def _is_a_distribution(self) -> WordHistogram:
+        if list(self.up_to) != sorted(set(self.up_to)) or self.up_to[0] < 1:
+            raise ValueError(f"`up_to` must ascend from 1 or more, got {list(self.up_to)}")
+        if len(self.shares) != len(self.up_to) or min(self.shares) < 0:
+            raise ValueError(f"`shares` must hold a share of 0 or more for each bin, got {list(self.shares)}")
+        if abs(sum(self.shares) - 1) > 1e-6:
+            raise ValueError(f"`shares` must add up to 1, got {sum(self.shares):g}")
+        return self
+
+
+def weights_by_words(wanted: WordHistogram | None, lengths: list[int]) -> list[float]:
+    """Returns how likely each query is, so that the drawn ones have the wanted lengths.
+
+    Raises:
+        ScenarioError: No query has the length of a bin that is asked for.
+    """
+    if wanted is None:
+        return [1.0] * len(lengths)
+    bins = [bisect_left(wanted.up_to, length) for length in lengths]
+    held = Counter(bins)
+    for number, (most, share) in enumerate(zip(wanted.up_to, wanted.shares, strict=True)):
+        if share and not held[number]:
+            least = wanted.up_to[number - 1] + 1 if number else 1
+            raise ScenarioError(
+                f"no query has {least} to {most} words, {share:.0%} should; add some or set its share to 0"
+            )
+    return [wanted.shares[place] / held[place] if place < len(wanted.shares) else 0.0 for place in bins]

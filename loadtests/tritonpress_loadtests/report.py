@@ -1,7 +1,10 @@
-"""The report of a run: one HTML file that needs nothing else."""
+"""What a run leaves behind: JSON, CSV, plots, and one HTML file that needs nothing else."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,30 +12,29 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from tritonpress_loadtests.plots import inline_svgs
-from tritonpress_loadtests.results import Results, Samples, asked_model
+from tritonpress_loadtests.plots import inline_svgs, write_plots
+from tritonpress_loadtests.results import PERCENTILES, Results, asked_model
 
 _PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
+_NAMES = {"p999": "p99.9"}
 
 
-def write_report(results: Results, samples: Sequence[Samples], path: Path) -> None:
-    """Writes the page.
+def write_report(results: Results, out_dir: Path) -> None:
+    """Writes `report.html`, `stages.csv` and plots as PNG; `results.json` comes last, whole."""
+    write_plots(results, out_dir)
+    (out_dir / "report.html").write_text(page(results), encoding="utf-8")
+    (out_dir / "stages.csv").write_text(stages_csv(results), encoding="utf-8")
+    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+    unfinished = out_dir / "results.json.part"
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(out_dir / "results.json")
 
-    Args:
-        results: As `tritonpress_loadtests.results` describes them.
-        samples: The answered requests of each stage.
-        path: The file to write.
-    """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+
+def page(results: Results) -> str:
+    """Returns the HTML page of a run."""
     answered = [stage for stage in results["stages"] if stage["latency_ms"]]
     models = [request["model"] for request in results["scenario"]["requests"]]
-    page = environment.get_template("report.html.j2").render(
+    return template("report.html.j2").render(
         results=results,
         stages=[{**stage, "bars": _bars(stage, models)} for stage in results["stages"]],
         fastest=max(answered, key=lambda stage: stage["throughput_per_s"], default=None),
@@ -40,18 +42,56 @@ def write_report(results: Results, samples: Sequence[Samples], path: Path) -> No
         requests=sum(stage["requests"] for stage in results["stages"]),
         failed=sum(stage["failed"] for stage in results["stages"]),
         models=models,
+        bottleneck=any(stage["generator"]["bottleneck"] for stage in results["stages"]),
+        percentiles={key: _NAMES.get(key, key) for key in PERCENTILES},
         limits=_limits(results["slo"]),
-        plots=[(caption, Markup(svg)) for caption, svg in inline_svgs(results, samples).items()],
+        plots=[(caption, Markup(svg)) for caption, svg in inline_svgs(results).items()],
     )
-    path.write_text(page, encoding="utf-8")
+
+
+def template(name: str) -> jinja2.Template:
+    """Returns a page's template; what it does not know is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+def stages_csv(results: Results) -> str:
+    """Returns a table of a line a stage and model ("" for all)."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    latencies = ["mean", "min", *PERCENTILES, "max"]
+    writer.writerow(
+        ["stage", "loop", "model", "duration_s", "requests", "failed", "throughput_per_s"]
+        + [f"{name}_ms" for name in latencies]
+        + [f"{name}_ms_{side}" for name in PERCENTILES for side in ("low", "high")]
+        + ["stable", "binding"]
+    )
+    for stage in results["stages"]:
+        for model, figures in {"": stage, **stage["by_model"]}.items():
+            latency, interval = figures["latency_ms"], figures["interval_ms"]
+            writer.writerow(
+                [stage["label"], stage["loop"], model, stage["duration_s"]]
+                + [figures[key] for key in ("requests", "failed", "throughput_per_s")]
+                + [latency[name] if latency else "" for name in latencies]
+                + [bound for name in PERCENTILES for bound in (interval[name] if interval else ("", ""))]
+                + [stage["stable"], stage["binding"]]
+            )
+    return text.getvalue()
 
 
 def _limits(slo: dict[str, Any]) -> list[str]:
     """Returns the limits of all requests, and of each model that has its own, in a few words each."""
-    owners = {"": slo, **slo["by_model"]}
+    owners: dict[str, dict[str, Any]] = {"": slo, **slo["by_model"]}
     return [
         (f"{model}: " if model else "")
         + (f"p99 ≤ {limits['p99_ms']:g} ms, " if limits["p99_ms"] is not None else "")
+        + (f"p99.9 ≤ {limits['p999_ms']:g} ms, " if limits["p999_ms"] is not None else "")
         + f"errors ≤ {100 * limits['error_rate']:g} %"
         for model, limits in owners.items()
     ]

@@ -1,24 +1,20 @@
-"""What a run found, as plain values: the content of `results.json`.
+"""What a run found, as plain values: the content of `results.json`, from which report and plots are made.
 
-schema            "tritonpress-load/2"
+schema            "tritonpress-load/3"
 scenario          the scenario's keys as they were used, with `path`, `sha256` (of file and queries), and in each of
-                  `requests` its `queries_count`
+                  `requests` its `queries_count` and `query_words` {mean, p50, p90, max}
 url, command      what was loaded, and the command that repeats it
 started_at        ISO 8601 with the offset
-loop              "closed": each user waits for its answer; latency is counted from the actual send
 interrupted       whether the run was ended early; the last stage is then shorter than planned
 duration_scale    what the scenario's durations were multiplied by
-stages[]          in the order of the scenario
-  users, planned_duration_s, duration_s
-  requests        sent;  failed  of these;  error_rate  the share;  errors  {message: count}
-  throughput_per_s        answered within the stage's duration, a second
-  latency_ms      {mean, min, p50, p90, p95, p99, max} of the answered requests, resolution below 1 µs; null if none
-  by_model        {model: {the same from `requests` to `latency_ms`, of this model's requests}}
-  generator_cpu_share     CPU time of the load generator over wall time: near 1, it was the bottleneck itself
-  models[]        what Triton says happened in the stage (see `model_rows`), each ensemble followed by its steps
-  notes[]         what to know before believing the figures
-slo               {p99_ms, error_rate, by_model: {model: {p99_ms, error_rate}}, met, misses[]}: for every stage
-server            {name, version};  versions  {package: version};  machine  {cores, cpu, memory_gib, platform}
+processes         how many processes made the load
+stages[]          in their order; see `summarise_stage`
+breakpoint        {kept_per_s, missed_per_s} of a search, else null
+recovery          {recovered_after_s} of a recovery, else null
+slo               {p99_ms, p999_ms, error_rate, by_model: {model: limits}, met, misses[]}
+server            {name, version};  served  {model: {instances, max_batch_size, queue_delay_us, kind, config_sha256}}
+repository_sha256 of all served models' configs: two runs of one repository have the same
+versions          {package: version};  machine  {cores, cpu, memory_gib, platform}
 """
 
 from __future__ import annotations
@@ -31,23 +27,25 @@ import numpy as np
 import numpy.typing as npt
 from tritonpress_client import ModelStatistics
 
-from tritonpress_loadtests.scenario import Slo
+from tritonpress_loadtests import histograms, stability
+from tritonpress_loadtests.measured import Measured
+from tritonpress_loadtests.scenario import GeneratorLimits, Slo
+from tritonpress_loadtests.stages import Stage
 
 Results = dict[str, Any]
-Samples = npt.NDArray[np.float64]
-"""(answered, 3): sent at (s from the stage's start), latency (ms), the model's place in the scenario."""
 
-_PERCENTILES = (50, 90, 95, 99)
-_BUSY_SHARE = 0.8
+PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999}
+_LIMITS = {"p99_ms": ("p99", "p99"), "p999_ms": ("p999", "p99.9")}
+_NEVER_LATE_MS = 1.0
 
 
 def model_rows(before: Sequence[ModelStatistics], after: Sequence[ModelStatistics]) -> list[dict[str, Any]]:
     """Returns a row for each model that served something between two snapshots, the busiest first.
 
     A row: model, version, answered, failed, executions, mean_batch_size (rows an execution), batch_sizes ({rows:
-    executions}), and the mean time a request in µs: total_us, queue_us, compute_input_us, compute_infer_us,
-    compute_output_us. An ensemble's compute times are the sums over its steps; the steps' queues are in its total.
-    Triton counts a request that failed in a step of an ensemble twice.
+    executions}), execution_ms ({rows: mean ms of such an execution}), and the mean time a request in µs: total_us,
+    queue_us, compute_input_us, compute_infer_us, compute_output_us. An ensemble's compute times are the sums over its
+    steps; the steps' queues are in its total. Triton counts a request that failed in a step of an ensemble twice.
     """
     earlier = {(entry.name, entry.version): entry for entry in before}
     rows = []
@@ -58,6 +56,7 @@ def model_rows(before: Sequence[ModelStatistics], after: Sequence[ModelStatistic
         spent = entry if known is None or restarted else entry - known
         if not spent.success.count and not spent.fail.count:
             continue
+        sizes = sorted(spent.batch_sizes.items())
         rows.append(
             {
                 "model": spent.name,
@@ -66,7 +65,8 @@ def model_rows(before: Sequence[ModelStatistics], after: Sequence[ModelStatistic
                 "failed": spent.fail.count,
                 "executions": spent.execution_count,
                 "mean_batch_size": spent.inference_count / spent.execution_count if spent.execution_count else 0.0,
-                "batch_sizes": {str(size): count for size, count in sorted(spent.batch_sizes.items())},
+                "batch_sizes": {str(size): count for size, count in sizes},
+                "execution_ms": {str(size): spent.execution_ns.get(size, 0) / count / 1e6 for size, count in sizes},
                 "total_us": spent.success.mean_us,
                 "queue_us": spent.queue.mean_us,
                 "compute_input_us": spent.compute_input.mean_us,
@@ -83,61 +83,142 @@ def asked_model(row: Mapping[str, Any], models: Sequence[str]) -> str:
     return max(owners, key=len, default="")
 
 
-def summarise_stage(event: dict[str, Any], samples: Samples, models: Sequence[str]) -> dict[str, Any]:
-    """Returns a stage of the results.
+def summarise_stage(
+    stage: Stage,
+    measured: Measured,
+    models: Sequence[str],
+    rows: Sequence[dict[str, Any]],
+    limits: GeneratorLimits,
+) -> dict[str, Any]:
+    """Returns a stage of the results; latencies are of the requests behind the warm-up that is cut.
 
-    Args:
-        event: The load generator's `stage` event.
-        samples: The answered requests.
-        models: The models that were asked, in the scenario's order.
+    label, name, loop ("open", "closed"), users, rate_per_s, arrivals, planned_duration_s, duration_s
+    requests, failed, error_rate, errors {message: count}, throughput_per_s (answered within the duration)
+    latency_ms      {mean, min, p50, p90, p95, p99, p999, max}: from the scheduled moment in an open loop, from sending
+                    in a closed one; null if nothing was answered.  interval_ms  {p50: [low, high], …}, of 95 %
+    histogram       HdrHistogram V2 of µs, base64
+    by_model        {model: {the same from `requests` to `histogram`}}
+    warm_up_s       cut at the start;  stable, unstable[]  see `stability.verdict`
+    windows         {width_s, p50_ms[], p99_ms[], answered_per_s[], failed[]} over time
+    late            requests sent more than 1 ms after their moment;  limit_hits  that waited for the limit in flight
+    generator       see `_generator`
+    models[]        what Triton says happened in the stage (see `model_rows`), each ensemble followed by its steps
+    notes[]         what to know before believing the figures
     """
-    duration_s = event["duration_s"]
+    first = stability.warm_up_windows(measured)
     by_model = {
-        model: _figures(samples[samples[:, 2] == place], event["errors"].get(model, {}), duration_s)
+        model: _figures(measured, place, first, measured.errors[model], measured.in_time[place])
         for place, model in enumerate(models)
     }
     errors: Counter[str] = Counter()
     for figures in by_model.values():
         errors.update(figures["errors"])
     places = {model: place for place, model in enumerate([*models, ""])}
-    stage = {
-        "users": event["users"],
-        "planned_duration_s": event["planned_duration_s"],
-        "duration_s": duration_s,
-        **_figures(samples, errors, duration_s),
+    whole = _figures(measured, None, first, errors, sum(measured.in_time))
+    summary = {
+        "label": stage.label,
+        "name": stage.name,
+        "loop": "open" if stage.is_open else "closed",
+        "users": stage.users,
+        "rate_per_s": stage.rate_per_s,
+        "arrivals": stage.model_dump(mode="json")["arrivals"] if stage.is_open else None,
+        "planned_duration_s": stage.duration_s,
+        "duration_s": measured.duration_s,
+        **whole,
+        "offered_per_s": whole["requests"] / measured.duration_s if measured.duration_s else 0.0,
         "by_model": by_model,
-        "generator_cpu_share": event["generator_cpu_share"],
-        "models": sorted(
-            event["models"], key=lambda row: (places[asked_model(row, models)], row["model"] not in models)
-        ),
+        "warm_up_s": first * measured.window_s,
+        **stability.verdict(measured, first),
+        "windows": _windows(measured),
+        "late": measured.late,
+        "limit_hits": measured.limit_hits,
+        "most_in_flight": measured.most_in_flight,
+        "generator": _generator(measured, whole["latency_ms"], stage, limits),
+        "models": sorted(rows, key=lambda row: (places[asked_model(row, models)], row["model"] not in models)),
     }
-    return {**stage, "notes": _notes(stage)}
+    return {**summary, "notes": _notes(summary)}
 
 
-def _figures(samples: Samples, errors: Mapping[str, int], duration_s: float) -> dict[str, Any]:
+def _figures(
+    measured: Measured, place: int | None, first: int, errors: Mapping[str, int], in_time: int
+) -> dict[str, Any]:
     """Returns what became of some requests of a stage: those of one model, or all."""
-    sent_s, latency_ms = samples[:, 0], samples[:, 1]
+    answered = int(measured.counts(place)[1].sum())
     failed = sum(errors.values())
-    requests = len(samples) + failed
-    in_time = int(np.count_nonzero(sent_s + latency_ms / 1e3 <= duration_s))
+    recorded = measured.counts(place, first)
+    shares = list(PERCENTILES.values())
+    found: dict[str, Any] = {"latency_ms": None, "interval_ms": None}
+    if len(recorded[0]):
+        quantiles_ms = histograms.quantiles(recorded, shares) / 1e3
+        found["latency_ms"] = {
+            "mean": histograms.mean(recorded) / 1e3,
+            "min": float(recorded[0][0]) / 1e3,
+            **dict(zip(PERCENTILES, quantiles_ms.tolist(), strict=True)),
+            "max": float(recorded[0][-1]) / 1e3,
+        }
+        bounds_ms = stability.intervals_us(measured, place, first, shares) / 1e3
+        found["interval_ms"] = dict(zip(PERCENTILES, bounds_ms.tolist(), strict=True))
     return {
-        "requests": requests,
+        "requests": answered + failed,
         "failed": failed,
-        "error_rate": failed / requests if requests else 0.0,
+        "error_rate": failed / (answered + failed) if answered + failed else 0.0,
         "errors": dict(errors),
-        "throughput_per_s": in_time / duration_s,
-        "latency_ms": _latency(latency_ms) if len(samples) else None,
+        "throughput_per_s": in_time / measured.duration_s if measured.duration_s else 0.0,
+        **found,
+        "histogram": histograms.encoded(measured.histogram(place, first)),
     }
 
 
-def _latency(latency_ms: Samples) -> dict[str, float]:
-    percentiles = dict(zip(_PERCENTILES, np.percentile(latency_ms, _PERCENTILES), strict=True))
+def _windows(measured: Measured) -> dict[str, Any]:
+    """Returns the course of a stage, None where a window has no answer."""
+    numbers = range(measured.whole_windows)
+    recorded = [measured.counts(first=number, last=number + 1) for number in numbers]
+    quantiles = [histograms.quantiles(part, [0.5, 0.99]) / 1e3 if len(part[0]) else (None, None) for part in recorded]
     return {
-        "mean": float(latency_ms.mean()),
-        "min": float(latency_ms.min()),
-        **{f"p{percentile}": float(value) for percentile, value in percentiles.items()},
-        "max": float(latency_ms.max()),
+        "width_s": measured.window_s,
+        "p50_ms": [None if p50 is None else float(p50) for p50, _ in quantiles],
+        "p99_ms": [None if p99 is None else float(p99) for _, p99 in quantiles],
+        "answered_per_s": [measured.answered[number] / measured.window_s for number in numbers],
+        "failed": [measured.failed[number] for number in numbers],
     }
+
+
+def _generator(
+    measured: Measured, latency_ms: dict[str, float] | None, stage: Stage, limits: GeneratorLimits
+) -> dict[str, Any]:
+    """Returns what the generator says of itself.
+
+    processes, cpu_share (of the busiest, 1 is a core), loop_lag_ms and start_lag_ms ({p50, p99, max}; null if none),
+    rss_bytes, and `bottleneck`: why its own slowness is in the figures, empty if it is not.
+    """
+    loop_lag, start_lag = (_lag_ms(histogram) for histogram in (measured.loop_lag, measured.start_lag))
+    cpu_share = max(measured.cpu_shares)
+    # Requests that wait for the limit in flight start late by the scenario's will, which has a note of its own.
+    lag = start_lag if stage.is_open and not measured.limit_hits else loop_lag
+    bottleneck = ""
+    if cpu_share > limits.cpu_share:
+        bottleneck = f"used {cpu_share:.0%} of a core, the limit is {limits.cpu_share:.0%}: use more --processes"
+    elif lag and latency_ms and lag["p99"] > max(_NEVER_LATE_MS, limits.lag_share * latency_ms["p99"]):
+        bottleneck = (
+            f"was {lag['p99']:.1f} ms late at p99, of the {latency_ms['p99']:.1f} ms that it measured:"
+            " use more --processes, or a machine of its own"
+        )
+    return {
+        "processes": len(measured.cpu_shares),
+        "cpu_share": cpu_share,
+        "loop_lag_ms": loop_lag,
+        "start_lag_ms": start_lag,
+        "rss_bytes": sum(measured.rss_bytes),
+        "bottleneck": bottleneck,
+    }
+
+
+def _lag_ms(histogram: Any) -> dict[str, float] | None:
+    recorded = histograms.counts(histogram)
+    if not len(recorded[0]):
+        return None
+    values: npt.NDArray[np.float64] = histograms.quantiles(recorded, [0.5, 0.99, 1]) / 1e3
+    return dict(zip(("p50", "p99", "max"), values.tolist(), strict=True))
 
 
 def _notes(stage: dict[str, Any]) -> list[str]:
@@ -151,9 +232,17 @@ def _notes(stage: dict[str, Any]) -> list[str]:
     ]
     if few:
         notes.append(f"p99 rests on the slowest {', '.join(few)}: run longer to trust it")
-    if stage["generator_cpu_share"] > _BUSY_SHARE:
-        share = stage["generator_cpu_share"]
-        notes.append(f"the load generator used {share:.0%} of a core: it may have been the bottleneck itself")
+    if stage["stable"] is not True:
+        notes.append(f"not stable: {'; '.join(stage['unstable'])}")
+    if stage["generator"]["bottleneck"]:
+        notes.append(f"the load generator was the bottleneck: it {stage['generator']['bottleneck']}")
+    if stage["late"]:
+        notes.append(f"{stage['late']:,} requests were sent more than 1 ms after their moment; their latency counts it")
+    if stage["limit_hits"]:
+        notes.append(
+            f"{stage['limit_hits']:,} requests had to wait, since `max_in_flight` were waiting for answers;"
+            " their latency counts it"
+        )
     for model, figures in stage["by_model"].items():
         seen = sum(row["answered"] for row in stage["models"] if row["model"] == model)
         if seen > figures["requests"]:
@@ -170,14 +259,18 @@ def verdict(stages: Sequence[dict[str, Any]], slo: Slo, by_model: Mapping[str, S
         slo: The limits of all requests together.
         by_model: Further limits, of single models.
     """
-    misses = []
-    for stage in stages:
-        at = f"at {stage['users']} user{'' if stage['users'] == 1 else 's'}"
-        misses += _misses(at, stage, slo)
-        for model, model_slo in by_model.items():
-            misses += _misses(f"{at}, {model}:", stage["by_model"][model], model_slo)
+    misses = [miss for stage in stages for miss in stage_misses(stage, slo, by_model)]
     limits = {model: model_slo.model_dump() for model, model_slo in by_model.items()}
     return {**slo.model_dump(), "by_model": limits, "met": not misses, "misses": misses}
+
+
+def stage_misses(stage: dict[str, Any], slo: Slo, by_model: Mapping[str, Slo]) -> list[str]:
+    """Returns a sentence for each limit that one stage did not keep."""
+    at = f"at {stage['label']}"
+    misses = _misses(at, stage, slo)
+    for model, model_slo in by_model.items():
+        misses += _misses(f"{at}, {model}:", stage["by_model"][model], model_slo)
+    return misses
 
 
 def _misses(at: str, figures: dict[str, Any], slo: Slo) -> list[str]:
@@ -185,7 +278,9 @@ def _misses(at: str, figures: dict[str, Any], slo: Slo) -> list[str]:
     if figures["error_rate"] > slo.error_rate:
         misses.append(f"{at} {figures['error_rate']:.2%} of requests failed, the limit is {slo.error_rate:.2%}")
     if figures["latency_ms"] is None:
-        misses.append(f"{at} no request was answered")
-    elif slo.p99_ms is not None and figures["latency_ms"]["p99"] > slo.p99_ms:
-        misses.append(f"{at} p99 is {figures['latency_ms']['p99']:.1f} ms, the limit is {slo.p99_ms:g} ms")
+        return [*misses, f"{at} no request was answered"]
+    for key, (percentile, words) in _LIMITS.items():
+        limit_ms, value_ms = getattr(slo, key), figures["latency_ms"][percentile]
+        if limit_ms is not None and value_ms > limit_ms:
+            misses.append(f"{at} {words} is {value_ms:.1f} ms, the limit is {limit_ms:g} ms")
     return misses

@@ -2,48 +2,84 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
-from tritonpress_client import Connection, ServerMetadata
+from tritonpress_client import Connection
 
-from tritonpress_loadtests import environment
+from tritonpress_loadtests import environment, server_side
+from tritonpress_loadtests.binding import binding_resource
+from tritonpress_loadtests.conductor import Conductor, Progress
+from tritonpress_loadtests.course import breakpoint_found, course, recovery_found, warm_up
 from tritonpress_loadtests.errors import LoadGeneratorError, NothingMeasuredError, ScenarioError
-from tritonpress_loadtests.plots import write_plots
+from tritonpress_loadtests.measured import merge
 from tritonpress_loadtests.report import write_report
-from tritonpress_loadtests.results import Results, Samples, summarise_stage, verdict
+from tritonpress_loadtests.results import Results, model_rows, stage_misses, summarise_stage, verdict
 from tritonpress_loadtests.scenario import LoadedScenario, load_scenario
+from tritonpress_loadtests.served_models import repository_sha256
+from tritonpress_loadtests.server_side import settled_statistics
+from tritonpress_loadtests.server_watch import ServerWatch
+from tritonpress_loadtests.stages import Stage
 
-Progress = Callable[[dict[str, Any]], None]
+_MOST_PROCESSES = 64
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run can be told beside its scenario."""
+
+    duration_scale: float = 1.0
+    """The scenario's durations are multiplied by it."""
+    processes: int = 1
+    """How many processes make the load."""
+    server_pid: int | None = None
+    """The server's process, where it is not found by its port on this machine."""
+    metrics_url: str | None = None
+    """`HOST:PORT` of Triton's Prometheus endpoint."""
+
+    def check(self) -> None:
+        """Raises ScenarioError for a value out of range."""
+        if not (math.isfinite(self.duration_scale) and self.duration_scale > 0):
+            raise ScenarioError(f"`duration_scale` must be a finite number above 0, got {self.duration_scale:g}")
+        if not 1 <= self.processes <= _MOST_PROCESSES:
+            raise ScenarioError(f"`processes` must be in 1..{_MOST_PROCESSES}, got {self.processes}")
+
+    def words(self) -> list[str]:
+        """Returns the options of the command that says the same."""
+        words = [f"--duration-scale={self.duration_scale:g}"] if self.duration_scale != 1 else []
+        words += [f"--processes={self.processes}"] if self.processes != 1 else []
+        return words + ([f"--metrics-url={self.metrics_url}"] if self.metrics_url else [])
 
 
 def run(
-    scenario: Path, url: str, out_dir: Path, *, duration_scale: float = 1.0, progress: Progress | None = None
+    scenario: Path,
+    url: str,
+    out_dir: Path,
+    *,
+    options: RunOptions | None = None,
+    progress: Progress | None = None,
 ) -> Results:
     """Returns the results (see `tritonpress_loadtests.results`) after writing them to `out_dir`.
 
-    Writes `results.json`, `report.html`, `throughput_latency.png` and `latency.png`. SIGINT and SIGTERM end the stage
-    in hand; what was measured is reported with `interrupted` set.
+    Writes `results.json`, `report.html`, `stages.csv` and plots as PNG. SIGINT and SIGTERM end the stage in hand; what
+    was measured is reported with `interrupted` set.
 
     Args:
         scenario: The scenario's file.
         url: `HOST:PORT` of Triton's gRPC endpoint.
         out_dir: Made if it is missing; earlier results in it are replaced once the run has ended.
-        duration_scale: The scenario's durations are multiplied by it.
-        progress: Called with the load generator's events (see `tritonpress_loadtests.locust_process`).
+        options: See `RunOptions`.
+        progress: Called with `tick` events twice a second and with each stage's summary as a `stage` event.
 
     Raises:
         ScenarioError: The scenario or an argument is at fault.
@@ -51,117 +87,153 @@ def run(
         NothingMeasuredError: The run was interrupted before its first stage.
         TritonpressError: The server or the model cannot be reached before the run.
     """
-    if not (math.isfinite(duration_scale) and duration_scale > 0):
-        raise ScenarioError(f"`duration_scale` must be a finite number above 0, got {duration_scale:g}")
+    options = options or RunOptions()
+    options.check()
     loaded = load_scenario(scenario)
-    server = _check_server(loaded, url)
+    server = server_side.check(loaded, url)
+    watch = ServerWatch(url, pid=options.server_pid, metrics_url=options.metrics_url)
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise ScenarioError(f"cannot make the folder {out_dir}: {exc.strerror}; give another --out") from exc
     started_at = datetime.now().astimezone().isoformat(timespec="seconds")
-    with tempfile.TemporaryDirectory(prefix="tritonpress-load-") as folder:
-        events = _generate_load(loaded, url, Path(folder), duration_scale, progress)
-        measured = [event for event in events if event["event"] == "stage"]
-        samples = [np.load(Path(folder) / f"stage-{event['stage']}.npy") for event in measured]
-    stages = [summarise_stage(event, part, loaded.models) for event, part in zip(measured, samples, strict=True)]
-    command = ["tritonpress-load", "run", str(scenario), "--out", str(out_dir), "--url", url]
-    slo_by_model = {kind.model: kind.slo for kind in loaded.scenario.requests if kind.slo is not None}
+    with (
+        Connection(url, timeout_s=loaded.scenario.timeout_s) as connection,
+        watch,
+        Conductor(loaded.path, url, processes=options.processes) as conductor,
+        _ended_by_signals(conductor),
+    ):
+        load = _Load(loaded, connection, watch, conductor, progress or (lambda event: None), server["served"])
+        stages = load.run(options.duration_scale)
+    command = ["tritonpress-load", "run", str(scenario), "--out", str(out_dir), "--url", url, *options.words()]
     results: Results = {
-        "schema": "tritonpress-load/2",
+        "schema": "tritonpress-load/3",
         "scenario": _as_used(loaded),
         "url": url,
-        "command": shlex.join(command + (["--duration-scale", f"{duration_scale:g}"] if duration_scale != 1 else [])),
+        "command": shlex.join(command),
         "started_at": started_at,
-        "loop": "closed",
-        "interrupted": not any(event["event"] == "end" and not event["interrupted"] for event in events),
-        "duration_scale": duration_scale,
+        "interrupted": conductor.interrupted,
+        "duration_scale": options.duration_scale,
+        "processes": options.processes,
         "stages": stages,
-        "slo": verdict(stages, loaded.scenario.slo, slo_by_model),
-        "server": {"name": server.name, "version": server.version},
+        **_findings(loaded, stages),
+        **server,
+        "repository_sha256": repository_sha256(server["served"]),
         "versions": environment.versions(),
         "machine": environment.machine(),
     }
-    _write(results, samples, out_dir)
+    write_report(results, out_dir)
     return results
 
 
-def _check_server(loaded: LoadedScenario, url: str) -> ServerMetadata:
-    """Returns what the server is, after asking whether it answers and each model speaks its workload's contract."""
-    timeout_s = loaded.scenario.timeout_s
-    for kind in loaded.requests:
-        with kind.workload.connect(url, model=kind.request.model, timeout_s=timeout_s) as client:
-            kind.workload.check(client)
-    with Connection(url, timeout_s=timeout_s) as connection:
-        return connection.server_metadata()
+@dataclass
+class _Load:
+    """A run in hand."""
+
+    loaded: LoadedScenario
+    connection: Connection
+    watch: ServerWatch
+    conductor: Conductor
+    progress: Progress
+    served: dict[str, dict[str, Any]]
+
+    def run(self, scale: float) -> list[dict[str, Any]]:
+        """Returns the summaries of the stages that were run, their durations multiplied by `scale`."""
+        stages: list[dict[str, Any]] = []
+        try:
+            if first := warm_up(self.loaded.scenario):
+                self._send(_scaled(first, scale), -1)
+            planned = course(self.loaded.scenario, _kept_slo(self.loaded))
+            stage = next(planned, None)
+            while stage is not None and not self.conductor.interrupted:
+                stages.append(self._measure(_scaled(stage, scale), len(stages)))
+                self.progress({"event": "stage", **stages[-1]})
+                try:
+                    stage = planned.send(stages[-1])
+                except StopIteration:
+                    stage = None
+        except LoadGeneratorError:
+            if not self.conductor.interrupted:
+                raise
+        if not stages:
+            raise NothingMeasuredError("interrupted before the first stage; nothing is written")
+        return stages
+
+    def _send(self, stage: Stage, number: int) -> list[dict[str, Any]]:
+        def tick(event: dict[str, Any]) -> None:
+            self.progress({**event, "label": stage.label, "warm_up": number < 0, "duration_s": stage.duration_s})
+
+        def begin() -> None:
+            self._before = settled_statistics(self.connection)
+            self.watch.start()
+
+        return self.conductor.run(stage, number, progress=tick, before=begin)
+
+    def _measure(self, stage: Stage, number: int) -> dict[str, Any]:
+        """Runs a stage between two snapshots of the server's statistics, both taken while no request is in flight."""
+        events = self._send(stage, number)
+        server = self.watch.finish()
+        rows = model_rows(self._before, settled_statistics(self.connection))
+        limits = self.loaded.scenario.generator
+        summary = summarise_stage(stage, merge(events, self.loaded.models), self.loaded.models, rows, limits)
+        summary["server"] = server
+        summary["binding"] = binding_resource(summary, self.served, environment.machine()["cores"])
+        return summary
+
+
+def _kept_slo(loaded: LoadedScenario) -> Callable[[dict[str, Any]], bool]:
+    return lambda stage: not stage_misses(stage, loaded.scenario.slo, loaded.slo_by_model)
+
+
+def _findings(loaded: LoadedScenario, stages: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the verdict, and what the scenario's shape was to find."""
+    shape, slo = loaded.scenario.shape, loaded.scenario.slo
+    findings: dict[str, Any] = {"breakpoint": None, "recovery": None}
+    judged = stages
+    if shape and shape.breakpoint:
+        findings["breakpoint"] = breakpoint_found(stages, _kept_slo(loaded))
+        judged = []  # trials are there to miss the limit; what counts is that one kept it
+    elif shape and shape.recovery:
+        findings["recovery"] = recovery_found(stages, slo.p99_ms or slo.p999_ms or math.inf)
+        judged = [stage for stage in stages if stage["name"] == "before"]
+    told = verdict(judged, slo, loaded.slo_by_model)
+    if findings["breakpoint"] and findings["breakpoint"]["kept_per_s"] is None:
+        told["misses"].append("no rate that was tried kept the limit: begin the search lower")
+    if findings["recovery"] and findings["recovery"]["recovered_after_s"] is None:
+        told["misses"].append("after the peak the limit was not kept again within the stage")
+    return {**findings, "slo": {**told, "met": not told["misses"]}}
+
+
+def _scaled(stage: Stage, scale: float) -> Stage:
+    return stage.model_copy(update={"duration_s": stage.duration_s * scale})
 
 
 def _as_used(loaded: LoadedScenario) -> dict[str, Any]:
     """Returns the scenario's keys, and what tells this test from another."""
-    requests = [
-        {**kind.request.model_dump(mode="json"), "queries_count": len(kind.queries)} for kind in loaded.requests
-    ]
+    requests = []
+    for kind in loaded.requests:
+        words = np.array(kind.drawn_words())
+        figures = {"mean": float(words.mean()), "max": int(words.max())}
+        figures |= {name: float(np.percentile(words, share)) for name, share in (("p50", 50), ("p90", 90))}
+        keys = kind.request.model_dump(mode="json")
+        requests.append({**keys, "queries_count": len(kind.queries), "query_words": figures})
     keys = loaded.scenario.model_dump(mode="json")
     return {**keys, "requests": requests, "path": str(loaded.path), "sha256": loaded.sha256}
 
 
-def _generate_load(
-    loaded: LoadedScenario, url: str, samples: Path, duration_scale: float, progress: Progress | None
-) -> list[dict[str, Any]]:
-    """Returns the events of the load generator's process."""
-    command = [sys.executable, "-m", "tritonpress_loadtests.locust_process", str(loaded.path), "--url", url]
-    command += ["--samples", str(samples), "--duration-scale", repr(duration_scale)]
-    log_path = samples / "log.txt"
-    events = []
-    with (
-        log_path.open("wb") as log,
-        # A session of its own: Ctrl-C reaches this process alone, which then asks for an orderly end.
-        subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True
-        ) as process,
-        _ended_by_signals(process) as signals,
-    ):
-        for line in process.stdout or ():
-            event = json.loads(line)
-            events.append(event)
-            if progress is not None:
-                progress(event)
-    if not any(event["event"] == "stage" for event in events):
-        if signals:
-            raise NothingMeasuredError("interrupted before the first stage; nothing is written")
-        said = log_path.read_text(encoding="utf-8", errors="replace").split("\n")
-        reason = next((line for line in reversed(said) if line.strip()), "it said nothing")
-        raise LoadGeneratorError(f"the load generator ended with status {process.returncode}: {reason}")
-    return events
-
-
 @contextmanager
-def _ended_by_signals(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Passes SIGINT and SIGTERM on as a wish to end, and the second one as an order; yields the signals that came."""
-    received: list[int] = []
+def _ended_by_signals(conductor: Conductor) -> Iterator[None]:
+    """Passes SIGINT and SIGTERM on as a wish to end, and the second one as an order."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        if len(received) == 1:
-            process.terminate()
-        else:
-            process.kill()
+        conductor.interrupt()
 
     if threading.current_thread() is not threading.main_thread():
-        yield received  # signals belong to the main thread
+        yield  # signals belong to the main thread
         return
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield received
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _write(results: Results, samples: list[Samples], out_dir: Path) -> None:
-    write_plots(results, samples, out_dir)
-    write_report(results, samples, out_dir / "report.html")
-    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-    unfinished = out_dir / "results.json.part"
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(out_dir / "results.json")

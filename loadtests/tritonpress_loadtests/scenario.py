@@ -11,38 +11,38 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from tritonpress_loadtests import workloads
+from tritonpress_loadtests import arrivals, stages, wire, workloads
 from tritonpress_loadtests.errors import ScenarioError
-from tritonpress_loadtests.query_files import Query
+from tritonpress_loadtests.query_files import Query, WordHistogram, weights_by_words
+from tritonpress_loadtests.settings import Settings
+from tritonpress_loadtests.stages import Shape, Stage
 from tritonpress_loadtests.workloads import Workload
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Stage(_Settings):
-    """A number of users held for a time."""
-
-    users: int = Field(ge=1, le=10_000)
-    """How many users ask at once; each sends its next request when it has the answer to the last."""
-    duration_s: float = Field(gt=0, le=86_400)
-    """How long requests are sent, in seconds."""
-
-
-class Slo(_Settings):
+class Slo(Settings):
     """What every stage must reach; a run that misses it ends with status 1."""
 
     p99_ms: float | None = Field(default=None, gt=0)
     """The 99th percentile of the latency in ms; no limit by default."""
+    p999_ms: float | None = Field(default=None, gt=0)
+    """The 99.9th percentile."""
     error_rate: float = Field(default=0.01, ge=0, le=1)
     """The share of requests that may fail."""
 
 
-class Request(_Settings):
+class GeneratorLimits(Settings):
+    """Beyond these the generator's own slowness is in the figures, and the run fails."""
+
+    cpu_share: float = Field(default=0.9, gt=0)
+    """CPU time over wall time of the busiest generator process."""
+    lag_share: float = Field(default=0.2, gt=0)
+    """How late the generator's own loop was (its p99) over the p99 that it measured; 1 ms is never too late."""
+
+
+class Request(Settings):
     """A kind of request: what one model is asked, and how often beside the others."""
 
     workload: str
@@ -53,27 +53,48 @@ class Request(_Settings):
     """The file of queries, relative to the scenario's; the workload says which formats it reads."""
     weight: float = Field(default=1.0, gt=0, le=1e6)
     """How likely a request is of this kind: its weight over the sum of all."""
+    words: WordHistogram | None = None
+    """How long the drawn queries are, by their words; by default each query of the file is equally likely."""
     slo: Slo | None = None
     """What every stage must reach for this model, beside what the scenario asks for all; nothing by default."""
 
 
-class Scenario(_Settings):
+class Scenario(Settings):
     """A load test as its file says it."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
     """What reports call it."""
     requests: Annotated[tuple[Request, ...], Field(min_length=1)]
     """What users ask; each request is drawn by weight."""
-    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)] | None = None
     """Held one after the other."""
+    shape: Shape | None = None
+    """Or a course of the load that makes its own stages."""
     warm_up_s: float = Field(default=3.0, ge=0, le=3_600)
     """How long the largest number of users asks before anything is counted, in seconds."""
     timeout_s: float = Field(default=5.0, gt=0, le=600)
     """The deadline of each request in seconds; a request without an answer by then has failed."""
+    max_in_flight: int = Field(default=10_000, ge=1, le=1_000_000)
+    """In an open loop, no more requests wait for answers; those that are due wait unsent, which is counted."""
     seed: int = 0
-    """Fixes which user asks which queries in which order."""
+    """Fixes the schedules, and which user asks which queries in which order."""
     slo: Slo = Slo()
     """What is good enough."""
+    generator: GeneratorLimits = GeneratorLimits()
+    """What tells a load generator that was the bottleneck itself."""
+
+    @model_validator(mode="after")
+    def _has_a_course(self) -> Scenario:
+        if (self.stages is None) == (self.shape is None):
+            raise ValueError("a scenario has `stages` or a `shape`: one of them")
+        searches = self.shape is not None and (self.shape.breakpoint or self.shape.recovery)
+        if searches and self.slo.p99_ms is None and self.slo.p999_ms is None:
+            raise ValueError("a search for a breakpoint, and a recovery, need `slo.p99_ms` or `slo.p999_ms`")
+        return self
+
+    def fixed_stages(self) -> list[Stage]:
+        """Returns the stages that are known beforehand; a search for a breakpoint has none."""
+        return list(self.stages) if self.stages is not None else self.shape.fixed_stages() if self.shape else []
 
 
 @dataclass(frozen=True)
@@ -83,6 +104,15 @@ class LoadedRequest:
     request: Request
     workload: Workload
     queries: list[Query]
+    payloads: list[bytes]
+    """The queries as they are sent."""
+    cumulative: list[float]
+    """Cumulative weights of the queries."""
+
+    def drawn_words(self) -> list[int]:
+        """Returns the number of words of queries that can be drawn, each as often as it is likely, of 10,000."""
+        lengths = [len(" ".join(query.values()).split()) for query in self.queries]
+        return random.Random(0).choices(lengths, cum_weights=self.cumulative, k=10_000)
 
 
 @dataclass(frozen=True)
@@ -101,13 +131,21 @@ class LoadedScenario:
         """The models' names in the scenario's order."""
         return [request.model for request in self.scenario.requests]
 
-    def draws(self, user: int) -> Iterator[tuple[LoadedRequest, Query]]:
-        """Yields without end what the user of that number asks; the scenario's seed fixes it."""
-        chance = random.Random(f"{self.scenario.seed} {user}")
+    @property
+    def slo_by_model(self) -> dict[str, Slo]:
+        """The limits of single models."""
+        return {request.model: request.slo for request in self.scenario.requests if request.slo is not None}
+
+    def payloads(self, drawer: str) -> Iterator[tuple[int, bytes]]:
+        """Yields without end the place of the asked model and the request's bytes, as drawn for `drawer`."""
+        chance = random.Random(f"{self.scenario.seed} {drawer}")
         weights = list(accumulate(request.weight for request in self.scenario.requests))
+        places = range(len(self.requests))
         while True:
-            (drawn,) = chance.choices(self.requests, cum_weights=weights)
-            yield drawn, chance.choice(drawn.queries)
+            (place,) = chance.choices(places, cum_weights=weights)
+            kind = self.requests[place]
+            (payload,) = chance.choices(kind.payloads, cum_weights=kind.cumulative)
+            yield place, payload
 
 
 def load_scenario(path: Path) -> LoadedScenario:
@@ -138,8 +176,28 @@ def load_scenario(path: Path) -> LoadedScenario:
         queries_path = path.parent / request.queries
         queries_text = _read(queries_path, "`queries`")
         sha256.update(f"\0{queries_text}".encode())
-        requests.append(LoadedRequest(request, workload, _read_queries(queries_path, queries_text, workload)))
+        queries = _read_queries(queries_path, queries_text, workload)
+        requests.append(_loaded_request(request, workload, queries, f"{path}: `requests.{number}.words`"))
+    for stage in scenario.fixed_stages():
+        if isinstance(stage.arrivals, arrivals.ByReplay):
+            moments = path.parent / stage.arrivals.replay.file
+            sha256.update(arrivals.replayed(moments).tobytes())
     return LoadedScenario(path, scenario, requests, sha256.hexdigest())
+
+
+def _loaded_request(request: Request, workload: Workload, queries: list[Query], where: str) -> LoadedRequest:
+    payloads = [
+        wire.encoded_request(
+            request.model, {name: query[key] for name, key in workload.INPUTS.items()}, workload.OUTPUTS
+        )
+        for query in queries
+    ]
+    lengths = [len(" ".join(query.values()).split()) for query in queries]
+    try:
+        weights = weights_by_words(request.words, lengths)
+    except ScenarioError as exc:
+        raise ScenarioError(f"{where}: {exc}") from exc
+    return LoadedRequest(request, workload, queries, payloads, list(accumulate(weights)))
 
 
 def _read(path: Path, what: str) -> str:
@@ -164,15 +222,37 @@ def _read_queries(path: Path, text: str, workload: Workload) -> list[Query]:
 
 def _explain(error: ErrorDetails) -> str:
     """Returns what is wrong in one line: the key's path, the rule, the value."""
-    location = error["loc"]
+    # Alternatives of a union have names of types in their path, which are no keys.
+    location = tuple(
+        part for part in error["loc"] if not (isinstance(part, str) and (part[:1].isupper() or "[" in part))
+    )
     where = ".".join(str(part) for part in location)
-    if not location:
+    if not location and error["type"] != "value_error":
         return f"a scenario must be a mapping of keys, with: {', '.join(Scenario.model_fields)}"
     if error["type"] == "extra_forbidden":
-        parts: dict[str, type[_Settings]] = {"stages": Stage, "requests": Request, "slo": Slo}
-        owner = next((parts[str(key)] for key in reversed(location[:-1]) if key in parts), Scenario)
+        owner = next((_PARTS[str(key)] for key in reversed(location[:-1]) if key in _PARTS), Scenario)
         return f"`{where}` is no key of a scenario; allowed here: {', '.join(owner.model_fields)}"
     if error["type"] == "missing":
         return f"`{where}` is missing; add it"
-    rule = error["msg"][0].lower() + error["msg"][1:]
-    return f"`{where}`: {rule}, got {error['input']!r}"
+    rule = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"`{where}`: {rule}" if where else rule
+    return f"`{where}`: {rule[0].lower() + rule[1:]}, got {error['input']!r}"
+
+
+_PARTS: dict[str, type[Settings]] = {
+    "stages": Stage,
+    "requests": Request,
+    "slo": Slo,
+    "generator": GeneratorLimits,
+    "words": WordHistogram,
+    "shape": Shape,
+    "step": stages.Step,
+    "spike": stages.Spike,
+    "recovery": stages.Spike,
+    "soak": stages.Soak,
+    "breakpoint": stages.Breakpoint,
+    "bursts": arrivals.Bursts,
+    "day": arrivals.Day,
+    "replay": arrivals.Replay,
+}

@@ -10,11 +10,12 @@ import time
 from typing import ClassVar
 
 import gevent
+import grpc
 import grpc.experimental.gevent
 from gevent.event import Event
 from locust import User, constant, task
-from tritonpress_client import TritonpressError
 
+from tritonpress_loadtests import wire
 from tritonpress_loadtests.scenario import LoadedScenario
 
 # Before the first channel, else the first call blocks all users.
@@ -63,57 +64,57 @@ class ScenarioUser(User):
     wait_time = constant(0)
     loaded: ClassVar[LoadedScenario]
     gate: ClassVar[Gate]
+    channel: ClassVar[grpc.Channel | None] = None
+    first: ClassVar[int] = 0
+    """The number of this process's first user, so that no two processes draw the same."""
     started: ClassVar[int] = 0
 
     def on_start(self) -> None:
-        """Connects; a server that cannot be reached shows in the requests."""
+        """Joins the process's connection; a server that cannot be reached shows in the requests."""
         cls = type(self)
-        self.draws = self.loaded.draws(cls.started)
+        self.draws = self.loaded.payloads(f"user {cls.first + cls.started}")
         cls.started += 1
         # gRPC waits for each answer in a thread of gevent's pool; in its default of 10, more users would queue for one.
         pool = gevent.get_hub().threadpool
         pool.maxsize = max(pool.maxsize, cls.started + 8)
-        timeout_s = self.loaded.scenario.timeout_s
-        self.clients = {
-            kind.request.model: kind.workload.connect(self.host, model=kind.request.model, timeout_s=timeout_s)
-            for kind in self.loaded.requests
-        }
-        try:
-            for kind in self.loaded.requests:
-                kind.workload.check(self.clients[kind.request.model])
-        except TritonpressError:
-            pass
-        finally:
-            self.gate.connected += 1
+        if cls.channel is None:
+            cls.channel = grpc.insecure_channel(self.host, options=wire.CHANNEL_OPTIONS)
+        self.call = cls.channel.unary_unary(wire.METHOD)
+        self.gate.connected += 1
 
     def on_stop(self) -> None:
-        """Closes the connections: a channel left open keeps the process from ending."""
+        """Closes the connection with the last user: a channel left open keeps the process from ending."""
         self.gate.connected -= 1
-        for client in self.clients.values():
-            client.__exit__(None, None, None)
+        cls = type(self)
+        if not self.gate.connected and cls.channel is not None:
+            channel, cls.channel = cls.channel, None
+            channel.close()
 
     @task
     def ask(self) -> None:
         """Sends one query and reports it to Locust under its model's name, in ms that are not rounded."""
-        kind, query = next(self.draws)
-        client = self.clients[kind.request.model]
-        error: TritonpressError | None = None
+        place, payload = next(self.draws)
+        error: LoadedError | None = None
         with self.gate:
-            sent, started = time.time(), time.perf_counter()
+            sent, started_s = time.time(), time.monotonic()
             try:
-                kind.workload.send(client, query)
-            except TritonpressError as exc:
-                error = exc
-            latency_ms = (time.perf_counter() - started) * 1e3
+                self.call(payload, timeout=self.loaded.scenario.timeout_s)
+            except grpc.RpcError as exc:
+                error = LoadedError(wire.error_text(exc.code().name, exc.details()))
+            ended_s = time.monotonic()
             self.environment.events.request.fire(
                 request_type="grpc",
-                name=kind.request.model,
-                response_time=latency_ms,
+                name=self.loaded.models[place],
+                response_time=(ended_s - started_s) * 1e3,
                 response_length=0,
                 start_time=sent,
                 exception=error,
-                context={},
+                context={"place": place, "started_s": started_s, "ended_s": ended_s},
             )
+
+
+class LoadedError(Exception):
+    """A request without an answer; the message is the call's status and reason."""
 
 
 def user_class(loaded: LoadedScenario) -> type[ScenarioUser]:

@@ -20,7 +20,7 @@ def test_a_run_prints_its_tables_and_ends_with_the_verdict(
     options = ["--out", str(folder / "out"), "--url", tiny_server.grpc_url, "--duration-scale", "0.5"]
     assert main(["run", str(write_scenario(folder, stages=SHORT, warm_up_s=0)), *options]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("2 users: 0.5 s, 0 failed\n")
+    assert out.startswith("2 users: 0.5 s, 0 failed, p99 ")
     assert "answers/s" in out
     assert "recommendation_" in out
     assert str(folder / "out" / "report.html") in out

@@ -18,7 +18,7 @@ import pytest
 from scenarios import write_scenario
 from tritonpress_client import InvalidInputError, ModelUnavailableError, ServerUnreachableError
 from tritonpress_loadtests.errors import ScenarioError
-from tritonpress_loadtests.run import run
+from tritonpress_loadtests.run import RunOptions, run
 from tritonpress_server import TritonServer
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -38,16 +38,30 @@ def test_stages_are_as_planned_and_nothing_failed(results: dict[str, Any]) -> No
         assert stage["failed"] == 0
         assert stage["requests"] > 20
     assert results["slo"]["met"]
-    assert results["loop"] == "closed"
+    assert {stage["loop"] for stage in results["stages"]} == {"closed"}
     assert results["interrupted"] is False
 
 
-def test_latencies_are_ordered_and_not_rounded(results: dict[str, Any]) -> None:
+def test_latencies_are_ordered_and_within_their_intervals(results: dict[str, Any]) -> None:
     for stage in results["stages"]:
         latency = stage["latency_ms"]
-        ordered = [latency[name] for name in ("min", "p50", "p90", "p95", "p99", "max")]
+        ordered = [latency[name] for name in ("min", "p50", "p90", "p95", "p99", "p999", "max")]
         assert ordered == sorted(ordered)
-        assert latency["p50"] != round(latency["p50"], 3)
+        for name, (low, high) in stage["interval_ms"].items():
+            assert low <= latency[name] <= high or latency[name] == pytest.approx(low, rel=0.2)
+
+
+def test_the_server_is_watched_beside_the_load(results: dict[str, Any]) -> None:
+    for stage in results["stages"]:
+        assert 0.01 < stage["server"]["cpu_cores"] < results["machine"]["cores"] * 1.1
+        assert stage["server"]["memory_bytes"] > 50e6
+        assert stage["binding"]
+        assert stage["generator"]["loop_lag_ms"]["p50"] > 0
+        for row in stage["models"][1:]:
+            assert all(mean_ms > 0 for mean_ms in row["execution_ms"].values())
+    step = results["stages"][0]["models"][1]["model"]
+    assert results["served"][step]["instances"] >= 1
+    assert results["served"][step]["max_batch_size"] >= 1
 
 
 def test_users_are_throughput_times_latency(results: dict[str, Any]) -> None:
@@ -84,12 +98,15 @@ def test_results_say_what_ran(results: dict[str, Any], tiny_server: TritonServer
 
 
 def test_plots_and_report_are_written(measured: Path, results: dict[str, Any]) -> None:
-    for name in ("throughput_latency.png", "latency.png"):
+    for name in ("throughput_latency.png", "latency.png", "over_time.png", "batches.png"):
         assert (measured / name).read_bytes().startswith(PNG)
+    table = (measured / "stages.csv").read_text(encoding="utf-8").splitlines()
+    assert table[0].startswith("stage,loop,model,duration_s,requests")
+    assert len(table) == 1 + 2 * len(results["stages"])
     page = (measured / "report.html").read_text(encoding="utf-8")
     loads = re.findall(r"""(?:src|href)="(?!#)[^"]*"|url\((?!["']?#)[^)]*\)|@import""", page.replace("xlink:", ""))
     assert loads == []
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 4
     assert "closed loop" in page
     assert all(row["model"] in page for stage in results["stages"] for row in stage["models"])
     ids = re.findall(r'\bid="([^"]+)"', page)
@@ -105,7 +122,11 @@ def test_what_is_wrong_is_found_before_any_load(folder: Path, tiny_server: Trito
     with pytest.raises(InvalidInputError, match="HOST:PORT"):
         run(write_scenario(folder), "http://127.0.0.1", out)
     with pytest.raises(ScenarioError, match="`duration_scale`"):
-        run(write_scenario(folder), tiny_server.grpc_url, out, duration_scale=0)
+        run(write_scenario(folder), tiny_server.grpc_url, out, options=RunOptions(duration_scale=0))
+    with pytest.raises(ScenarioError, match=r"`processes` must be in 1\.\.64, got 0"):
+        run(write_scenario(folder), tiny_server.grpc_url, out, options=RunOptions(processes=0))
+    with pytest.raises(ScenarioError, match="`--metrics-url`"):
+        run(write_scenario(folder), tiny_server.grpc_url, out, options=RunOptions(metrics_url=unused_url))
     assert not out.exists()
     out.write_text("a file")
     with pytest.raises(ScenarioError, match="cannot make the folder"):
@@ -120,7 +141,7 @@ def test_refused_queries_are_counted_by_message(folder: Path, tiny_server: Trito
     (stage,) = results["stages"]
     assert 0.2 < stage["error_rate"] < 0.8
     ((message, count),) = stage["errors"].items()
-    assert message.startswith("InvalidInputError: ")
+    assert message.startswith("INVALID_ARGUMENT: ")
     assert count == stage["failed"]
     assert not results["slo"]["met"]
     assert stage["notes"] == [note for note in stage["notes"] if "something else" not in note]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from scenarios import REQUEST, write_scenario
+from tritonclient.grpc import service_pb2
 from tritonpress_loadtests.errors import ScenarioError
 from tritonpress_loadtests.scenario import load_scenario
 
@@ -45,10 +46,26 @@ def test_the_hash_covers_the_queries_too(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"modell": "a"}, "`modell` is no key of a scenario; allowed here: name, requests, stages"),
+        ({"modell": "a"}, "`modell` is no key of a scenario; allowed here: name, requests, stages, shape"),
         ({"stages": [{"users": 1, "duration": 1}]}, "`stages.0.duration_s` is missing"),
-        ({"stages": [{"users": 1, "duration_s": 1, "rate": 1}]}, "`stages.0.rate` is no key .*: users, duration_s$"),
-        ({"slo": {"p99": 1}}, "`slo.p99` is no key of a scenario; allowed here: p99_ms, error_rate"),
+        ({"stages": [{"users": 1, "duration_s": 1, "rate": 1}]}, "`stages.0.rate` is no key .*: users, rate_per_s, "),
+        ({"stages": [{"users": 1, "rate_per_s": 1, "duration_s": 1}]}, "`stages.0`: a stage has `users`, or `rate_per"),
+        ({"stages": [{"users": 1, "arrivals": "poisson", "duration_s": 1}]}, "`arrivals` belongs to a stage with"),
+        ({"stages": [{"rate_per_s": 0, "duration_s": 1}]}, "`stages.0.rate_per_s`: .*greater than 0, got 0"),
+        ({"shape": {"soak": {"rate_per_s": 1, "duration_s": 1}}}, "a scenario has `stages` or a `shape`: one of them"),
+        ({"stages": None}, "a scenario has `stages` or a `shape`: one of them"),
+        ({"stages": None, "shape": {}}, "`shape` must be one of step, spike"),
+        (
+            {"stages": None, "shape": {"breakpoint": {"from_per_s": 1, "to_per_s": 9}}},
+            "a search for a breakpoint, and a recovery, need `slo.p99_ms` or `slo.p999_ms`",
+        ),
+        ({"request": {"words": {"up_to": [5, 9], "shares": [0.5, 0.4]}}}, "`shares` must add up to 1, got 0.9"),
+        ({"request": {"words": {"up_to": [1, 9], "shares": [0.5, 0.5]}}}, "no query has 1 to 1 words, 50% should"),
+        (
+            {"stages": [{"arrivals": {"replay": {"file": "none.txt"}}, "duration_s": 1}]},
+            "cannot read `replay.file` .*none.txt",
+        ),
+        ({"slo": {"p99": 1}}, "`slo.p99` is no key of a scenario; allowed here: p99_ms, p999_ms, error_rate"),
         ({"stages": []}, "`stages`: .*at least 1 item"),
         ({"stages": [{"users": 0, "duration_s": 1}]}, "`stages.0.users`: .*greater than or equal to 1, got 0"),
         ({"timeout_s": -1}, "`timeout_s`: .*greater than 0, got -1"),
@@ -57,8 +74,11 @@ def test_the_hash_covers_the_queries_too(folder: Path) -> None:
         ({"workload": "recommendation"}, "`workload` is no key of a scenario; allowed here: name, requests"),
         ({"requests": []}, "`requests`: .*at least 1 item"),
         ({"requests": [REQUEST, REQUEST]}, "`requests.1.model` 'recommendation' is named twice; merge the entries"),
-        ({"request": {"modell": "a"}}, "`requests.0.modell` is no key .*: workload, model, queries, weight, slo$"),
-        ({"request": {"slo": {"p99": 1}}}, "`requests.0.slo.p99` is no key .*: p99_ms, error_rate$"),
+        (
+            {"request": {"modell": "a"}},
+            "`requests.0.modell` is no key .*: workload, model, queries, weight, words, slo$",
+        ),
+        ({"request": {"slo": {"p99": 1}}}, "`requests.0.slo.p99` is no key .*: p99_ms, p999_ms, error_rate$"),
         ({"request": {"model": None}}, "`requests.0.model` is missing"),
         ({"request": {"weight": 0}}, "`requests.0.weight`: .*greater than 0, got 0"),
         ({"request": {"weight": float("inf")}}, "`requests.0.weight`: .*less than or equal to 1000000, got inf"),
@@ -79,18 +99,27 @@ def test_what_is_wrong_is_named(folder: Path, changes: dict[str, Any], words: st
 def test_requests_are_drawn_by_weight_and_fixed_by_the_seed(folder: Path) -> None:
     requests = [{**REQUEST, "model": model, "weight": weight} for model, weight in (("a", 2), ("b", 2), ("c", 1))]
 
-    def drawn(user: int, count: int = 5000, **changes: Any) -> list[tuple[str, str]]:
+    def drawn(drawer: str, count: int = 5000, **changes: Any) -> list[tuple[int, bytes]]:
         loaded = load_scenario(write_scenario(folder, requests=requests, **changes))
-        draws = islice(loaded.draws(user), count)
-        return [(kind.request.model, query["query"]) for kind, query in draws]
+        return list(islice(loaded.payloads(drawer), count))
 
-    first = drawn(0)
-    assert drawn(0) == first
-    assert drawn(1, 50) != first[:50]
-    assert drawn(0, 50, seed=1) != first[:50]
-    shares = {model: sum(name == model for name, _ in first) / len(first) for model in "abc"}
-    assert shares == pytest.approx({"a": 0.4, "b": 0.4, "c": 0.2}, abs=0.03)
-    assert {query for _, query in first} == {"red lamp", "a blue chair"}
+    first = drawn("user 0")
+    assert drawn("user 0") == first
+    assert drawn("user 1", 50) != first[:50]
+    assert drawn("user 0", 50, seed=1) != first[:50]
+    shares = [sum(place == asked for asked, _ in first) / len(first) for place in range(3)]
+    assert shares == pytest.approx([0.4, 0.4, 0.2], abs=0.03)
+    sent = [service_pb2.ModelInferRequest.FromString(payload) for _, payload in first[:200]]
+    assert {request.model_name for request in sent} == set("abc")
+    assert {request.raw_input_contents[0][4:] for request in sent} == {b"red lamp", b"a blue chair"}
+
+
+def test_queries_have_the_lengths_that_a_histogram_asks_for(folder: Path) -> None:
+    words = {"up_to": [2, 3, 10], "shares": [0.1, 0.9, 0]}
+    loaded = load_scenario(write_scenario(folder, request={"words": words}))
+    drawn = [payload for _, payload in islice(loaded.payloads("x"), 2000)]
+    assert sum(b"a blue chair" in payload for payload in drawn) / len(drawn) == pytest.approx(0.9, abs=0.03)
+    assert sum(loaded.requests[0].drawn_words()) / 10_000 == pytest.approx(2.9, abs=0.05)
 
 
 @pytest.mark.parametrize(

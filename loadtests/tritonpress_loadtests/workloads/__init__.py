@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, cast
 
 from tritonpress_loadtests.errors import ScenarioError
-from tritonpress_loadtests.query_files import Query, Reader
+from tritonpress_loadtests.query_files import Reader
 
 
 class Workload(Protocol):
@@ -16,15 +16,16 @@ class Workload(Protocol):
 
     READERS: dict[str, Reader]
     """How the queries' file is read, by its suffix."""
+    INPUTS: dict[str, str]
+    """The model's inputs, each with the query's key that it takes."""
+    OUTPUTS: tuple[str, ...]
+    """The outputs that are asked for."""
 
     def connect(self, url: str, *, model: str, timeout_s: float) -> AbstractContextManager[Any]:
         """Returns a client of the model; nothing is sent yet."""
 
     def check(self, client: Any) -> None:
         """Asks the server whether the model is there and speaks this workload's contract; raises TritonpressError."""
-
-    def send(self, client: Any, query: Query) -> None:
-        """Sends one request and waits for its answer; raises TritonpressError."""
 
 
 def names() -> list[str]:

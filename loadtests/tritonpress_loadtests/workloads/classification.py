@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from tritonpress_client import Classifier
 
-from tritonpress_loadtests.query_files import Query, jsonl, tsv
+from tritonpress_loadtests.query_files import jsonl, tsv
 
 READERS = {".tsv": tsv("text"), ".jsonl": jsonl("text")}
+INPUTS = {"TEXT": "text"}
+OUTPUTS = ("LABEL", "SCORE")
 
 
 def connect(url: str, *, model: str, timeout_s: float) -> Classifier:
@@ -17,8 +19,3 @@ def connect(url: str, *, model: str, timeout_s: float) -> Classifier:
 def check(client: Classifier) -> None:
     """Asks the server whether the model classifies; the client remembers the answer."""
     client.limits()
-
-
-def send(client: Classifier, query: Query) -> None:
-    """Sends one text and waits for its labels."""
-    client.classify(query["text"])

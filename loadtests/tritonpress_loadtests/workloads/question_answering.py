@@ -29,6 +29,8 @@ def squad(path: Path, text: str) -> list[Query]:
 
 
 READERS = {".json": squad, ".jsonl": jsonl("question", "context")}
+INPUTS = {"QUESTION": "question", "CONTEXT": "context"}
+OUTPUTS = ("ANSWER", "SCORE", "START", "END")
 
 
 def connect(url: str, *, model: str, timeout_s: float) -> QuestionAnswering:
@@ -39,11 +41,6 @@ def connect(url: str, *, model: str, timeout_s: float) -> QuestionAnswering:
 def check(client: QuestionAnswering) -> None:
     """Asks the server whether the model answers questions; the client remembers the answer."""
     client.limits()
-
-
-def send(client: QuestionAnswering, query: Query) -> None:
-    """Sends one question with its context and waits for its answers."""
-    client.answers(query["question"], query["context"])
 
 
 def _objects(path: Path, owner: Any, key: str, at: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from tritonpress_client import Recommender
 
-from tritonpress_loadtests.query_files import Query, jsonl
+from tritonpress_loadtests.query_files import jsonl
 
 READERS = {".jsonl": jsonl("query")}
+INPUTS = {"QUERY": "query"}
+OUTPUTS = ("ITEM_ID", "SCORE")
 
 
 def connect(url: str, *, model: str, timeout_s: float) -> Recommender:
@@ -17,8 +19,3 @@ def connect(url: str, *, model: str, timeout_s: float) -> Recommender:
 def check(client: Recommender) -> None:
     """Asks the server whether the model recommends; the client remembers the answer."""
     client.limits()
-
-
-def send(client: Recommender, query: Query) -> None:
-    """Sends one query and waits for its items."""
-    client.recommend(query["query"])

@@ -1,0 +1,191 @@
+"""The process of an open loop: sends each request when its schedule says, whatever became of those before.
+
+Latency runs from the *scheduled* moment, so that a server (or a generator) that stands still is charged with every
+request that was due meanwhile: no coordinated omission. No request is left out: where the limit of requests in flight
+is reached, those that are due wait here, which counts in their latency and is reported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import selectors
+import signal
+import sys
+import time
+from collections.abc import Iterator
+
+import grpc
+import grpc.aio
+import psutil
+
+from tritonpress_loadtests import wire
+from tritonpress_loadtests.arrivals import Schedule, schedule
+from tritonpress_loadtests.generator_protocol import BEAT_S, TICK_S, Order, emit, parse_arguments, start_of
+from tritonpress_loadtests.recorder import Recorder
+from tritonpress_loadtests.scenario import LoadedScenario, load_scenario
+
+_PR_SET_TIMERSLACK = 29
+_READY_S = 20.0
+_NAP_S = 0.25  # how long an order to stop may wait
+
+
+class _Sender:
+    """Runs one stage's share."""
+
+    def __init__(self, loaded: LoadedScenario, order: Order, call: grpc.aio.UnaryUnaryMultiCallable) -> None:
+        scenario = loaded.scenario
+        self._timeout_s = scenario.timeout_s
+        self._duration_s = order.stage.duration_s
+        self._most = max(1, scenario.max_in_flight // order.of)
+        self._call = call
+        self._draws: Iterator[tuple[int, bytes]] = loaded.payloads(f"open {order.number} {order.process}")
+        self._due_s = stage_schedule(loaded, order)[order.process :: order.of]
+        self._in_flight: set[asyncio.Task[None]] = set()
+        self._freed = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self.recorder = Recorder(loaded.models, self._duration_s, self._timeout_s)
+        self.most_in_flight = 0
+
+    def stop(self) -> None:
+        """Sends nothing more."""
+        self._stopped.set()
+
+    async def run(self, start_s: float) -> float:
+        """Sends everything and waits for the answers; returns how long it sent, in s."""
+        self._start_s = start_s
+        tasks = [asyncio.create_task(self._tick()), asyncio.create_task(self._beat())]
+        try:
+            for due_s in self._due_s.tolist():
+                if not await self._until(due_s):
+                    break
+                if len(self._in_flight) >= self._most:
+                    await self._wait_for_room()
+                self._send(due_s)
+            await self._until(self._duration_s)
+            sent_for_s = min(time.monotonic() - start_s, self._duration_s)
+            if self._in_flight:
+                await asyncio.wait(self._in_flight)
+        finally:
+            for task in tasks:
+                task.cancel()
+        return sent_for_s
+
+    async def _until(self, at_s: float) -> bool:
+        """Waits for that moment, if it is not past; returns whether to go on."""
+        wait_s = self._start_s + at_s - time.monotonic()
+        # Also where nothing is to be waited for: a sender that is late must let the answers in.
+        await asyncio.sleep(min(max(wait_s, 0.0), _NAP_S))
+        while (wait_s := self._start_s + at_s - time.monotonic()) > 0 and not self._stopped.is_set():
+            await asyncio.sleep(min(wait_s, _NAP_S))
+        return not self._stopped.is_set()
+
+    async def _wait_for_room(self) -> None:
+        self.recorder.limit_hits += 1
+        while len(self._in_flight) >= self._most:
+            self._freed.clear()
+            await self._freed.wait()
+
+    def _send(self, due_s: float) -> None:
+        place, payload = next(self._draws)
+        self.recorder.started(time.monotonic() - self._start_s - due_s)
+        task = asyncio.create_task(self._ask(place, payload, due_s))
+        self._in_flight.add(task)
+        self.most_in_flight = max(self.most_in_flight, len(self._in_flight))
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._in_flight.discard(task)
+        self._freed.set()
+        task.result()
+
+    async def _ask(self, place: int, payload: bytes, due_s: float) -> None:
+        try:
+            await self._call(payload, timeout=self._timeout_s)
+        except grpc.aio.AioRpcError as exc:
+            self.recorder.failed(place, due_s, wire.error_text(exc.code().name, exc.details()))
+        else:
+            self.recorder.answered(place, due_s, time.monotonic() - self._start_s)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            emit(
+                {
+                    "event": "tick",
+                    "elapsed_s": time.monotonic() - self._start_s,
+                    "requests": self.recorder.requests,
+                    "failed": self.recorder.failures,
+                    "in_flight": len(self._in_flight),
+                    "p50_ms": self.recorder.take_recent_p50_ms(),
+                }
+            )
+
+    async def _beat(self) -> None:
+        while True:
+            due_s = time.monotonic() + BEAT_S
+            await asyncio.sleep(BEAT_S)
+            self.recorder.beat(time.monotonic() - due_s)
+
+
+def stage_schedule(loaded: LoadedScenario, order: Order) -> Schedule:
+    """Returns when the whole stage's requests are due."""
+    stage = order.stage
+    seed = f"{loaded.scenario.seed} {order.number}"
+    return schedule(stage.arrivals, stage.rate_per_s or 0.0, stage.duration_s, seed=seed, folder=loaded.path.parent)
+
+
+async def _run_stage(loaded: LoadedScenario, url: str, order: Order) -> bool:
+    """Runs a stage between two lines of the conductor; returns whether it wants more."""
+    async with grpc.aio.insecure_channel(url, options=wire.CHANNEL_OPTIONS) as channel:
+        sender = _Sender(loaded, order, channel.unary_unary(wire.METHOD))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, sender.stop)
+        # A server that cannot be reached shows in the requests.
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(channel.channel_ready(), _READY_S)
+        emit({"event": "ready"})
+        go = sys.stdin.readline()
+        if not go:
+            return False
+        # The schedule and the payloads are not garbage: the collector need not look at them during the load.
+        gc.collect()
+        gc.freeze()
+        cpu_s = time.process_time()
+        start_s = start_of(go)
+        duration_s = await sender.run(start_s)
+        emit(
+            {
+                "event": "stage",
+                "duration_s": duration_s,
+                "cpu_share": (time.process_time() - cpu_s) / (time.monotonic() - start_s),
+                "rss_bytes": psutil.Process().memory_info().rss,
+                "most_in_flight": sender.most_in_flight,
+                **sender.recorder.state(),
+            }
+        )
+        gc.unfreeze()
+    return True
+
+
+def main() -> None:
+    """Runs the stages that the conductor orders."""
+    arguments = parse_arguments(__doc__)
+    loaded = load_scenario(arguments.scenario)
+    # Timers fire when they are due, not up to 50 µs later; and select() waits for microseconds, where epoll rounds up.
+    ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+    try:
+        for line in iter(sys.stdin.readline, ""):
+            loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
+            try:
+                if not loop.run_until_complete(_run_stage(loaded, arguments.url, Order.parse(line))):
+                    break
+            finally:
+                loop.close()
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""From measured runs and a demand to machines: what one serves within the limit, and how many of them are needed."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from tritonpress_loadtests.errors import ScenarioError
+from tritonpress_loadtests.results import Results
+from tritonpress_loadtests.served_models import repository_sha256
+from tritonpress_loadtests.service_model import ServiceModel, fit_service
+from tritonpress_loadtests.simulator import Replica
+from tritonpress_loadtests.usl import fit_stages
+
+_TRIAL_REQUESTS = 200_000
+_POOL_SECONDS = 2.0
+_MOST_REQUESTS = 3_000_000
+_MOST_MACHINES = 20_000
+_BEYOND = 1.10  # rates that were measured carry a plan this far
+_WORST_ERROR = 0.35
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What must be served."""
+
+    peak_per_s: float
+    p99_ms: float
+    quantile: float = 0.99
+    """Of the limit: 0.999 for a limit on p99.9."""
+    growth: float = 1.0
+    """The peak is multiplied by it."""
+    survive: Literal["nothing", "machine", "zone"] = "machine"
+    """What may be lost at the peak with the limit still kept."""
+    zones: int = 3
+    policy: str = "two_choices"
+    """Of the balancer, see `simulator.POLICIES`."""
+
+    @property
+    def rate_per_s(self) -> float:
+        """The peak after growth."""
+        return self.peak_per_s * self.growth
+
+
+def load_runs(folders: list[Path]) -> list[Results]:
+    """Returns the runs' results.
+
+    Raises:
+        ScenarioError: A folder holds none, or the runs are of different repositories, mixes or machines.
+    """
+    runs = []
+    for folder in folders:
+        path = folder / "results.json"
+        try:
+            run = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as exc:
+            raise ScenarioError(f"cannot read {path}: {exc}; give a folder that `tritonpress-load run` wrote") from exc
+        if not isinstance(run, dict) or run.get("schema") != "tritonpress-load/3":
+            raise ScenarioError(f"{path} is of another version; run its scenario again with this one")
+        runs.append(run)
+    for name, key in (("repositories", _repository), ("mixes of requests", _mix), ("machines", _machine)):
+        kinds = {key(run) for run in runs}
+        if len(kinds) > 1:
+            raise ScenarioError(f"the runs are of {len(kinds)} different {name}; plan each with its own runs")
+    return runs
+
+
+def make_plan(runs: list[Results], demand: Demand) -> dict[str, Any]:
+    """Returns the plan, as `plan.json` holds it.
+
+    service      of one machine: the model that binds, instances, max_batch, fixed_ms, per_row_ms, rest_ms
+    checks[]     each open stage against the simulation: rate_per_s, measured_ms, simulated_ms, error
+    capacity     rate_per_s of one machine at the limit, and queue_us there (the mean)
+    machines     {at_limit, survives, p99_ms, p99_ms_after_loss, peak_per_s, headroom}
+    what_if[]    {change, machines}
+    usl          see `usl.fit_stages`
+
+    Raises:
+        ScenarioError: The limit is below what one request takes alone, or the runs do not carry the plan.
+    """
+    model = fit_service(runs)
+    _check_limit(model, demand)
+    checks = _checks(runs, model, demand)
+    stages = [stage for run in runs for stage in run["stages"]]
+    highest = max((stage["offered_per_s"] for stage in stages if stage["latency_ms"]), default=0)
+    capacity = machine_capacity(model, demand)
+    if capacity > _BEYOND * highest:
+        raise ScenarioError(
+            f"the simulation puts a machine's limit at {capacity:.0f}/s, but no stage was above {highest:.0f}/s;"
+            f" run an open stage at {0.85 * capacity:.0f}/s and one at {capacity:.0f}/s, and plan with these runs"
+        )
+    machines = _machines(model, demand, capacity)
+    return {
+        "schema": "tritonpress-plan/1",
+        "demand": {**demand.__dict__, "rate_per_s": demand.rate_per_s},
+        "service": {
+            "model": model.model,
+            **{key: getattr(model.replica, key) for key in ("instances", "max_batch")},
+            "fixed_ms": 1e3 * model.replica.fixed_s,
+            "per_row_ms": 1e3 * model.replica.per_row_s,
+            "rest_ms": 1e3 * model.rest_s,
+            "batches_seen": model.batches_seen,
+        },
+        "checks": checks,
+        "measured_up_to_per_s": highest,
+        "capacity": {"rate_per_s": capacity, **_at_rate(model, capacity)},
+        "machines": machines,
+        "what_if": _what_if(model, demand),
+        "usl": fit_stages(stages),
+        "repository_sha256": runs[0]["repository_sha256"],
+        "machine": runs[0]["machine"],
+    }
+
+
+def machine_capacity(model: ServiceModel, demand: Demand, replica: Replica | None = None) -> float:
+    """Returns the highest rate at which one machine keeps the limit, to 1 %, by simulation."""
+    replica = replica or model.replica
+    batch = replica.max_batch
+    most = replica.instances * batch / (replica.fixed_s + replica.per_row_s * batch)
+    low, high = 0.0, most
+    while high - low > 0.01 * high:
+        middle = (low + high) / 2
+        latency = _quantile_ms(model.latencies_s(middle, count=_TRIAL_REQUESTS, replica=replica), demand)
+        low, high = (middle, high) if latency <= demand.p99_ms else (low, middle)
+    return low
+
+
+def _check_limit(model: ServiceModel, demand: Demand) -> None:
+    """Refuses a limit that a request cannot keep even alone."""
+    alone_ms = _quantile_ms(model.latencies_s(0.01 / model.execution_s(1), count=20_000), demand)
+    if alone_ms > demand.p99_ms:
+        raise ScenarioError(
+            f"a request alone takes {alone_ms:.1f} ms at this percentile, the limit is {demand.p99_ms:g} ms: no number"
+            " of machines keeps it; raise the limit, or make the model faster"
+        )
+
+
+def _checks(runs: list[Results], model: ServiceModel, demand: Demand) -> list[dict[str, Any]]:
+    """Returns how near the simulation comes to what was measured, and refuses one that is far from it."""
+    key = "p99" if demand.quantile == 0.99 else "p999"
+    checks = []
+    for run in runs:
+        for stage in run["stages"]:
+            sound = stage["latency_ms"] and stage["arrivals"] == "poisson" and not stage["generator"]["bottleneck"]
+            if stage["loop"] == "open" and sound and stage["failed"] == 0:
+                rate = stage["offered_per_s"]
+                replica = replace(model.replica, instances=run["served"][model.model]["instances"])
+                times_s = model.latencies_s(rate, count=_TRIAL_REQUESTS, replica=replica)
+                simulated, measured = _quantile_ms(times_s, demand), stage["latency_ms"][key]
+                check = {"rate_per_s": rate, "measured_ms": measured, "simulated_ms": simulated}
+                checks.append({**check, "error": simulated / measured - 1})
+    if not checks:
+        raise ScenarioError(
+            "no open stage of poisson arrivals is there to hold the simulation to, or its generator was the bottleneck;"
+            " run stages such as {rate_per_s: 100, duration_s: 30} at low, middle and high rates"
+        )
+    within = [check for check in checks if check["measured_ms"] <= 2 * demand.p99_ms]
+    worst = max((abs(check["error"]) for check in within), default=0.0)
+    if worst > _WORST_ERROR:
+        check = max(within, key=lambda check: abs(check["error"]))
+        raise ScenarioError(
+            f"at {check['rate_per_s']:.0f}/s {check['measured_ms']:.1f} ms were measured and"
+            f" {check['simulated_ms']:.1f} simulated: these runs do not carry a plan (the most is {_WORST_ERROR:.0%});"
+            " run them longer, on a quiet machine, with the load generator on another one"
+        )
+    return sorted(checks, key=lambda check: check["rate_per_s"])
+
+
+def _machines(model: ServiceModel, demand: Demand, capacity: float) -> dict[str, Any]:
+    """Returns how many machines keep the limit, and how many keep it after a loss."""
+    at_limit = _fewest(model, demand, capacity)
+    survives = {
+        "nothing": at_limit,
+        "machine": at_limit + 1,
+        "zone": _fewest_of_zones(at_limit, demand.zones),
+    }[demand.survive]
+    return {
+        "at_limit": at_limit,
+        "survives": survives,
+        "p99_ms": _pool_ms(model, demand, survives),
+        "p99_ms_after_loss": _pool_ms(model, demand, at_limit),
+        "peak_per_s": demand.rate_per_s / survives,
+        "headroom": 1 - demand.rate_per_s / survives / capacity,
+    }
+
+
+def _fewest_of_zones(needed: int, zones: int) -> int:
+    """Returns the fewest machines, spread evenly over the zones, of which `needed` are left when one zone is lost."""
+    return math.ceil(needed / (zones - 1)) * zones
+
+
+def _fewest(model: ServiceModel, demand: Demand, capacity: float, replica: Replica | None = None) -> int:
+    """Returns the fewest machines that keep the limit behind the balancer."""
+    machines = max(1, math.ceil(demand.rate_per_s / max(capacity, 1e-9) * 0.9))
+    while _pool_ms(model, demand, machines, replica) > demand.p99_ms:
+        machines = max(machines + 1, math.ceil(machines * 1.02))
+        if machines > _MOST_MACHINES:
+            raise ScenarioError(
+                f"more than {_MOST_MACHINES} machines would be needed for {demand.rate_per_s:g}/s; divide the service,"
+                " or make the model faster"
+            )
+    return machines
+
+
+def _pool_ms(model: ServiceModel, demand: Demand, machines: int, replica: Replica | None = None) -> float:
+    count = int(min(max(_TRIAL_REQUESTS, _POOL_SECONDS * demand.rate_per_s, 200 * machines), _MOST_REQUESTS))
+    times_s = model.latencies_s(
+        demand.rate_per_s, count=count, replica=replica, replicas=machines, policy=demand.policy
+    )
+    return _quantile_ms(times_s, demand)
+
+
+def _what_if(model: ServiceModel, demand: Demand) -> list[dict[str, Any]]:
+    """Returns what changes would leave of the machines (before any loss), the best first."""
+    replica = model.replica
+    changes = {
+        "an execution takes 20 % less (another precision, a smaller model)": replace(
+            replica, fixed_s=0.8 * replica.fixed_s, per_row_s=0.8 * replica.per_row_s
+        ),
+        "texts are 20 % shorter": replace(replica, per_row_s=0.8 * replica.per_row_s),
+        "the batcher waits 2 ms longer": replace(replica, delay_s=replica.delay_s + 0.002),
+        "one instance more, on a core of its own": replace(replica, instances=replica.instances + 1),
+    }
+    found = []
+    for change, other in changes.items():
+        capacity = machine_capacity(model, demand, other)
+        if capacity > 0:
+            machines = _fewest(model, demand, capacity, other)
+            found.append({"change": change, "machines": machines, "rate_per_s": capacity})
+    return sorted(found, key=lambda entry: (entry["machines"], -entry["rate_per_s"]))
+
+
+def _at_rate(model: ServiceModel, rate_per_s: float) -> dict[str, float]:
+    """Returns the mean queue time at that rate, which a cluster's scaling can hold."""
+    count = _TRIAL_REQUESTS
+    times_s = model.latencies_s(rate_per_s, count=count)
+    mean_s = float(np.nanmean(times_s)) - model.rest_s
+    # In the mean a request is in its execution for at least as long as one of a batch of its own.
+    return {"queue_us": 1e6 * max(0.0, mean_s - model.execution_s(1))}
+
+
+def _quantile_ms(times_s: Any, demand: Demand) -> float:
+    """Returns the limit's percentile in ms; a request that failed took for ever."""
+    failed = np.isnan(times_s)
+    return 1e3 * float(np.quantile(np.where(failed, np.inf, times_s), demand.quantile, method="higher"))
+
+
+def _repository(run: Results) -> str:
+    return repository_sha256(run["served"], without_instances=True)
+
+
+def _mix(run: Results) -> str:
+    requests = run["scenario"]["requests"]
+    total = sum(request["weight"] for request in requests)
+    return json.dumps([[request["model"], round(request["weight"] / total, 6)] for request in requests])
+
+
+def _machine(run: Results) -> str:
+    return f"{run['machine']['cpu']} {run['machine']['cores']}"

@@ -1,0 +1,47 @@
+"""How the server's models are configured: what a plan must know of them, and what tells two repositories apart."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from tritonpress_loadtests import wire
+
+
+def served_models(url: str, *, timeout_s: float) -> dict[str, dict[str, Any]]:
+    """Returns by model what its config says; ensembles have 0 instances.
+
+    Keys: `instances`, `max_batch_size`, `queue_delay_us`, `batched`, `kind`, `config_sha256`.
+
+    Raises:
+        grpc.RpcError: The server does not answer.
+    """
+    with grpc.insecure_channel(url, options=wire.CHANNEL_OPTIONS) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        index = stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(ready=True), timeout=timeout_s)
+        models = {}
+        for name in sorted({entry.name for entry in index.models}):
+            config = stub.ModelConfig(service_pb2.ModelConfigRequest(name=name), timeout=timeout_s).config
+            kinds = sorted({group.Kind.Name(group.kind).removeprefix("KIND_") for group in config.instance_group})
+            models[name] = {
+                "instances": sum(group.count for group in config.instance_group),
+                "max_batch_size": config.max_batch_size,
+                "queue_delay_us": config.dynamic_batching.max_queue_delay_microseconds,
+                "batched": config.HasField("dynamic_batching"),
+                "kind": ", ".join(kinds),
+                "config_sha256": hashlib.sha256(config.SerializeToString(deterministic=True)).hexdigest(),
+            }
+    return models
+
+
+def repository_sha256(models: dict[str, dict[str, Any]], *, without_instances: bool = False) -> str:
+    """Returns one hash of all models' names, and of their configs or of nothing else.
+
+    Names of the steps carry a hash of their content, so that repositories that differ in instances alone have the same
+    names.
+    """
+    told = sorted(name if without_instances else f"{name} {entry['config_sha256']}" for name, entry in models.items())
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()

@@ -1,0 +1,173 @@
+"""The server's side of a run: CPU and memory of its processes, and what its Prometheus endpoint counts."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import time
+import urllib.error
+import urllib.request
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from tritonpress_loadtests.errors import ScenarioError
+
+_SAMPLE_S = 0.5
+_TIMEOUT_S = 5.0
+_METRIC = re.compile(r"^(nv_\w+)(?:\{(.*)\})? (\S+)$")
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+# Counters are subtracted over a stage; gauges are read at its end.
+_COUNTERS = {
+    "nv_inference_request_success": "answered",
+    "nv_inference_request_failure": "failed",
+    "nv_cache_num_hits_per_model": "cache_hits",
+    "nv_cache_num_misses_per_model": "cache_misses",
+}
+_GPU = {
+    "nv_gpu_utilization": "utilization",
+    "nv_gpu_memory_used_bytes": "memory_bytes",
+    "nv_gpu_power_usage": "power_w",
+}
+
+Samples = list[tuple[str, dict[str, str], float]]
+
+
+class ServerWatch:
+    """Samples the server's processes while it is entered.
+
+    Args:
+        url: The gRPC endpoint; where it is on this machine, the process that listens there is found by its port.
+        pid: The server's process, if it is not to be found so.
+        metrics_url: `HOST:PORT` of the Prometheus endpoint; None leaves it out.
+
+    Raises:
+        ScenarioError: `pid` is no process, or the endpoint does not answer.
+    """
+
+    def __init__(self, url: str, *, pid: int | None = None, metrics_url: str | None = None) -> None:
+        self._metrics_url = metrics_url
+        try:
+            self._root = psutil.Process(pid) if pid is not None else _listener(url)
+        except psutil.NoSuchProcess as exc:
+            raise ScenarioError(f"`--server-pid` {pid} is no process here; leave it out for a remote server") from exc
+        self._memory_bytes: list[int] = []
+        self._stopped = threading.Event()
+        self._before: Samples = self._scrape()
+
+    def __enter__(self) -> ServerWatch:
+        self._sampler = threading.Thread(target=self._sample, daemon=True)
+        self._sampler.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        self._sampler.join()
+
+    def start(self) -> None:
+        """Begins a stage."""
+        self._before = self._scrape()
+        self._cpu_before_s = self._cpu_s()
+        psutil.cpu_percent()
+        self._memory_bytes = []
+        self._started_s = time.monotonic()
+
+    def finish(self) -> dict[str, Any]:
+        """Returns a stage's figures; None where the server's processes are not on this machine.
+
+        `cpu_cores` (CPU time over wall time), `memory_bytes` (the largest sum of resident sizes), `machine_cpu_share`
+        (of all cores, by everything), `metrics` ({model: {counter: increase}}) and `gpu` ({uuid: {gauge: value}}).
+        """
+        elapsed_s = time.monotonic() - self._started_s
+        cores = (self._cpu_s() - self._cpu_before_s) / elapsed_s if self._root else None
+        after = self._scrape()
+        memory = max(self._memory_bytes, default=self._resident_bytes()) if self._root else None
+        return {
+            "cpu_cores": cores,
+            "memory_bytes": memory,
+            "machine_cpu_share": psutil.cpu_percent() / 100,
+            "metrics": increases(self._before, after),
+            "gpu": gauges(after),
+        }
+
+    def _sample(self) -> None:
+        while not self._stopped.wait(_SAMPLE_S):
+            if self._root:
+                self._memory_bytes.append(self._resident_bytes())
+
+    def _processes(self) -> list[psutil.Process]:
+        if self._root is None:
+            return []
+        with contextlib.suppress(psutil.Error):
+            return [self._root, *self._root.children(recursive=True)]
+        return []
+
+    def _cpu_s(self) -> float:
+        total = 0.0
+        for process in self._processes():
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
+
+    def _resident_bytes(self) -> int:
+        total = 0
+        for process in self._processes():
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_info().rss
+        return total
+
+    def _scrape(self) -> Samples:
+        if self._metrics_url is None:
+            return []
+        try:
+            with urllib.request.urlopen(f"http://{self._metrics_url}/metrics", timeout=_TIMEOUT_S) as answer:
+                return parse_metrics(answer.read().decode())
+        except (OSError, ValueError) as exc:
+            message = f"`--metrics-url` {self._metrics_url} does not answer ({exc}); give HOST:PORT of Triton's metrics"
+            raise ScenarioError(message) from exc
+
+
+def parse_metrics(text: str) -> Samples:
+    """Returns name, labels and value of each of Triton's samples in Prometheus' text format."""
+    matches = (_METRIC.match(line) for line in text.split("\n"))
+    return [(match[1], dict(_LABEL.findall(match[2] or "")), float(match[3])) for match in matches if match]
+
+
+def increases(before: Samples, after: Samples) -> dict[str, dict[str, float]]:
+    """Returns by model how much each counter grew, those that did not left out."""
+    earlier = {(name, tuple(labels.items())): value for name, labels, value in before}
+    grown: dict[str, dict[str, float]] = {}
+    for name, labels, value in after:
+        key = _COUNTERS.get(name)
+        grew = value - earlier.get((name, tuple(labels.items())), 0.0)
+        if key and grew and "model" in labels:
+            counters = grown.setdefault(labels["model"], {})
+            counters[key] = counters.get(key, 0.0) + grew
+    return grown
+
+
+def gauges(samples: Samples) -> dict[str, dict[str, float]]:
+    """Returns the figures of each GPU by its UUID."""
+    found: dict[str, dict[str, float]] = {}
+    for name, labels, value in samples:
+        if name in _GPU and "gpu_uuid" in labels:
+            found.setdefault(labels["gpu_uuid"], {})[_GPU[name]] = value
+    return found
+
+
+def _listener(url: str) -> psutil.Process | None:
+    """Returns the process on this machine that listens at the address, if it is seen."""
+    host, _, port = url.rpartition(":")
+    if host not in ("127.0.0.1", "localhost", "[::1]") or not port.isdigit():
+        return None
+    with contextlib.suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            listens = connection.status == psutil.CONN_LISTEN and connection.laddr.port == int(port)
+            if listens and connection.pid:
+                return psutil.Process(connection.pid)
+    return None

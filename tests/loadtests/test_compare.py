@@ -1,0 +1,65 @@
+"""Comparisons: chance is called chance, a change is found, and the exit status says which."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tritonpress_loadtests.cli import main
+
+
+def run(p99_ms: float, *, seed: int, count: int = 30, label: str = "10/s") -> dict[str, Any]:
+    chance = np.random.default_rng(seed)
+    windows = {
+        "width_s": 1.0,
+        "p50_ms": chance.normal(5, 0.5, count).tolist(),
+        "p99_ms": chance.normal(p99_ms, 2, count).tolist(),
+        "answered_per_s": chance.normal(10, 1, count).tolist(),
+    }
+    return {
+        "scenario": {"name": "n", "sha256": "0"}, "started_at": "t", "repository_sha256": "0", "machine": {},
+        "stages": [{"label": label, "warm_up_s": 0.0, "windows": windows}],
+    }  # fmt: skip
+
+
+def write(folder: Path, **runs: dict[str, Any]) -> list[str]:
+    for name, results in runs.items():
+        (folder / name).mkdir()
+        (folder / name / "results.json").write_text(json.dumps(results))
+    return [str(folder / name) for name in runs]
+
+
+def test_a_change_is_found_and_chance_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, same, slower = write(tmp_path, a=run(20, seed=0), b=run(20, seed=1), c=run(25, seed=2))
+    assert main(["compare", before, same]) == 0
+    assert "worse" not in capsys.readouterr().out
+    page = tmp_path / "page.html"
+    assert main(["compare", before, slower, "--html", str(page)]) == 1
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:]][-1] == "worse"
+    assert page.read_text().count('class="bad">worse') == 1
+    assert main(["compare", slower, before]) == 0
+    assert "better" in capsys.readouterr().out
+    assert main(["compare", before, slower, "--tolerance", "0.5"]) == 0
+
+
+def test_false_alarms_are_rare(tmp_path: Path) -> None:
+    from tritonpress_loadtests.compare import compare
+
+    alarms = sum(
+        any(row["worse"] or row["better"] for row in compare(run(20, seed=2 * n), run(20, seed=2 * n + 1)))
+        for n in range(100)
+    )
+    assert alarms <= 12
+
+
+def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b, short = write(tmp_path, a=run(20, seed=0), b=run(20, seed=1, label="20/s"), c=run(20, seed=1, count=3))
+    assert main(["compare", a, b]) == 2
+    assert "not of the same stages (10/s; 20/s); run one scenario twice" in capsys.readouterr().err
+    assert main(["compare", a, str(tmp_path / "nowhere")]) == 2
+    assert "cannot read" in capsys.readouterr().err
+    assert main(["compare", a, short]) == 0
+    assert "too short" in capsys.readouterr().out

@@ -1,0 +1,162 @@
+"""The plan: what it makes of runs whose truth is known, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tritonpress_loadtests import histograms, usl
+from tritonpress_loadtests.cli import main
+from tritonpress_loadtests.errors import ScenarioError
+from tritonpress_loadtests.plan import Demand, load_runs, machine_capacity, make_plan
+from tritonpress_loadtests.service_model import fit_service
+from tritonpress_loadtests.simulator import Replica, simulate
+
+TRUTH = Replica(instances=2, max_batch=8, fixed_s=0.006, per_row_s=0.004)
+REST_S = 0.002
+RATES = (20, 120, 200, 290)
+
+
+def true_latencies_s(rate_per_s: float, *, seed: int, count: int = 60_000) -> np.ndarray[Any, Any]:
+    chance = np.random.default_rng(seed)
+    due_s = np.cumsum(chance.exponential(1 / rate_per_s, count))
+    return simulate(due_s, chance.gamma(8, 1 / 8, count), TRUTH, seed=seed)[count // 10 :] + REST_S
+
+
+def stage(rate_per_s: float) -> dict[str, Any]:
+    """Returns what a stage at that rate would have measured of the true server."""
+    times_s = true_latencies_s(rate_per_s, seed=int(rate_per_s))
+    histogram = histograms.new()
+    for each_s in times_s.tolist():
+        histogram.record_value(round(each_s * 1e6))
+    recorded = histograms.counts(histogram)
+    p50, p99, p999 = (histograms.quantiles(recorded, [0.5, 0.99, 0.999]) / 1e3).tolist()
+    duration_s = len(times_s) / rate_per_s
+    alone_s = TRUTH.fixed_s + TRUTH.per_row_s
+    sizes = {"1": 1000} if rate_per_s < 100 else {"1": 800, "3": 200, "8": 100}
+    execution_ms = {size: 1e3 * (TRUTH.fixed_s + TRUTH.per_row_s * int(size)) for size in sizes}
+    row = {"model": "m_step", "batch_sizes": sizes, "execution_ms": execution_ms}
+    row["queue_us"] = max(0.0, 1e6 * (float(times_s.mean()) - REST_S - alone_s)) if rate_per_s < 100 else 1000.0
+    busy_s = min(0.99, rate_per_s / 400) * 2 * duration_s
+    scale = busy_s / sum(count * execution_ms[size] / 1e3 for size, count in sizes.items())
+    row["batch_sizes"] = {size: count * scale for size, count in sizes.items()}
+    return {
+        "label": f"{rate_per_s}/s", "loop": "open", "users": None, "arrivals": "poisson", "offered_per_s": rate_per_s,
+        "throughput_per_s": rate_per_s, "duration_s": duration_s, "failed": 0, "models": [row], "warm_up_s": 0,
+        "latency_ms": {"mean": float(times_s.mean()) * 1e3, "p50": p50, "p99": p99, "p999": p999},
+        "histogram": histograms.encoded(histogram), "generator": {"bottleneck": ""},
+        "windows": {"width_s": 1.0, "answered_per_s": [rate_per_s] * 20, "p50_ms": [p50] * 20, "p99_ms": [p99] * 20},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def truth() -> dict[str, Any]:
+    """A run of a server that is known exactly."""
+    config = {"instances": 2, "max_batch_size": 8, "batched": True, "queue_delay_us": 0, "config_sha256": "0"}
+    return {
+        "schema": "tritonpress-load/3", "stages": [stage(rate) for rate in RATES], "served": {"m_step": config},
+        "scenario": {"name": "n", "requests": [{"model": "m", "weight": 1}]},
+        "machine": {"cpu": "c", "cores": 2}, "repository_sha256": "0",
+    }  # fmt: skip
+
+
+def test_the_service_is_found_again(truth: dict[str, Any]) -> None:
+    model = fit_service([truth])
+    assert model.replica.fixed_s == pytest.approx(TRUTH.fixed_s, rel=0.01)
+    assert model.replica.per_row_s == pytest.approx(TRUTH.per_row_s, rel=0.01)
+    assert model.rest_s == pytest.approx(REST_S, abs=0.0005)
+    assert model.batches_seen == 8
+
+
+def test_capacity_and_latency_are_those_of_the_true_server(truth: dict[str, Any]) -> None:
+    demand = Demand(peak_per_s=1000, p99_ms=60)
+    model = fit_service([truth])
+    capacity = machine_capacity(model, demand)
+    assert 1e3 * np.quantile(true_latencies_s(0.97 * capacity, seed=9, count=400_000), 0.99) < 60 * 1.05
+    assert 1e3 * np.quantile(true_latencies_s(1.03 * capacity, seed=9, count=400_000), 0.99) > 60 * 0.95
+
+
+def test_a_plan_holds_what_it_promises(truth: dict[str, Any]) -> None:
+    demand = Demand(peak_per_s=1500, p99_ms=60, growth=1.2, survive="zone")
+    plan = make_plan([truth], demand)
+    machines = plan["machines"]
+    assert machines["at_limit"] * plan["capacity"]["rate_per_s"] >= 0.9 * 1800
+    assert machines["survives"] % 3 == 0
+    assert machines["survives"] * 2 // 3 >= machines["at_limit"]
+    assert machines["p99_ms"] <= machines["p99_ms_after_loss"] <= 60
+    assert max(abs(check["error"]) for check in plan["checks"]) < 0.1
+    assert [entry["machines"] for entry in plan["what_if"]] == sorted(entry["machines"] for entry in plan["what_if"])
+
+
+def test_what_the_runs_do_not_carry_is_refused(truth: dict[str, Any]) -> None:
+    with pytest.raises(ScenarioError, match=r"a request alone takes .* the limit is 5 ms: no number of machines"):
+        make_plan([truth], Demand(peak_per_s=100, p99_ms=5))
+    light = {**truth, "stages": truth["stages"][:2]}
+    with pytest.raises(ScenarioError, match=r"no stage was above 120/s; run an open stage at \d+/s"):
+        make_plan([light], Demand(peak_per_s=100, p99_ms=60))
+    wrong = copy.deepcopy(truth)
+    for each in wrong["stages"][1:]:
+        each["latency_ms"]["p99"] *= 2
+    with pytest.raises(ScenarioError, match="these runs do not carry a plan"):
+        make_plan([wrong], Demand(peak_per_s=100, p99_ms=60))
+    closed = {**truth, "stages": [{**each, "loop": "closed", "users": 1} for each in truth["stages"]]}
+    with pytest.raises(ScenarioError, match="no open stage of poisson arrivals"):
+        make_plan([closed], Demand(peak_per_s=100, p99_ms=60))
+
+
+def test_runs_of_different_repositories_are_not_mixed(truth: dict[str, Any], tmp_path: Path) -> None:
+    other = {**truth, "served": {"another_step": truth["served"]["m_step"]}}
+    for name, run in (("a", truth), ("b", other)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(run))
+    with pytest.raises(ScenarioError, match="the runs are of 2 different repositories"):
+        load_runs([tmp_path / "a", tmp_path / "b"])
+    with pytest.raises(ScenarioError, match=r"cannot read .*results\.json"):
+        load_runs([tmp_path / "c"])
+
+
+def test_the_command_prints_the_answer_first(
+    truth: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(truth))
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("machine_per_month: 100\ncurrency: USD\n")
+    arguments = ["plan", str(tmp_path), "--peak-rps", "1000", "--p99-ms", "60"]
+    assert main([*arguments, "--prices", str(prices)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert out[0].startswith(f"{plan['machines']['survives']} machines (one of them may fail) for 1,000 requests/s")
+    assert plan["cost"]["per_month"] == 100 * plan["machines"]["survives"]
+    assert plan["kubernetes"]["max_replicas"] == plan["machines"]["survives"]
+    assert plan["kubernetes"]["target_us"] > 0
+    prices.write_text("machine_per_month: -1\n")
+    assert main([*arguments, "--prices", str(prices)]) == 2
+    assert "`machine_per_month`" in capsys.readouterr().err
+
+
+def test_the_universal_scalability_law_is_found_again() -> None:
+    users = np.array([1.0, 2, 4, 8, 16, 32])
+    law = usl.Fit(100.0, 0.05, 0.002)
+    assert usl.fit(users, law.throughput(users)).__dict__ == pytest.approx(law.__dict__)
+    stages = [
+        {
+            "loop": "closed",
+            "users": int(count),
+            "throughput_per_s": rate,
+            "windows": {"answered_per_s": (rate * np.random.default_rng(0).normal(1, 0.02, 20)).tolist()},
+        }
+        for count, rate in zip(users, law.throughput(users), strict=True)
+    ]
+    found = usl.fit_stages(stages)
+    assert found is not None
+    for name in ("rate_per_s", "contention", "coherency"):
+        low, high = found["interval"][name]
+        assert low - 1e-9 <= found[name] <= high * 1.05
+    assert found["peak_users"] == pytest.approx(law.peak_users, rel=0.01)
+    assert usl.fit_stages(stages[:3]) is None
+    # Falling throughput cannot be less than no contention.
+    assert usl.fit(users, 100 * users).contention == pytest.approx(0)
