@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from proxy import Proxy
-from served_models import executed, write_models
+from served_models import Served, write_models
 from tritonpress_client import Classifier, Connection, QuestionAnswering, Recommender
 from tritonpress_server import TritonServer
 
@@ -51,28 +47,6 @@ def unreachable_url() -> Iterator[str]:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{taken.getsockname()[1]}"
-
-
-@dataclass
-class Served:
-    """A server of instructed models, and what it has run."""
-
-    server: TritonServer
-    repository: Path
-    name: str
-
-    @property
-    def url(self) -> str:
-        """The server's gRPC address."""
-        return self.server.grpc_url
-
-    def kill(self) -> None:
-        """Ends Triton by SIGKILL: nothing is drained, nothing said."""
-        os.kill(self.server.pid, signal.SIGKILL)
-
-    def executed(self) -> list[str]:
-        """Returns what its models have run, a line an event."""
-        return executed(self.repository, self.name)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,12 @@ says which server gave it.
 from __future__ import annotations
 
 import inspect
+import os
+import signal
+from dataclasses import dataclass
 from pathlib import Path
+
+from tritonpress_server import TritonServer
 
 CONFIG = """
 name: "{name}"
@@ -65,3 +70,25 @@ def _model_source() -> object:
     import instructed_model
 
     return instructed_model
+
+
+@dataclass
+class Served:
+    """A server of instructed models, and what it has run."""
+
+    server: TritonServer
+    repository: Path
+    name: str
+
+    @property
+    def url(self) -> str:
+        """The server's gRPC address."""
+        return self.server.grpc_url
+
+    def kill(self) -> None:
+        """Ends Triton by SIGKILL: nothing is drained, nothing said."""
+        os.kill(self.server.pid, signal.SIGKILL)
+
+    def executed(self) -> list[str]:
+        """Returns what its models have run, a line an event."""
+        return executed(self.repository, self.name)

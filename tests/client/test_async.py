@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Served
+from served_models import Served
 from tiny_sources import contexts
 from tritonpress_client import (
     AsyncClassifier,

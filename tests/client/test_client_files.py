@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Served
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from served_models import Served
 from tritonpress_client.answer_files import AnswerFile
 from tritonpress_client.cli import main
 from tritonpress_client.progress import ProgressBar

@@ -6,8 +6,8 @@ import asyncio
 import time
 
 import pytest
-from conftest import Served
 from proxy import Fault, Proxy
+from served_models import Served
 from tritonpress_client import (
     AsyncRecommender,
     DeadlineExceededError,

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from conftest import Served
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from served_models import Served
 from tritonpress_client import (
     AsyncRecommender,
     InvalidInputError,

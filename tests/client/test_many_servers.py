@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Served
 from hypothesis import given
 from hypothesis import strategies as st
-from served_models import write_models
+from served_models import Served, write_models
 from tritonpress_client import (
     AsyncConnection,
     Balancing,

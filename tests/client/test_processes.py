@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import pytest
-from conftest import Served
+from served_models import Served
 
 Servers = tuple[Served, Served]
 

@@ -12,12 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import Served
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry
-from served_models import write_models
+from served_models import Served, write_models
 from tritonpress_client import AsyncRecommender, InvalidInputError, Options, Recommender, ServerUnreachableError
 from tritonpress_client.metrics import Metrics
 from tritonpress_client.tracing import Tracing
