@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tritonpress_generator import evaluate, forms, gate, ladder, repository
+from tritonpress_generator import evaluate, form_choice, forms, gate, ladder, repository
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.answering import Answers, golden
 from tritonpress_generator.compression import Material
@@ -105,7 +105,7 @@ def build_recipe(
     source = workload.source(kept, material)
     candidates = forms.compile_forms(recipe, source)
     say.stage(f"lengths: {', '.join(candidates)}")
-    form, lengths_entry = forms.choose(recipe, candidates, source)
+    form, lengths_entry = form_choice.choose(recipe, candidates, source)
 
     say.stage(f"gate: {recipe.gate.metric}")
     metrics = workload.scores(workload.answers(form.fp32_infer), answers).metrics

@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers as hf
 from tiny_sources import write_recipe
-from tritonpress_generator import forms, ragged
+from tritonpress_generator import form_choice, forms, ragged
 from tritonpress_generator.build import build
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.graph import fuse
@@ -57,8 +57,10 @@ def test_measure_finds_the_faster_of_two() -> None:
 
     batching = Batching(pad_id=0, packed=True)
     batches = [Sequences([[0, 0], [0]], [1, 1])] * 5
-    candidates = {name: forms.Candidate(batching, [taking(s), taking(s)]) for name, s in (("a", 0.003), ("b", 0.001))}
-    figures = forms.measure(candidates, batches, rounds=3)
+    candidates = {
+        name: form_choice.Candidate(batching, [taking(s), taking(s)]) for name, s in (("a", 0.003), ("b", 0.001))
+    }
+    figures = form_choice.measure(candidates, batches, rounds=3)
     assert figures["b"].texts_per_s > 1.5 * figures["a"].texts_per_s
     assert figures["a"].padding == 0
 

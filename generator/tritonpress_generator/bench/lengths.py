@@ -9,7 +9,7 @@ import numpy as np
 
 from tritonpress_generator.bench.timing import rate, spread
 from tritonpress_generator.bench.variants import Bench
-from tritonpress_generator.forms import batches_of, padding
+from tritonpress_generator.form_choice import batches_of, padding
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.steps.tokenizer.sequences import Batching, Sequences
 from tritonpress_generator.table import render

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from tritonpress_generator import forms
+from tritonpress_generator import form_choice, forms
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.answering import alone
 from tritonpress_generator.compression import Material
@@ -169,19 +169,19 @@ class Workshop:
             made = self.made(candidate)
             batching, load = Batching(**made.batching), partial(engine.module.load, made.engine, engine.config)
             workers = [load(threads=count) for count in engine.module.threads(engine.config)]
-            together[name] = forms.Candidate(batching, workers), forms.batches_of(made.samples, size)
-            by_one[name] = forms.Candidate(batching, [load()]), forms.batches_of(made.samples, 1)
+            together[name] = form_choice.Candidate(batching, workers), form_choice.batches_of(made.samples, size)
+            by_one[name] = form_choice.Candidate(batching, [load()]), form_choice.batches_of(made.samples, 1)
         rates, rates_by_one = self._in_turn(together), self._in_turn(by_one)
         return {name: Rounds(rates[name], 1e3 / rates_by_one[name]) for name in candidates}
 
     def _in_turn(
-        self, candidates: Mapping[str, tuple[forms.Candidate, Sequence[Sequences]]]
+        self, candidates: Mapping[str, tuple[form_choice.Candidate, Sequence[Sequences]]]
     ) -> dict[str, NDArray[np.float64]]:
         """Returns the texts per second of each candidate in each round, after one that does not count."""
         rates: dict[str, list[float]] = {name: [] for name in candidates}
         for _ in range(self._config.rounds + 1):
             for name, (candidate, batches) in candidates.items():
-                rates[name].append(forms.rate(candidate, batches, self._config.slice_s))
+                rates[name].append(form_choice.rate(candidate, batches, self._config.slice_s))
         return {name: np.array(values[1:]) for name, values in rates.items()}
 
     def most_sensitive(self, candidate: Candidate) -> int | None:

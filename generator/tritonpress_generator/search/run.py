@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from tritonpress_generator import forms, repository
+from tritonpress_generator import form_choice, forms, repository
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.build import build, processor
 from tritonpress_generator.compression import Material
@@ -126,7 +126,7 @@ def _begun(
         chosen = folder / "lengths.json"
         if not chosen.exists():
             source = workload.source(material=material)
-            form, _ = forms.choose(recipe, forms.compile_forms(recipe, source), source)
+            form, _ = form_choice.choose(recipe, forms.compile_forms(recipe, source), source)
             folder.mkdir(parents=True, exist_ok=True)
             chosen.write_text(json.dumps(form.lengths.word), encoding="utf-8")
         lengths = json.loads(chosen.read_text(encoding="utf-8"))
