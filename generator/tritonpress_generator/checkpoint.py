@@ -33,6 +33,8 @@ class Checkpoint:
     """Of the weights; of several shards, of their hashes in the order of their names."""
     adapter: Path | None = None
     """The folder of a LoRA adapter that is merged into the weights when they are loaded."""
+    adapter_sha256: str | None = None
+    """Of the adapter's weights, as they were when it was found."""
     chosen_anew: Mapping[str, Any] | None = None
     """What was chosen for what passes have made of it, in place of what was when it was trained."""
 
@@ -40,11 +42,6 @@ class Checkpoint:
     def chosen(self) -> Mapping[str, Any]:
         """What was chosen on held-out examples, such as a threshold or a temperature (`tritonpress.json`)."""
         return self.settings("tritonpress.json") if self.chosen_anew is None else self.chosen_anew
-
-    @property
-    def adapter_sha256(self) -> str | None:
-        """Of the adapter's weights."""
-        return None if self.adapter is None else _sha256(self.adapter / ADAPTER)
 
     @property
     def tensors(self) -> set[str]:
@@ -100,7 +97,9 @@ def resolve(config: CheckpointConfig, *, base: Path) -> Checkpoint:
             f"checkpoint {config.source}: sha256 of the weights must be {config.sha256}, got {digest}; "
             "fetch them again, or correct checkpoint.sha256 if the new weights are meant"
         )
-    return Checkpoint(config.source, folder, weights, digest, _adapter_folder(config, base=base))
+    adapter = _adapter_folder(config, base=base)
+    of_adapter = None if adapter is None else _sha256(adapter / ADAPTER)
+    return Checkpoint(config.source, folder, weights, digest, adapter, of_adapter)
 
 
 def tensor_names(path: Path) -> set[str]:

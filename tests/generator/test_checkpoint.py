@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from tiny_encoders import FAMILIES
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModel, T5Config, T5Model, ViTConfig, ViTModel
 from tritonpress_generator import export
-from tritonpress_generator.checkpoint import resolve
+from tritonpress_generator.checkpoint import ADAPTER, resolve
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.pretrained import load_encoder, load_tokenizer
 from tritonpress_generator.recipe import CheckpointConfig
@@ -182,3 +183,14 @@ def test_tokenizer_of_a_larger_model_is_refused(folder: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 50}))
     with pytest.raises(InputError, match=r"embedding for each of the tokenizer's 78 tokens, has 50"):
         load_tokenizer(resolve(config(folder), base=folder))
+
+
+def test_an_adapters_hash_is_of_what_was_found(folder: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    for name in ("adapter_config.json", "config.json", ADAPTER):
+        (adapter / name).write_bytes(b"{}")
+    found = resolve(config(folder, adapter=str(adapter)), base=tmp_path)
+    before = found.adapter_sha256
+    (adapter / ADAPTER).write_bytes(b"another")
+    assert found.adapter_sha256 == before == hashlib.sha256(b"{}").hexdigest()
