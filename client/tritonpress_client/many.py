@@ -80,8 +80,9 @@ async def ask_all(  # noqa: PLR0913
                 half = len(indices) // 2
                 return {**await answered(indices[:half]), **await answered(indices[half:])}
             bad = int(found[1])
-            failed = {indices[bad]: _at(exc, name, indices[bad], len(elements))}
-            return {**failed, **await answered([*indices[:bad], *indices[bad + 1 :]])}
+            # Alone it may be right: some are too much for a request only together.
+            alone = await answered([indices[bad]])
+            return {**alone, **await answered([*indices[:bad], *indices[bad + 1 :]])}
         except TritonpressError as exc:
             if isinstance(exc, _HOPELESS):
                 hopeless.append(exc)

@@ -136,6 +136,8 @@ def test_ctrl_c_reaches_the_server(servers: Servers) -> None:
     program = (
         "import os, signal, sys, threading\n"
         "from tritonpress_client import Recommender\n"
+        # A process that was started in the background ignores it otherwise.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "with Recommender(sys.argv[1:], timeout_s=20) as recommender:\n"
         "    recommender.recommend('red')\n"
         "    threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()\n"

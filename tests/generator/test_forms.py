@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers as hf
 from tiny_sources import write_recipe
-from tritonpress_generator import form_choice, forms, ragged
+from tritonpress_generator import form_choice, ragged
 from tritonpress_generator.build import build
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.graph import fuse
@@ -37,7 +37,7 @@ def serve(**settings: object) -> dict[str, object]:
 def test_auto_measures_every_form_and_takes_the_fastest(
     sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forms, "_SLICE_S", 0.05)
+    monkeypatch.setattr(form_choice, "_SLICE_S", 0.05)
     lengths = build(write_recipe(sources, serve=serve(lengths="auto")), tmp_path / "out").manifest["lengths"]
     measured = lengths["measured"]
     assert set(measured) == {"exact", "ragged", "buckets"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tiny_sources import items, write_checkpoint, write_jsonl, write_recipe, write_task
@@ -118,6 +118,7 @@ def test_missing_examples_narrow_the_interval_to_the_margin(
         assert reach * math.sqrt(examples / (examples + more)) <= abs(margin) * (1 + 1e-9)
 
 
+@settings(deadline=None)
 @given(st.lists(st.booleans(), min_size=2, max_size=60), st.integers(0, 2**32 - 1))
 def test_draws_are_of_the_metric_and_the_same_for_all(right: list[bool], seed: int) -> None:
     given_scores = scores(np.array(right))
@@ -165,7 +166,8 @@ def test_without_labels_agreement_is_the_metric(tmp_path: Path, task: str) -> No
         write_jsonl(tmp_path / "catalogue.jsonl", items())
         recipe = write_recipe(tmp_path, gate=gate_of)
     else:
-        recipe = change(write_task(tmp_path, task), gate=gate_of)
+        # Two texts are too few to calibrate on.
+        recipe = change(write_task(tmp_path, task), gate=gate_of, graph=["fuse"])
     (tmp_path / name).write_text(text)
     out = tmp_path / "out"
     assert cli.main(["build", str(recipe), "--out", str(out)]) == 0

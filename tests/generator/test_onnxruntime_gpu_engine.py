@@ -74,8 +74,16 @@ def test_provider_of_tensorrt_is_named_with_its_settings() -> None:
     ("settings", "graph", "message"),
     [
         ({}, ["quantize"], "quantize makes INT8 for the CPU; leave it out of `graph`"),
-        ({"provider": "tensorrt"}, ["fuse"], "TensorRT has no MultiHeadAttention; leave fuse out of `graph`"),
-        ({"precision": "fp16"}, ["fuse"], "fuse makes FP32 attention; leave it out, or take precision fp32"),
+        (
+            {"provider": "tensorrt"},
+            ["fuse"],
+            "TensorRT has no MultiHeadAttention; leave fuse and weight_only out of `graph`",
+        ),
+        (
+            {"precision": "fp16"},
+            ["fuse"],
+            "MultiHeadAttention computes in FP32; leave fuse and weight_only out, or take precision fp32",
+        ),
         ({"provider": "rocm"}, [], "provider: input should be 'cuda' or 'tensorrt', got 'rocm'"),
     ],
 )

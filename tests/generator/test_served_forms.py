@@ -103,14 +103,25 @@ def test_requests_of_different_lengths_share_executions(url: str, workload: str)
 
 
 def test_too_many_tokens_refuse_their_request_and_no_other(url: str, expected: list[list[Recommendation]]) -> None:
-    with Recommender(url, model="ensemble_ragged") as recommender, ThreadPoolExecutor(8) as pool:
+    request = {"QUERY": np.array([[TEXTS[-1].encode()]] * 3, np.object_)}
+    with (
+        Recommender(url, model="ensemble_ragged") as recommender,
+        Connection(url) as connection,
+        ThreadPoolExecutor(8) as pool,
+    ):
         good = [pool.submit(recommender.recommend, TEXTS[i]) for i in range(20)]
-        bad = [pool.submit(recommender.recommend_many, [TEXTS[-1]] * 3) for _ in range(5)]
+        bad = [pool.submit(connection.infer, "ensemble_ragged", request) for _ in range(5)]
         for i, future in enumerate(good):
             assert_same(future.result(), expected[i])
         for refused in bad:
             with pytest.raises(InvalidInputError, match=r"QUERY\[1\] must keep the request within 100 tokens, "):
                 refused.result()
+
+
+def test_what_is_too_much_together_is_asked_apart(url: str, expected: list[list[Recommendation]]) -> None:
+    with Recommender(url, model="ensemble_ragged") as recommender:
+        for got in recommender.recommend_many([TEXTS[-1]] * 3):
+            assert_same(got, expected[-1])
 
 
 def test_single_step_divides_what_exceeds_an_execution(url: str, expected: list[list[Recommendation]]) -> None:

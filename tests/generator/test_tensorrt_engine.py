@@ -242,7 +242,7 @@ def test_server_is_gated_and_its_answers_recorded(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"graph": ["fuse"]}, r"TensorRT has none of these operators: .*; leave fuse and quantize out"),
+        ({"graph": ["fuse"]}, r"TensorRT has none of these operators: .*; leave fuse, quantize and weight_only out"),
         ({"graph": ["quantize"]}, r"TensorRT has none of these operators: MatMulIntegerToFloat \(.*\).* more; leave"),
         ({"engine": {"tensorrt": {"release": "2024"}}}, "engine.tensorrt.release: must be a release"),
         ({"engine": {"tensorrt": {"builder_optimization_level": 6}}}, "builder_optimization_level: input should be"),
