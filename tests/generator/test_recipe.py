@@ -13,7 +13,7 @@ from tritonpress_generator import plugins
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.recipe import GateConfig, ServeConfig, _RecipeText, load
 
-RECIPES = sorted((Path(__file__).parents[2] / "generator" / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "generator" / "recipes").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -88,3 +88,21 @@ def test_adapter_and_its_card_belong_to_the_recipe(task: str) -> None:
     assert config.lora.written == "fp8"
     # Both factors were multiplied by the same power of two.
     assert np.log2(config.lora.alpha / settings["lora_alpha"]) % 2 == 0
+
+
+def test_compressed_models_travel_as_masks_and_low_rank_differences() -> None:
+    folders = [path.parent for path in RECIPES.rglob("cuts.json")]
+    assert folders
+    assert sum(file.stat().st_size for folder in folders for file in folder.iterdir()) <= 3_000_000
+    for folder in folders:
+        assert (RECIPES / "distill" / f"{folder.parent.name}.yaml").is_file()
+        assert "distill:" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "distill").glob("*.yaml")), ids=lambda path: path.stem)
+def test_what_made_a_compressed_model_can_be_written_so(path: Path) -> None:
+    recipe = recipes.load(path)
+    *cuts, last = recipe.passes
+    assert last.word == "distill"
+    assert last.config.lora.written == "fp8"
+    assert {stage.word for stage in cuts} <= {"crop", "prune"}
