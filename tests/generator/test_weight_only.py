@@ -168,7 +168,7 @@ def test_openvino_keeps_the_codes(tmp_path: Path, bits: int, bound: float) -> No
         ("onnxruntime", "single", "ragged", 8),
         ("onnxruntime", "ensemble", {"ragged": {"max_tokens": 800}}, 4),
         pytest.param("onnxruntime_edge", "single", "exact", 8, marks=pytest.mark.slow),
-        ("openvino", "ensemble", [16, 48], 8),
+        pytest.param("openvino", "ensemble", [16, 48], 8, marks=pytest.mark.slow),
     ],
 )
 def test_built_and_verified(
