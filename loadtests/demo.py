@@ -136,7 +136,8 @@ def _wait_for_ready(server: subprocess.Popen[str]) -> None:
 
 
 def _stop(server: subprocess.Popen[str]) -> None:
-    server.send_signal(signal.SIGINT)
+    # Not SIGINT, which what was started in the background ignores.
+    server.send_signal(signal.SIGTERM)
     try:
         server.wait(timeout=40)
     except subprocess.TimeoutExpired:
