@@ -13,6 +13,7 @@ that the coroutine runs to its end in the caller's thread, without an event loop
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
@@ -49,7 +50,7 @@ class both(Generic[_P, _R]):  # noqa: N801 (a decorator)
         return method
 
 
-class Blocking:
+class Blocking(ABC):
     """A client whose methods return their results; a context manager, safe to share between threads."""
 
     transport_class = BlockingTransport
@@ -66,11 +67,11 @@ class Blocking:
         """Closes the connections; calls in flight are cancelled. Closing twice does no harm."""
         BlockingTransport.run(self._close())
 
-    async def _close(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _close(self) -> None: ...
 
 
-class Asynchronous:
+class Asynchronous(ABC):
     """A client whose methods are awaited; an async context manager. A cancelled task ends its call on the server."""
 
     transport_class = AsyncioTransport
@@ -87,5 +88,5 @@ class Asynchronous:
         """Closes the connections; calls in flight are cancelled. Closing twice does no harm."""
         await self._close()
 
-    async def _close(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _close(self) -> None: ...
