@@ -48,7 +48,7 @@ def test_n_out_of_range_names_the_range(classifier: Classifier, n: Any) -> None:
 
 
 def test_a_bad_text_among_many_is_found(classifier: Classifier) -> None:
-    with pytest.raises(PartialFailureError, match=r"1 of 10 texts failed \(9\).*`texts\[9\]`: .*TEXT\[1\] must"):
+    with pytest.raises(PartialFailureError, match=r"1 of 10 texts failed \(9\).*`texts\[9\]`: .*TEXT\[0\] must"):
         classifier.classify_many(["red lamp"] * 9 + ["\x00\x07"])
     with pytest.raises(InvalidInputError, match=r"model 'classification' at \S+ refuses the request"):
         classifier.classify("lamp " * 200_000)

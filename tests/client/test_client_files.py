@@ -87,8 +87,8 @@ def test_failures_go_to_a_side_file_and_are_asked_again(
     assert [entry["line"] for entry in read(tmp_path / "out.jsonl")] == [1, 3, 4]
     asked = sum(len(served.executed()) for served in servers)
     assert main(command(servers, source, tmp_path / "out.jsonl")) == 2
-    # Only the two are asked again; a batch of two bad ones is refused twice.
-    assert sum(len(served.executed()) for served in servers) - asked == 2
+    # Only the two are asked again: together, then each alone.
+    assert sum(len(served.executed()) for served in servers) - asked == 3
     assert "3 of 5 are answered in" in capsys.readouterr().err
 
 

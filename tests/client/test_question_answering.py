@@ -80,7 +80,7 @@ def test_n_out_of_range_names_the_range(answerer: QuestionAnswering, n: Any) -> 
 
 
 def test_a_bad_pair_among_many_is_found(answerer: QuestionAnswering) -> None:
-    with pytest.raises(PartialFailureError, match=r"1 of 10 pairs failed \(9\).*`pairs\[9\]`: .*CONTEXT\[1\] must"):
+    with pytest.raises(PartialFailureError, match=r"1 of 10 pairs failed \(9\).*`pairs\[9\]`: .*CONTEXT\[0\] must"):
         answerer.ask_many([*PAIRS[:9], ("what?", "\x00\x07")])
     with pytest.raises(InvalidInputError, match=r"QUESTION\[0\] must have text"):
         answerer.ask("\x00", "a lamp")
