@@ -7,10 +7,14 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tritonpress_generator import switch_command
 from tritonpress_generator.errors import GeneratorError
 from tritonpress_generator.table import render
+
+if TYPE_CHECKING:
+    from tritonpress_generator.build import Built
 
 _INTERRUPTED = {
     "build": "the repository is as it was",
@@ -21,6 +25,8 @@ _INTERRUPTED = {
     "evaluate": "nothing was written",
     "pack": "nothing was written",
     "unpack": "nothing was written",
+    "promote": "the same command brings repository and servers together",
+    "rollback": "promote, with the build that is to serve, brings repository and servers together",
 }
 _WORK = "where the passes' trainings keep their states (default: distilled/NAME)"
 _DATA = "the folder of the data files (default: the recipe's)"
@@ -32,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     # The server's errors are known only where it is needed.
     try:
         if options.command == "build":
-            _build(options.recipe, options.out, options.data, _work(options))
+            _build(options)
         elif options.command == "search":
             _search(options.recipe, options.out, options.data, _work(options))
         elif options.command == "finetune":
@@ -45,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
             _pack(options.repository, options.file)
         elif options.command == "unpack":
             _unpack(options.file, options.folder)
+        elif options.command in switch_command.COMMANDS:
+            switch_command.run(options)
         else:
             return _verify(options.repository, options.server)
     except GeneratorError as exc:
@@ -66,6 +74,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     build_parser.add_argument("--data", type=Path, help=_DATA)
     build_parser.add_argument("--work", type=Path, help=_WORK)
+    build_parser.add_argument(
+        "--canary", action="store_true", help="place it beside the build that serves, as NAME_canary"
+    )
+    switch_command.add_server_arguments(build_parser)
+    switch_command.add_parsers(commands)
     search_parser = commands.add_parser("search", help="try compressions under the gate, and keep the Pareto front")
     search_parser.add_argument("recipe", type=Path)
     search_parser.add_argument(
@@ -111,13 +124,21 @@ def _work(options: argparse.Namespace) -> Path:
     return work
 
 
-def _build(recipe: Path, out: Path, data: Path | None, work: Path) -> None:
+def _build(options: argparse.Namespace) -> None:
+    from tritonpress_generator.build import build
+
+    recipe, out = options.recipe, options.out
+    built = build(recipe, out, data=options.data, work=_work(options), canary=options.canary, keep=options.keep)
+    _print_built(built, recipe, out)
+    switch_command.bring_up(options, built.manifest["workload"], built.folder.name)
+
+
+def _print_built(built: Built, recipe: Path, out: Path) -> None:
     from tritonpress_generator import calibration_texts, sensitivity
-    from tritonpress_generator.build import LATENCY_TOKENS, build
+    from tritonpress_generator.build import LATENCY_TOKENS
     from tritonpress_generator.plans import pending
     from tritonpress_generator.repository import size_bytes
 
-    built = build(recipe, out, data=data, work=work)
     metrics = list(built.rows[0].metrics)
     first = built.rows[0]
     header = ["stage", "size MB", f"ms at {LATENCY_TOKENS} tokens", "speed-up", *metrics]

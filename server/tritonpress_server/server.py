@@ -14,6 +14,7 @@ from tritonpress_server import guard, probe, triton_log
 from tritonpress_server.errors import ModelRepositoryError, PortInUseError, ServerStartError, ServerTimeoutError
 from tritonpress_server.launch import launch
 from tritonpress_server.ports import choose_ports
+from tritonpress_server.resting import resting
 from tritonpress_server.runtime import find_runtime
 
 POLL_S = 0.02
@@ -59,8 +60,8 @@ class TritonServer:
             grpc_port: Port, or None for a free one; likewise `http_port` and `metrics_port`.
             http_port: See `grpc_port`.
             metrics_port: See `grpc_port`.
-            models: The models to load, with the steps that ensembles among them need; None for all, empty for none
-                (they can be loaded through Triton's model control).
+            models: The models to load, with the steps that ensembles among them need; None for all but the steps of
+                builds that no ensemble serves, empty for none (they can be loaded through Triton's model control).
             log_path: File that the log is appended to; None for a temporary one, removed when the server stops cleanly.
             startup_timeout_s: How long loading may take.
             extra_args: More options of tritonserver, after ours.
@@ -170,7 +171,10 @@ class TritonServer:
                 raise ModelRepositoryError(
                     f"model {name!r} is not in model repository {repository!r}; choose from {', '.join(found)}"
                 )
-        return found if self.models is None else list(self.models)
+        if self.models is not None:
+            return list(self.models)
+        idle = resting(self.repository)
+        return [name for name in found if name not in idle]
 
     def _start_once(self, models: list[str]) -> None:
         runtime = find_runtime()
