@@ -66,7 +66,7 @@ class _Connection:
         Raises:
             TritonpressError: See `tritonpress_client.errors`.
         """
-        request = wire.infer_request(model, outputs)
+        request = wire.infer_request(model, outputs, self._calls.options.priority)
         wire.add_arrays(request, inputs)
         response = await self._calls.call("ModelInfer", request, model=model)
         try:

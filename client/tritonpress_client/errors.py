@@ -27,7 +27,7 @@ _MODEL_IS_MISSING = re.compile(
     r"|no version is available",
     re.IGNORECASE,
 )
-_OVERLOADED = re.compile(r"maximum queue size", re.IGNORECASE)
+_OVERLOADED = re.compile(r"maximum queue size|request timeout expired", re.IGNORECASE)
 # gRPC's words for a peer that speaks something else than gRPC, which come with several codes.
 _NO_GRPC = re.compile(r"http2 header with status|trying to connect an http1|failed parsing http|HTTP/2.*frame", re.I)
 _RESTRICTED = re.compile(r"protocol is restricted", re.IGNORECASE)
@@ -113,7 +113,7 @@ def error_kind(error: grpc.RpcError) -> type[TritonpressError]:
 
 
 def is_overloaded(error: grpc.RpcError) -> bool:
-    """Returns whether the server is well and its queue for the model is full."""
+    """Returns whether the server is well and its queue for the model is full, or too long."""
     return error.code() == grpc.StatusCode.UNAVAILABLE and bool(_OVERLOADED.search(error.details() or ""))
 
 

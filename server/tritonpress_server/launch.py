@@ -17,9 +17,8 @@ def launch(
     private: Path,
     host: str,
     ports: Mapping[str, int],
-    models: Sequence[str],
     log: Path,
-    extra_args: Sequence[str],
+    arguments: Sequence[str],
 ) -> tuple[subprocess.Popen[bytes], int]:
     """The guard's process and tritonserver's pid (0 if the guard could not start it).
 
@@ -29,9 +28,8 @@ def launch(
         private: An empty folder for this run; its name becomes the server's id, and the guard removes it at the end.
         host: Address of all endpoints.
         ports: Port by endpoint: `grpc`, `http`, `metrics`.
-        models: Models to load, besides what ensembles among them need.
         log: File that the output is appended to.
-        extra_args: More options of tritonserver, after ours.
+        arguments: More options of tritonserver, after these.
     """
     runtime.write_backends(private / "backends")
     options = {
@@ -42,15 +40,13 @@ def launch(
         "backend-config": f"python,shm-region-prefix-name={private.name}-",
         **{f"{endpoint}-address": host for endpoint in ports},
         **{f"{endpoint}-port": port for endpoint, port in ports.items()},
-        "model-control-mode": "explicit",
     }
     command = [
         str(runtime.binary),
         *(f"--{name}={value}" for name, value in options.items()),
-        *(f"--load-model={name}" for name in models),
         # Auto-completion costs each Python-hosted model a process of its own and a second.
         "--disable-auto-complete-config",
-        *extra_args,
+        *arguments,
     ]
     with log.open("ab") as output:
         process = subprocess.Popen(

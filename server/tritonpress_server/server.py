@@ -16,9 +16,12 @@ from tritonpress_server.launch import launch
 from tritonpress_server.ports import choose_ports
 from tritonpress_server.resting import resting
 from tritonpress_server.runtime import find_runtime
+from tritonpress_server.settings import Settings
 
 POLL_S = 0.02
 KILL_TIMEOUT_S = 10.0
+# Unloading, after what is in flight has been answered.
+EXIT_S = 15.0
 # A chosen port can be lost to another process before Triton binds it.
 PORT_TRIES = 3
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -50,6 +53,7 @@ class TritonServer:
         models: Sequence[str] | None = None,
         log_path: str | os.PathLike[str] | None = None,
         startup_timeout_s: float = 120.0,
+        settings: Settings | None = None,
         extra_args: Sequence[str] = (),
     ) -> None:
         """Describes a server; nothing runs before `start()`.
@@ -64,12 +68,14 @@ class TritonServer:
                 builds that no ensemble serves, empty for none (they can be loaded through Triton's model control).
             log_path: File that the log is appended to; None for a temporary one, removed when the server stops cleanly.
             startup_timeout_s: How long loading may take.
+            settings: Model control, caches, draining, logs, traces, metrics; default: `Settings()`.
             extra_args: More options of tritonserver, after ours.
         """
         self.repository = Path(repository)
         self.host = host
         self.models = None if models is None else tuple(models)
         self.startup_timeout_s = startup_timeout_s
+        self.settings = settings or Settings()
         self.extra_args = tuple(extra_args)
         self.grpc_url = self.http_url = self.metrics_url = ""
         self.pid = 0
@@ -111,10 +117,17 @@ class TritonServer:
                 if attempt == PORT_TRIES or None not in self._wanted_ports.values():
                     raise
 
-    def stop(self, timeout_s: float = 30.0) -> None:
-        """Drains and ends Triton; kills it if that takes longer than `timeout_s`. Does nothing if it does not run."""
+    def stop(self, timeout_s: float | None = None) -> None:
+        """Drains and ends Triton; kills it if that takes too long. Does nothing if it does not run.
+
+        It says at once that it is not ready, and refuses what is new; what is in flight is answered.
+
+        Args:
+            timeout_s: After how long it is killed; default: the settings' `drain_s`, and some seconds for the rest.
+        """
         if self._guard is None:
             return
+        timeout_s = self.settings.drain_s + EXIT_S if timeout_s is None else timeout_s
         clean = self._guard.poll() is None
         self._guard.terminate()
         try:
@@ -188,9 +201,8 @@ class TritonServer:
                 private=private,
                 host=self.host,
                 ports=self._ports,
-                models=models,
                 log=log,
-                extra_args=self.extra_args,
+                arguments=[*self.settings.arguments(self.repository, models), *self.extra_args],
             )
             self._wait_until_ready(server_id=private.name)
         except BaseException:

@@ -19,7 +19,7 @@ from tiny_builds import write_other_sources
 from tritonpress_client import TritonpressError
 from tritonpress_client.connection import Connection
 from tritonpress_generator import builds, cli, repository
-from tritonpress_server import TritonServer
+from tritonpress_server import Settings, TritonServer
 
 NAME, CANARY = "recommendation", "recommendation_canary"
 
@@ -271,9 +271,8 @@ def test_a_switch_under_load_loses_and_mixes_nothing(model_repo: Path) -> None:
 
 def test_a_server_that_polls_follows_the_files(model_repo: Path) -> None:
     old, new = old_and_new(model_repo)
-    options = ["--model-control-mode=poll", "--repository-poll-secs=1"]
     with (
-        TritonServer(model_repo, models=[], extra_args=options) as server,
+        TritonServer(model_repo, settings=Settings(model_control="poll", poll_s=1)) as server,
         asked(server.grpc_url, model_repo) as load,
     ):
         wait_for(load, old)
