@@ -22,8 +22,9 @@ import numpy as np
 import yaml
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
+from tritonpress_loadtests.demand import Demand
 from tritonpress_loadtests.errors import ScenarioError
-from tritonpress_loadtests.plan import Demand, machine_capacity
+from tritonpress_loadtests.plan import machine_capacity
 from tritonpress_loadtests.results import Results
 from tritonpress_loadtests.run import run
 from tritonpress_loadtests.service_model import ServiceModel, fit_service
