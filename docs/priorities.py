@@ -3,22 +3,23 @@
     python docs/priorities.py generator/recipes/classification.yaml [--max-batch-size 1] [--seconds 30]
 
 Builds the recipe with two priorities into a temporary repository, and serves it. High priority: one request at a time,
-at random moments. Flood: so many clients that the queue never empties.
+at random moments. Flood: 48 requests at a time, so that the queue never empties.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import multiprocessing
 import random
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import yaml
 from tritonpress_client import Options
-from tritonpress_client.connection import Connection
+from tritonpress_client.connection import AsyncConnection, Connection
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator import repository
 from tritonpress_generator.build import build_recipe
@@ -53,18 +54,18 @@ def engine(folder: Path, name: str) -> str:
 def measure(url: str, name: str, requests: list[dict[str, str]], seconds: float, step: str) -> None:
     """Prints the latencies of high priority alone and beside the flood, in ms."""
     alone = high(url, name, requests, seconds)
-    stop = threading.Event()
-    threads = [threading.Thread(target=flood, args=(url, name, requests, stop)) for _ in range(FLOOD)]
-    for thread in threads:
-        thread.start()
-    time.sleep(2)
+    # A process of its own, so that its clients do not wait for ours.
+    flooding = multiprocessing.get_context("spawn").Process(target=flood, args=(url, name, requests), daemon=True)
+    flooding.start()
     with Connection(url) as connection:
+        (before,) = connection.statistics(step)
+        while connection.statistics(step)[0].success.count < before.success.count + 2 * FLOOD:
+            time.sleep(0.1)
         (before,) = connection.statistics(step)
         beside = high(url, name, requests, seconds)
         (after,) = connection.statistics(step)
-    stop.set()
-    for thread in threads:
-        thread.join()
+    flooding.terminate()
+    flooding.join()
     spent = after - before
     execution = sum(spent.execution_ns.values()) / spent.execution_count / 1e6
     batch = spent.inference_count / spent.execution_count
@@ -89,12 +90,19 @@ def high(url: str, name: str, requests: list[dict[str, str]], seconds: float) ->
     return latencies
 
 
-def flood(url: str, name: str, requests: list[dict[str, str]], stop: threading.Event) -> None:
-    """Asks at the lowest priority, on and on."""
-    chance = random.Random()
-    with Connection(url, timeout_s=120, options=Options(priority=2)) as connection:
-        while not stop.is_set():
-            connection.infer(name, tensors(chance.choice(requests)))
+def flood(url: str, name: str, requests: list[dict[str, str]]) -> None:
+    """Asks at the lowest priority, so many requests at a time, on and on."""
+
+    async def one(connection: AsyncConnection) -> None:
+        chance = random.Random()
+        while True:
+            await connection.infer(name, tensors(chance.choice(requests)))
+
+    async def all_of_them() -> None:
+        async with AsyncConnection(url, timeout_s=120, options=Options(priority=2)) as connection:
+            await asyncio.gather(*(one(connection) for _ in range(FLOOD)))
+
+    asyncio.run(all_of_them())
 
 
 def tensors(request: dict[str, str]) -> dict[str, np.ndarray]:

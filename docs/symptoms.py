@@ -162,7 +162,17 @@ def stub(asked: Asked, seconds: float) -> None:
     killer.start()
     asked.report("a stub killed in the middle", seconds, 2)
     asked.report("afterwards", seconds, 2)
-    print(f"  ready: {asked.name} {_ready(asked)}; log: {_last_error(asked)}")
+    print(f"  ready: {asked.name} {_ready(asked)}")
+    with Connection(asked.server.grpc_url, timeout_s=120) as connection:
+        steps = [m.name for m in connection.models() if m.ready and m.name != asked.name]
+        for step in steps:
+            connection.load_model(step)
+        asked.report("after an order to load the step", seconds, 2)
+        for step in steps:
+            connection.unload_model(step)
+        time.sleep(2)
+        connection.load_model(asked.name)
+    asked.report("unloaded, and loaded again", seconds, 2)
 
 
 def shared_memory(asked: Asked, seconds: float) -> None:
