@@ -12,7 +12,7 @@ from types import TracebackType
 
 from tritonpress_server import guard, probe, triton_log
 from tritonpress_server.errors import ModelRepositoryError, PortInUseError, ServerStartError, ServerTimeoutError
-from tritonpress_server.launch import launch
+from tritonpress_server.launch import find_models, launch
 from tritonpress_server.ports import choose_ports
 from tritonpress_server.runtime import find_runtime
 
@@ -158,9 +158,7 @@ class TritonServer:
             raise ModelRepositoryError(
                 f"model repository {repository!r} must be an existing folder; build one with: tritonpress build RECIPE"
             )
-        # Triton itself would end at a folder such as ".staging", so the models are named one by one.
-        folders = (entry.name for entry in self.repository.iterdir() if entry.is_dir())
-        found = sorted(name for name in folders if not name.startswith("."))
+        found = find_models(self.repository)
         if not found:
             raise ModelRepositoryError(
                 f"model repository {repository!r} holds no model; build one with: tritonpress build RECIPE"
