@@ -21,6 +21,7 @@ _INTERRUPTED = {
     "evaluate": "nothing was written",
     "pack": "nothing was written",
     "unpack": "nothing was written",
+    "deploy": "the same command writes what is missing",
 }
 _WORK = "where the passes' trainings keep their states (default: distilled/NAME)"
 _DATA = "the folder of the data files (default: the recipe's)"
@@ -45,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
             _pack(options.repository, options.file)
         elif options.command == "unpack":
             _unpack(options.file, options.folder)
+        elif options.command == "deploy":
+            _deploy(options)
         else:
             return _verify(options.repository, options.server)
     except GeneratorError as exc:
@@ -102,7 +105,27 @@ def _parser() -> argparse.ArgumentParser:
     unpack_parser = commands.add_parser("unpack", help="write a bundle's repository, every file checked, into a folder")
     unpack_parser.add_argument("file", type=Path, help="the bundle")
     unpack_parser.add_argument("folder", type=Path, help="a new folder")
+    _add_deploy(
+        commands.add_parser("deploy", help="write image, compose file and Kubernetes manifests for a repository")
+    )
     return parser
+
+
+def _add_deploy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("repository", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="a new folder, or one that an earlier deploy wrote")
+    parser.add_argument(
+        "--release", metavar="YY.MM", help="of NVIDIA's Triton container (default: the newest that fits)"
+    )
+    parser.add_argument("--name", default="tritonpress", help="of the namespace and its objects (%(default)s)")
+    parser.add_argument("--image", default="tritonpress", help="name of the image, with its registry (%(default)s)")
+    parser.add_argument("--bundle", metavar="URL", help="s3:// or gs:// of the packed repository (default: a volume)")
+    parser.add_argument("--plan", type=Path, metavar="FILE", help="plan.json of tritonpress-load plan")
+    parser.add_argument("--p99-ms", type=float, metavar="M", help="limit of the alerts (default: the plan's, or 100)")
+    parser.add_argument("--mig", default="1g.10gb", metavar="PROFILE", help="of the overlay mig (%(default)s)")
+    parser.add_argument("--execution-env", type=Path, metavar="FILE", help="conda-pack for the Python steps")
+    for endpoint, port in (("grpc", 8001), ("https", 8443), ("prometheus", 9090), ("grafana", 3000)):
+        parser.add_argument(f"--{endpoint}-port", type=int, default=port, metavar="N", help="of compose (%(default)s)")
 
 
 def _work(options: argparse.Namespace) -> Path:
@@ -250,6 +273,25 @@ def _unpack(file: Path, folder: Path) -> None:
     print(f"wrote {os.fspath(folder)}: {unpacked.files} files, {unpacked.bytes / 1e6:.1f} MB, each with its sha256")
 
 
+def _deploy(options: argparse.Namespace) -> None:
+    from tritonpress_generator.deploy import deploy
+    from tritonpress_generator.deploy.settings import Ports, Settings
+
+    ports = Ports(*(getattr(options, f"{endpoint}_port") for endpoint in ("grpc", "https", "prometheus", "grafana")))
+    names = ("release", "name", "image", "bundle", "plan", "p99_ms", "mig", "execution_env")
+    settings = Settings(ports=ports, **{name: getattr(options, name) for name in names})
+    done = deploy(options.repository, options.out, settings)
+    out = os.fspath(done.out)
+    print(f"wrote {out}: image {done.image} on Triton {done.release}; overlays {', '.join(done.overlays)}")
+    for note in done.notes:
+        print(f"note: {note}")
+    print(f"image: docker build -t {done.image} {out}/image")
+    print(f"one machine: docker compose -f {out}/compose/compose.yaml up (secrets: docs/deploy.md)")
+    if options.bundle:
+        print(f"bundle: tritonpress pack {os.fspath(done.repository)} FILE, and copy it to {options.bundle}")
+    print(f"cluster: kubectl apply -k {out}/kubernetes/overlays/{done.overlays[0]}")
+
+
 def zeros_line(manifest: dict[str, Any]) -> str | None:
     """Returns what zeros gain in the engine that was built, None where nothing was set to 0."""
     from tritonpress_generator import plugins
@@ -291,3 +333,7 @@ def _verify(repository: Path, release: str | None) -> int:
     for name, count in compared.items():
         print(f"{name}: {count} answers alone, in batches and concurrently are those of the build")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
