@@ -25,9 +25,9 @@ _TLS_PORT = 8443
 SECRETS = ("tls.crt", "tls.key", "grafana_admin_password")
 """Files that the operator puts into `secrets/`."""
 
-# A server that is told what to load, or reads the caller's shared memory, is not for everybody who can ask it.
-_CLOSED = ("/v2/repository/*", "/v2/systemsharedmemory/*", "/v2/cudasharedmemory/*", "/v2/logging", "/v2/trace/*")
-_CLOSED_OF_MODELS = r"^/v2/models/.*/trace/"
+# Whoever can ask the proxy can neither load models, nor map shared memory, nor change what is logged and traced.
+_MODEL = r"models/[A-Za-z0-9_][A-Za-z0-9._-]*(/versions/[0-9]+)?"
+_OPEN = rf"^/v2(/health/(live|ready)|/{_MODEL}(/(infer|ready|config))?)?$"
 
 
 def compose(served: Served, settings: Settings, *, image: str, repository: str) -> dict[str, Any]:
@@ -54,7 +54,12 @@ def compose(served: Served, settings: Settings, *, image: str, repository: str) 
 
 def proxy_config() -> dict[str, Any]:
     """Returns Caddy's configuration: inference, health and metadata by HTTPS, nothing that changes the server."""
-    closed = [{"path": list(_CLOSED)}, {"path_regexp": {"pattern": _CLOSED_OF_MODELS}}]
+    # The second is of the path as it was sent, which Triton gets; the first of what it comes to.
+    is_open = {
+        "method": ["GET", "POST"],
+        "path_regexp": {"pattern": _OPEN},
+        "vars_regexp": {"{http.request.orig_uri.path}": {"pattern": _OPEN}},
+    }
     refuse = {"handler": "static_response", "status_code": 403, "body": "not open through this proxy\n"}
     forward = {"handler": "reverse_proxy", "upstreams": [{"dial": f"triton:{HTTP}"}]}
     certificate = {"certificate": "/run/secrets/tls_crt", "key": "/run/secrets/tls_key"}
@@ -67,7 +72,7 @@ def proxy_config() -> dict[str, Any]:
                         "listen": [f":{_TLS_PORT}"],
                         "automatic_https": {"disable": True},
                         "tls_connection_policies": [{}],
-                        "routes": [{"match": closed, "handle": [refuse], "terminal": True}, {"handle": [forward]}],
+                        "routes": [{"match": [is_open], "handle": [forward], "terminal": True}, {"handle": [refuse]}],
                     }
                 }
             },
