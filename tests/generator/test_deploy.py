@@ -17,7 +17,8 @@ import promql_parser
 import pytest
 import yaml
 from deployments import STAMP, deploy, use_index, write_repository
-from tritonpress_generator.deploy import dashboard, monitoring
+from tritonpress_generator.deploy import monitoring
+from tritonpress_generator.deploy.dashboard import dashboard
 from tritonpress_generator.deploy.queries import Objectives
 
 KUBERNETES = "1.37"
@@ -288,7 +289,7 @@ def _played() -> dict[str, Any]:
 
 def test_the_dashboard_shows_gpus_where_there_are_any() -> None:
     objectives = Objectives(["a"], 100)
-    without, with_gpu = (dashboard.dashboard(objectives, gpu=gpu)["panels"] for gpu in (False, True))
+    without, with_gpu = (dashboard(objectives, gpu=gpu)["panels"] for gpu in (False, True))
     assert len(with_gpu) == len(without) + 2
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in with_gpu]
     assert len(set(places)) == len(places)

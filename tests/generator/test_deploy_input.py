@@ -98,6 +98,17 @@ def test_repositories_that_are_not_as_their_manifests_say(tmp_path: Path, capsys
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "pins", [{"--extra-index-url": "https://x"}, {"numpy": "1.26.4;os"}, {"-r": "1"}, {"numpy@https://x": "1"}]
+)
+def test_a_list_of_packages_is_nothing_but_that(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], pins: dict[str, str]
+) -> None:
+    write_repository(tmp_path / "model_repo", pins=pins)
+    said = refused(capsys, [tmp_path / "model_repo", "--out", tmp_path / "out", *free_ports()])
+    assert "/requirements.txt: must have lines NAME==VERSION, has '" in said
+
+
 def test_packages_of_two_workloads_must_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_repository(tmp_path / "model_repo", "a")
     write_repository(tmp_path / "model_repo", "b", pins={**PINS, "tokenizers": "0.22.0"})
@@ -245,7 +256,7 @@ def test_no_edit_is_ever_lost(first: dict[str, str], edits: dict[str, str], seco
 
 
 @given(st.text(max_size=60), st.sampled_from(["name", "image", "bundle", "mig"]))
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_no_name_means_something_to_a_shell(text: str, option: str) -> None:
     try:
         check(Settings(**{option: text}))

@@ -22,7 +22,9 @@ from tritonpress_server.ports import choose_ports
 
 from tritonpress_generator.deploy import (
     capacity,
+    command,
     compose,
+    dashboard,
     execution,
     image,
     kubernetes,
@@ -35,8 +37,6 @@ from tritonpress_generator.deploy import (
     settings,
     tree,
 )
-from tritonpress_generator.deploy.command import command
-from tritonpress_generator.deploy.dashboard import dashboard
 from tritonpress_generator.deploy.queries import Objectives
 from tritonpress_generator.deploy.settings import Settings
 from tritonpress_generator.errors import InputError
@@ -77,7 +77,7 @@ def deploy(repository: Path, out: Path, wanted: Settings) -> Deployed:
     objectives = Objectives(sorted(found.builds), replicas.p99_ms)
     packages = image.packages(found.packages, wanted)
     lock = requirements.lock(packages, str(RELEASES[chosen].python), release=chosen) if packages else ""
-    line = command(found, execution_env=wanted.execution_env is not None)
+    line = command.command(found, execution_env=wanted.execution_env is not None)
     name = f"{wanted.image}:{chosen}-{found.digest}"
     copied = execution.repository(found) if wanted.execution_env else {}
     models = out / _MODELS if copied else repository
@@ -85,7 +85,7 @@ def deploy(repository: Path, out: Path, wanted: Settings) -> Deployed:
     files: dict[str, tree.Content] = {f"{_MODELS}/{path}": content for path, content in copied.items()}
     context = image.files(release=chosen, lock=lock, command=line, settings=wanted)
     files |= {f"image/{path}": content for path, content in context.items()}
-    board = dashboard(objectives, gpu=found.needs_gpu)
+    board = dashboard.dashboard(objectives, gpu=found.needs_gpu)
     rules = monitoring.rules(objectives)
     stack = compose.compose(found, wanted, image=name, repository=tree.relative(models, out / "compose"))
     files |= _compose(stack, rules, board)

@@ -115,7 +115,8 @@ def _triton(served: Served, settings: Settings, image: str, repository: str) -> 
         "volumes": [
             {
                 "type": "bind",
-                "source": repository,
+                # A dollar would be taken for a variable.
+                "source": repository.replace("$", "$$"),
                 "target": str(MODELS),
                 "read_only": True,
                 "bind": {"create_host_path": False},

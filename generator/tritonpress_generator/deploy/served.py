@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,6 +21,8 @@ _MIB = 1 << 20
 # Of the demonstration's repository an instance of a Python step took 64 to 75 MiB, of which 23 are its weights.
 _INSTANCE_MIB, _SERVER_MIB = 128, 512
 _STEP_PACKAGES = ("numpy", "tokenizers")
+# Nothing that pip would take for an option, or for an address.
+_PIN = re.compile(r"[A-Za-z0-9]+([._-][A-Za-z0-9]+)*==\d[A-Za-z0-9.+!]*")
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,8 @@ def _packages(repository: Path, manifests: Mapping[str, dict[str, Any]], python:
             versions = {package: version(package) for package in _STEP_PACKAGES} | manifest["versions"]
             lines = [f"{package}=={versions[package]}" for package in _STEP_PACKAGES]
             for line in path.read_text(encoding="utf-8").split() if path.is_file() else lines:
+                if not _PIN.fullmatch(line):
+                    raise InputError(f"{path}: must have lines NAME==VERSION, has {line[:60]!r}; build {name} again")
                 package = line.partition("==")[0]
                 pin, of = found.setdefault(package, (line, name))
                 if pin != line:
