@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 import transformers as hf
 from tritonpress_generator.engines import Asked
@@ -32,6 +36,13 @@ FAMILIES = {
 }  # fmt: skip
 PACKED = set(FAMILIES) - {"deberta-v2"}
 """DeBERTa's attention cannot be exchanged, and stays plain."""
+_UNLIKE = {"bert", "modernbert", "deberta-v2"}
+"""Families whose graphs differ most."""
+
+
+def mostly_slow(families: Iterable[str]) -> list[Any]:
+    """Returns the families as parameters of a test that takes seconds for each; all but the most unlike are slow."""
+    return [pytest.param(name, marks=[] if name in _UNLIKE else [pytest.mark.slow]) for name in sorted(families)]
 
 
 class Classifier(torch.nn.Module):

@@ -146,13 +146,9 @@ class ModelClient:
             # Another version may have other limits.
             self._version, self._known = response.model_version, None if self._version else self._known
         try:
-            outputs = wire.arrays(response, contract.outputs)
-            if any(value.ndim != 2 or len(value) != len(batch) for value in outputs.values()):
-                shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in outputs.items())
-                raise ValueError(f"{len(batch)} elements came back as {shapes}")
+            return wire.rows(response, contract.outputs, len(batch), count)
         except ValueError as exc:
             raise wire.malformed(exc, target=self._calls.address, model=self.model) from exc
-        return list(zip(*(outputs[name][:, :count].tolist() for name in contract.outputs), strict=True))
 
     async def _check_count(self, name: str, count: int | None, deadline: float) -> None:
         """Refuses a count of answers that the model cannot give; None is all that it gives."""

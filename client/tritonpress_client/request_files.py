@@ -64,7 +64,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as exc:
-        raise InvalidInputError(f"cannot read {path}: {exc.strerror}") from exc
+        raise InvalidInputError(f"cannot read {path}: {exc.strerror}; check the path") from exc
     except UnicodeDecodeError as exc:
         raise InvalidInputError(f"{path} is not UTF-8 ({exc.reason} at byte {exc.start}); convert it") from exc
 

@@ -5,6 +5,7 @@ The messages are filled in directly: tritonclient's `InferInput` copies each ten
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -58,15 +59,29 @@ def arrays(response: Any, outputs: Sequence[str] | None) -> dict[str, NDArray]:
     Raises:
         ValueError: The answer is not what its own shapes and datatypes say.
     """
-    if len(response.raw_output_contents) != len(response.outputs):
-        raise ValueError(f"{len(response.outputs)} outputs have {len(response.raw_output_contents)} contents")
-    contents = dict(zip((tensor.name for tensor in response.outputs), response.raw_output_contents, strict=True))
-    found = {tensor.name: _array(tensor, contents[tensor.name]) for tensor in response.outputs}
-    if outputs is None:
-        return found
-    if missing := set(outputs) - set(found):
-        raise ValueError(f"it has no output {', '.join(sorted(missing))}")
-    return {name: found[name] for name in outputs}
+    found = _contents(response, outputs)
+    return {name: _array(*found[name]) for name in outputs or found}
+
+
+def rows(response: Any, outputs: Sequence[str], batch: int, count: int | None) -> list[tuple[list[Any], ...]]:
+    """Returns for each element of the batch its values, at most `count` an output, in the order of `outputs`.
+
+    Raises:
+        ValueError: The answer is not what its own shapes and datatypes say, or is not of that batch.
+    """
+    found = _contents(response, outputs)
+    columns = []
+    for name in outputs:
+        tensor, content = found[name]
+        if len(tensor.shape) != 2 or tensor.shape[0] != batch:
+            raise ValueError(f"{batch} elements came back as {name} {list(tensor.shape)}")
+        if tensor.datatype == "BYTES":
+            # As lists at once: an array of objects would only be taken apart again.
+            values, width = _texts(tensor, content), tensor.shape[1]
+            columns.append([values[row * width : (row + 1) * width][:count] for row in range(batch)])
+        else:
+            columns.append(_array(tensor, content)[:, :count].tolist())
+    return list(zip(*columns, strict=True))
 
 
 def malformed(error: Exception, *, target: str, model: str) -> ServerError:
@@ -75,11 +90,31 @@ def malformed(error: Exception, *, target: str, model: str) -> ServerError:
     return ServerError(message, target=target, model=model)
 
 
+def _contents(response: Any, outputs: Sequence[str] | None) -> dict[str, tuple[Any, bytes]]:
+    """Returns the description and the content of each output by name, and refuses an answer that lacks one."""
+    if len(response.raw_output_contents) != len(response.outputs):
+        raise ValueError(f"{len(response.outputs)} outputs have {len(response.raw_output_contents)} contents")
+    found = {
+        tensor.name: (tensor, content)
+        for tensor, content in zip(response.outputs, response.raw_output_contents, strict=True)
+    }
+    if missing := [name for name in outputs or () if name not in found]:
+        raise ValueError(f"it has no output {', '.join(sorted(missing))}")
+    return found
+
+
+def _texts(tensor: Any, content: bytes) -> list[bytes]:
+    values, expected = _split(content), math.prod(tensor.shape)
+    if len(values) != expected:
+        raise ValueError(f"output {tensor.name} of shape {list(tensor.shape)} has {len(values)} texts")
+    return values
+
+
 def _array(tensor: Any, content: bytes) -> NDArray:
     shape = tuple(tensor.shape)
     if tensor.datatype == "BYTES":
-        values = np.empty(int(np.prod(shape)), dtype=object)
-        values[:] = _split(content)
+        values = np.empty(math.prod(shape), dtype=object)
+        values[:] = _texts(tensor, content)
         return values.reshape(shape)
     dtype = triton_to_np_dtype(tensor.datatype)
     if dtype is None:
@@ -92,12 +127,13 @@ def _joined(texts: Iterable[bytes]) -> bytes:
 
 
 def _split(content: bytes) -> list[bytes]:
-    parts, start = [], 0
-    while start < len(content):
-        if start + 4 > len(content):
+    parts: list[bytes] = []
+    start, whole, unpack = 0, len(content), _LENGTH.unpack_from
+    while start < whole:
+        if start + 4 > whole:
             raise ValueError("a text's length is cut off")
-        end = start + 4 + _LENGTH.unpack_from(content, start)[0]
-        if end > len(content):
+        end = start + 4 + unpack(content, start)[0]
+        if end > whole:
             raise ValueError("a text is cut off")
         parts.append(content[start + 4 : end])
         start = end

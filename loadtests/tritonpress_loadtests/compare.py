@@ -30,7 +30,10 @@ def load_pair(before: Path, after: Path) -> tuple[Results, Results]:
         try:
             pair.append(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError) as exc:
-            raise ScenarioError(f"cannot read {path}: {exc}; give a folder that `tritonpress-load run` wrote") from exc
+            cause = exc.strerror if isinstance(exc, OSError) else exc
+            raise ScenarioError(
+                f"cannot read {path}: {cause}; give a folder that `tritonpress-load run` wrote"
+            ) from exc
     labels = [[stage["label"] for stage in run.get("stages", [])] for run in pair]
     if labels[0] != labels[1] or not labels[0]:
         raise ScenarioError(

@@ -2,72 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from tritonpress_loadtests.demand import Demand, pool_requests, quantile_ms
 from tritonpress_loadtests.errors import ScenarioError
+from tritonpress_loadtests.outages import during_outages
 from tritonpress_loadtests.results import Results
-from tritonpress_loadtests.served_models import repository_sha256
 from tritonpress_loadtests.service_model import ServiceModel, fit_service
 from tritonpress_loadtests.simulator import Replica
 from tritonpress_loadtests.usl import fit_stages
 
 _TRIAL_REQUESTS = 200_000
-_POOL_SECONDS = 2.0
-_MOST_REQUESTS = 3_000_000
+_CURVE_POINTS = 22
 _MOST_MACHINES = 20_000
 _BEYOND = 1.10  # rates that were measured carry a plan this far
 _WORST_ERROR = 0.35
-
-
-@dataclass(frozen=True)
-class Demand:
-    """What must be served."""
-
-    peak_per_s: float
-    p99_ms: float
-    quantile: float = 0.99
-    """Of the limit: 0.999 for a limit on p99.9."""
-    growth: float = 1.0
-    """The peak is multiplied by it."""
-    survive: Literal["nothing", "machine", "zone"] = "machine"
-    """What may be lost at the peak with the limit still kept."""
-    zones: int = 3
-    policy: str = "two_choices"
-    """Of the balancer, see `simulator.POLICIES`."""
-
-    @property
-    def rate_per_s(self) -> float:
-        """The peak after growth."""
-        return self.peak_per_s * self.growth
-
-
-def load_runs(folders: list[Path]) -> list[Results]:
-    """Returns the runs' results.
-
-    Raises:
-        ScenarioError: A folder holds none, or the runs are of different repositories, mixes or machines.
-    """
-    runs = []
-    for folder in folders:
-        path = folder / "results.json"
-        try:
-            run = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as exc:
-            raise ScenarioError(f"cannot read {path}: {exc}; give a folder that `tritonpress-load run` wrote") from exc
-        if not isinstance(run, dict) or run.get("schema") != "tritonpress-load/3":
-            raise ScenarioError(f"{path} is of another version; run its scenario again with this one")
-        runs.append(run)
-    for name, key in (("repositories", _repository), ("mixes of requests", _mix), ("machines", _machine)):
-        kinds = {key(run) for run in runs}
-        if len(kinds) > 1:
-            raise ScenarioError(f"the runs are of {len(kinds)} different {name}; plan each with its own runs")
-    return runs
 
 
 def make_plan(runs: list[Results], demand: Demand) -> dict[str, Any]:
@@ -76,7 +29,9 @@ def make_plan(runs: list[Results], demand: Demand) -> dict[str, Any]:
     service      of one machine: the model that binds, instances, max_batch, fixed_ms, per_row_ms, rest_ms
     checks[]     each open stage against the simulation: rate_per_s, measured_ms, simulated_ms, error
     capacity     rate_per_s of one machine at the limit, and queue_us there (the mean)
+    curve[]      {rate_per_s, p99_ms}: one machine by simulation, up to beyond its capacity
     machines     {at_limit, survives, p99_ms, p99_ms_after_loss, peak_per_s, headroom}
+    outages[]    see `outages.during_outages`
     what_if[]    {change, machines}
     usl          see `usl.fit_stages`
 
@@ -109,7 +64,9 @@ def make_plan(runs: list[Results], demand: Demand) -> dict[str, Any]:
         "checks": checks,
         "measured_up_to_per_s": highest,
         "capacity": {"rate_per_s": capacity, **_at_rate(model, capacity)},
+        "curve": _curve(model, demand, capacity),
         "machines": machines,
+        "outages": during_outages(model, demand, machines["survives"]),
         "what_if": _what_if(model, demand),
         "usl": fit_stages(stages),
         "repository_sha256": runs[0]["repository_sha256"],
@@ -125,14 +82,14 @@ def machine_capacity(model: ServiceModel, demand: Demand, replica: Replica | Non
     low, high = 0.0, most
     while high - low > 0.01 * high:
         middle = (low + high) / 2
-        latency = _quantile_ms(model.latencies_s(middle, count=_TRIAL_REQUESTS, replica=replica), demand)
+        latency = quantile_ms(model.latencies_s(middle, count=_TRIAL_REQUESTS, replica=replica), demand)
         low, high = (middle, high) if latency <= demand.p99_ms else (low, middle)
     return low
 
 
 def _check_limit(model: ServiceModel, demand: Demand) -> None:
     """Refuses a limit that a request cannot keep even alone."""
-    alone_ms = _quantile_ms(model.latencies_s(0.01 / model.execution_s(1), count=20_000), demand)
+    alone_ms = quantile_ms(model.latencies_s(0.01 / model.execution_s(1), count=20_000), demand)
     if alone_ms > demand.p99_ms:
         raise ScenarioError(
             f"a request alone takes {alone_ms:.1f} ms at this percentile, the limit is {demand.p99_ms:g} ms: no number"
@@ -151,7 +108,7 @@ def _checks(runs: list[Results], model: ServiceModel, demand: Demand) -> list[di
                 rate = stage["offered_per_s"]
                 replica = replace(model.replica, instances=run["served"][model.model]["instances"])
                 times_s = model.latencies_s(rate, count=_TRIAL_REQUESTS, replica=replica)
-                simulated, measured = _quantile_ms(times_s, demand), stage["latency_ms"][key]
+                simulated, measured = quantile_ms(times_s, demand), stage["latency_ms"][key]
                 check = {"rate_per_s": rate, "measured_ms": measured, "simulated_ms": simulated}
                 checks.append({**check, "error": simulated / measured - 1})
     if not checks:
@@ -208,11 +165,18 @@ def _fewest(model: ServiceModel, demand: Demand, capacity: float, replica: Repli
 
 
 def _pool_ms(model: ServiceModel, demand: Demand, machines: int, replica: Replica | None = None) -> float:
-    count = int(min(max(_TRIAL_REQUESTS, _POOL_SECONDS * demand.rate_per_s, 200 * machines), _MOST_REQUESTS))
+    count = pool_requests(demand, machines)
     times_s = model.latencies_s(
         demand.rate_per_s, count=count, replica=replica, replicas=machines, policy=demand.policy
     )
-    return _quantile_ms(times_s, demand)
+    return quantile_ms(times_s, demand)
+
+
+def _curve(model: ServiceModel, demand: Demand, capacity: float) -> list[dict[str, float]]:
+    """Returns the limit's percentile of one machine over the rate, as far as it is a number to look at."""
+    rates = np.linspace(0.05, 1.1, _CURVE_POINTS) * capacity
+    points = [(float(rate), quantile_ms(model.latencies_s(rate, count=_TRIAL_REQUESTS), demand)) for rate in rates]
+    return [{"rate_per_s": rate, "p99_ms": p99_ms} for rate, p99_ms in points if p99_ms <= 3 * demand.p99_ms]
 
 
 def _what_if(model: ServiceModel, demand: Demand) -> list[dict[str, Any]]:
@@ -242,23 +206,3 @@ def _at_rate(model: ServiceModel, rate_per_s: float) -> dict[str, float]:
     mean_s = float(np.nanmean(times_s)) - model.rest_s
     # In the mean a request is in its execution for at least as long as one of a batch of its own.
     return {"queue_us": 1e6 * max(0.0, mean_s - model.execution_s(1))}
-
-
-def _quantile_ms(times_s: Any, demand: Demand) -> float:
-    """Returns the limit's percentile in ms; a request that failed took for ever."""
-    failed = np.isnan(times_s)
-    return 1e3 * float(np.quantile(np.where(failed, np.inf, times_s), demand.quantile, method="higher"))
-
-
-def _repository(run: Results) -> str:
-    return repository_sha256(run["served"], without_instances=True)
-
-
-def _mix(run: Results) -> str:
-    requests = run["scenario"]["requests"]
-    total = sum(request["weight"] for request in requests)
-    return json.dumps([[request["model"], round(request["weight"] / total, 6)] for request in requests])
-
-
-def _machine(run: Results) -> str:
-    return f"{run['machine']['cpu']} {run['machine']['cores']}"

@@ -11,8 +11,11 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
+from tritonpress_loadtests.demand import Demand
 from tritonpress_loadtests.errors import ScenarioError
-from tritonpress_loadtests.plan import Demand, load_runs, make_plan
+from tritonpress_loadtests.plan import make_plan
+from tritonpress_loadtests.plan_page import LOST, page
+from tritonpress_loadtests.planned_runs import load_runs
 from tritonpress_loadtests.settings import Settings
 from tritonpress_loadtests.simulator import POLICIES
 
@@ -52,7 +55,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the plan and writes it as `plan.json` into the first folder; returns the exit status."""
+    """Prints the plan and writes it as `plan.json` and `plan.html` into the first folder; returns the exit status."""
     if arguments.zones < 2:
         raise ScenarioError(f"`--zones` must be 2 or more, got {arguments.zones}")
     peak = arguments.peak_rps or arguments.per_day / _SECONDS_A_DAY * arguments.peak_factor
@@ -71,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     plan["kubernetes"] = _kubernetes(plan)
     text = json.dumps(plan, indent=2, ensure_ascii=False)
     (arguments.runs[0] / "plan.json").write_text(text + "\n", encoding="utf-8")
+    (arguments.runs[0] / "plan.html").write_text(page(plan), encoding="utf-8")
     print(text if arguments.json else "\n".join(lines(plan)))
     return 0
 
@@ -79,9 +83,8 @@ def lines(plan: dict[str, Any]) -> list[str]:
     """Returns the plan in sentences, the answer first and its reasons behind it."""
     demand, service, machines, capacity = (plan[key] for key in ("demand", "service", "machines", "capacity"))
     percentile = "p99" if demand["quantile"] == 0.99 else "p99.9"
-    lost = {"nothing": "", "machine": " (one of them may fail)", "zone": " (a zone of them may fail)"}
     said = [
-        f"{machines['survives']} machines{lost[demand['survive']]} for {demand['rate_per_s']:,.0f} requests/s"
+        f"{machines['survives']} machines{LOST[demand['survive']]}, for {demand['rate_per_s']:,.0f} requests/s"
         f" with {percentile} ≤ {demand['p99_ms']:g} ms",
         "",
         f"one machine: keeps the limit up to {capacity['rate_per_s']:.0f}/s; the instances of {service['model']} bind",
@@ -92,6 +95,13 @@ def lines(plan: dict[str, Any]) -> list[str]:
         f" {percentile} {machines['p99_ms_after_loss']:.1f} ms",
         f"machines in all: {machines['survives']}; {percentile} {machines['p99_ms']:.1f} ms while all are there,"
         f" {machines['peak_per_s']:.0f}/s each, headroom {machines['headroom']:.0%}",
+        "while machines are away, at the peak:",
+        *(
+            f"  {outage['what']}: {percentile} {outage['p99_ms']:.1f} ms"
+            + (f", {outage['failed']} of {outage['requests']} requests must be sent again" if outage["failed"] else "")
+            + (": more than the others can serve" if outage["overloaded"] else "")
+            for outage in plan["outages"]
+        ),
         "simulated against measured:",
         *(
             f"  at {check['rate_per_s']:.0f}/s {check['simulated_ms']:.1f} ms for {check['measured_ms']:.1f} ms"

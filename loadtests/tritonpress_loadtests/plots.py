@@ -68,6 +68,33 @@ def inline_svgs(results: Results) -> dict[str, str]:
     return {caption: inline_svg(figure, f"plot{n}") for n, (caption, figure) in enumerate(figures.items())}
 
 
+def plan_svg(plan: dict[str, Any]) -> str:
+    """Returns latency over the rate of one machine as an SVG element: simulated, measured, and the limit."""
+    figure, (axes,) = _figure(1, _ON_PAGE)
+    curve, checks = plan["curve"], plan["checks"]
+    percentile = "p99" if plan["demand"]["quantile"] == 0.99 else "p99.9"
+    rates, latencies = [[point[key] for point in curve] for key in ("rate_per_s", "p99_ms")]
+    axes.plot(rates, latencies, color=SERIES[0], linewidth=1.8, label="simulated")
+    # Stages far beyond the limit would leave no height for the others.
+    shown = [check for check in checks if check["measured_ms"] <= 3 * plan["demand"]["p99_ms"]]
+    axes.plot(
+        [check["rate_per_s"] for check in shown],
+        [check["measured_ms"] for check in shown],
+        color=SERIES[1],
+        marker="o",
+        linestyle="",
+        label="measured",
+    )
+    axes.axhline(plan["demand"]["p99_ms"], color=_ON_PAGE.ink, linewidth=1, linestyle="--", label="limit")
+    axes.axvline(plan["capacity"]["rate_per_s"], color=_ON_PAGE.muted, linewidth=1, linestyle=":", label="capacity")
+    axes.set_ylim(0, None)
+    axes.set_xlim(0, None)
+    axes.set_xlabel("requests/s of one machine")
+    axes.set_ylabel(f"{percentile} (ms)")
+    _legend(figure, axes, _ON_PAGE)
+    return inline_svg(figure, "plan")
+
+
 def _views(results: Results) -> dict[str, list[dict[str, Any]]]:
     """Returns each stage's figures: those of all requests, and those of each model where there are several."""
     views: dict[str, list[dict[str, Any]]] = {_ALL: results["stages"]}

@@ -247,7 +247,9 @@ def _notes(stage: dict[str, Any]) -> list[str]:
         seen = sum(row["answered"] for row in stage["models"] if row["model"] == model)
         if seen > figures["requests"]:
             count = f"{seen} requests to {model}, {figures['requests']} were sent"
-            notes.append(f"the server answered {count}: something else loads it too")
+            notes.append(
+                f"the server answered {count}: those of an earlier stage that had timed out, or of somebody else"
+            )
     return notes
 
 

@@ -50,10 +50,25 @@ class ServiceModel:
         self, rate_per_s: float, *, count: int, replica: Replica | None = None, seed: int = 0, **pool: Any
     ) -> Floats:
         """Returns simulated latencies of Poisson arrivals at that rate, without the first tenth (an empty queue)."""
+        _, times_s = self.simulated_s(rate_per_s, count=count, replica=replica, seed=seed, **pool)
+        return times_s[int(_HEAD_SHARE * count) :]
+
+    def simulated_s(
+        self, rate_per_s: float, *, count: int, replica: Replica | None = None, seed: int = 0, **pool: Any
+    ) -> tuple[Floats, Floats]:
+        """Returns when Poisson arrivals at that rate are due, and their latencies, NaN where they failed.
+
+        Args:
+            rate_per_s: Of all replicas.
+            count: How many requests.
+            replica: What each replica is; what was measured by default.
+            seed: Fixes all draws.
+            pool: The rest of `simulator.simulate`'s arguments.
+        """
         chance = np.random.default_rng([seed, count])
         due_s = np.cumsum(chance.exponential(1 / rate_per_s, count))
-        times = simulate(due_s, self.factors(count, seed + 1), replica or self.replica, seed=seed, **pool)
-        return times[int(_HEAD_SHARE * count) :] + self.rest_s
+        times_s = simulate(due_s, self.factors(count, seed + 1), replica or self.replica, seed=seed, **pool)
+        return due_s, times_s + self.rest_s
 
 
 def fit_service(runs: list[Results]) -> ServiceModel:

@@ -52,8 +52,10 @@ def numbers(figures: Any) -> Iterator[float]:
     ("task", "graph", "layouts"),
     [
         ("recommendation", ["fuse"], ["ensemble", "scripting", "single"]),
-        ("classification", ["fuse", "quantize"], ["ensemble", "scripting", "single"]),
-        ("question_answering", ["fuse"], ["scripting", "single"]),
+        pytest.param(
+            "classification", ["fuse", "quantize"], ["ensemble", "scripting", "single"], marks=pytest.mark.slow
+        ),
+        pytest.param("question_answering", ["fuse"], ["scripting", "single"], marks=pytest.mark.slow),
     ],
 )
 def test_every_section_measures(

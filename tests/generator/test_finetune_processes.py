@@ -135,6 +135,7 @@ def test_killed_run_ends_as_one_that_was_not(runs: dict[str, Path], tmp_path: Pa
     assert_same(recipe, whole)
 
 
+@pytest.mark.slow
 def test_two_killed_processes_end_as_two_that_were_not(runs: dict[str, Path], said: str) -> None:
     assert_same(runs["killed_two"], runs["whole_two"])
 

@@ -167,6 +167,7 @@ nncf_graphs.quantized()
 """
 
 
+@pytest.mark.slow
 def test_nncf_is_quiet_and_calls_nobody() -> None:
     """In a process of its own, since NNCF sends nothing under pytest."""
     environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}

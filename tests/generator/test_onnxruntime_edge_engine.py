@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 import yaml
 from onnx import TensorProto, helper, numpy_helper
-from tiny_encoders import FAMILIES, asked, feed, make, pairs, signature
+from tiny_encoders import FAMILIES, asked, feed, make, mostly_slow, pairs, signature
 from tiny_sources import write_task
 from tritonpress_generator import cli, export, repository
 from tritonpress_generator.engines import onnxruntime_edge as engine
@@ -48,8 +48,14 @@ def domains(folder: Path) -> set[str]:
     [
         ("classification", "single", "exact", ["fuse", {"fixed_point": {"bits": 16}}]),
         ("classification", "ensemble", [16, 48], ["fuse", "quantize"]),
-        ("question_answering", "scripting", "exact", [{"fixed_point": {"bits": 8, "power_of_two_scales": True}}]),
-        ("question_answering", "single", "auto", []),
+        pytest.param(
+            "question_answering",
+            "scripting",
+            "exact",
+            [{"fixed_point": {"bits": 8, "power_of_two_scales": True}}],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("question_answering", "single", "auto", [], marks=pytest.mark.slow),
     ],
 )
 def test_built_and_verified(
@@ -137,7 +143,7 @@ def test_layout_of_one_processor_is_left_out(tmp_path: Path) -> None:
     assert domains(built(model, tmp_path / "1", signature(make("bert", "own")))) <= PORTABLE
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", mostly_slow(FAMILIES))
 def test_every_family_answers_as_before(tmp_path: Path, family: str) -> None:
     model = make(family, export.ATTENTION, "span") if family != "deberta-v2" else make(family, "own", "span")
     gives = signature(model)

@@ -61,6 +61,7 @@ def test_weights_and_activations_are_in_the_figures(folders: dict[str, Path]) ->
     assert smaller.most < peak.most - 2**23
 
 
+@pytest.mark.slow
 def test_memory_of_the_asking_process_is_not_in_them(folders: dict[str, Path]) -> None:
     before = measure(folders["fixed"])
     ballast = np.ones(2**26)  # 512 MiB, resident
@@ -69,6 +70,7 @@ def test_memory_of_the_asking_process_is_not_in_them(folders: dict[str, Path]) -
     assert abs(after.most - before.most) < 2**25
 
 
+@pytest.mark.slow
 def test_16_bits_take_less_than_32(folders: dict[str, Path]) -> None:
     fp32, fixed = measure(folders["fp32"]), measure(folders["fixed"])
     sizes = [(folders[name] / "model.ort").stat().st_size for name in ("fp32", "fixed")]

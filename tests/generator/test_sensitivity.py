@@ -169,8 +169,8 @@ def test_the_fewest_parts_are_left_out_the_worst_first(costs: list[int], keep: f
     ("graph", "engine"),
     [
         (["fuse", {"quantize": {"keep": 0.6}}], "onnxruntime"),
-        (["fuse", {"weight_only": {"bits": 4, "keep": 0.6}}], "onnxruntime"),
-        ([{"qdq": {"keep": 0.6}}], "openvino"),
+        pytest.param(["fuse", {"weight_only": {"bits": 4, "keep": 0.6}}], "onnxruntime", marks=pytest.mark.slow),
+        pytest.param([{"qdq": {"keep": 0.6}}], "openvino", marks=pytest.mark.slow),
         ([{"nncf": {"keep": 0.6, "samples": 16}}], "openvino"),
     ],
 )

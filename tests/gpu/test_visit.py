@@ -168,6 +168,7 @@ def test_rounding_is_not() -> None:
     parity.check("fp16", differences(ANSWER.astype(np.float16).astype(np.float32)))
 
 
+@pytest.mark.slow
 def test_every_step_ends_without_a_gpu_and_says_why(packed: Path, tmp_path: Path) -> None:
     """The whole road of a visit, as far as it goes: graphs are filled, builders and workers started."""
     steps_of = {"parity": [], "fp16": ["--python", sys.executable], "int8": [], "serving": []}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import numpy as np
 import pytest
 from tritonpress_loadtests import histograms, usl
 from tritonpress_loadtests.cli import main
+from tritonpress_loadtests.demand import Demand
 from tritonpress_loadtests.errors import ScenarioError
-from tritonpress_loadtests.plan import Demand, load_runs, machine_capacity, make_plan
+from tritonpress_loadtests.outages import during_outages
+from tritonpress_loadtests.plan import machine_capacity, make_plan
+from tritonpress_loadtests.planned_runs import load_runs
 from tritonpress_loadtests.service_model import fit_service
 from tritonpress_loadtests.simulator import Replica, simulate
 
@@ -92,6 +96,30 @@ def test_a_plan_holds_what_it_promises(truth: dict[str, Any]) -> None:
     assert [entry["machines"] for entry in plan["what_if"]] == sorted(entry["machines"] for entry in plan["what_if"])
 
 
+def test_a_loss_that_is_planned_for_keeps_the_limit(truth: dict[str, Any]) -> None:
+    plan = make_plan([truth], Demand(peak_per_s=1500, p99_ms=60, survive="zone"))
+    outages = {outage["what"]: outage for outage in plan["outages"]}
+    zone = outages["a zone is lost"]
+    assert zone["away"] == plan["machines"]["survives"] // 3
+    assert not zone["overloaded"]
+    assert zone["p99_ms"] <= 60
+    # What a machine holds at the moment of its loss is lost with it: about its share of what is under way.
+    lone = outages["a machine is lost"]
+    assert 0 < lone["failed"] < zone["failed"] < 100
+    (rolling,) = [outage for what, outage in outages.items() if what.startswith("a rolling update")]
+    assert rolling["failed"] == 0
+    assert plan["machines"]["p99_ms"] <= rolling["p99_ms"] <= 60
+
+
+def test_a_loss_that_is_not_planned_for_is_seen(truth: dict[str, Any]) -> None:
+    model = fit_service([truth])
+    demand = Demand(peak_per_s=1000, p99_ms=60, survive="nothing")
+    few = math.ceil(1000 / machine_capacity(model, demand))
+    zone = next(outage for outage in during_outages(model, demand, few) if outage["what"] == "a zone is lost")
+    assert zone["overloaded"]
+    assert zone["p99_ms"] > 60
+
+
 def test_what_the_runs_do_not_carry_is_refused(truth: dict[str, Any]) -> None:
     with pytest.raises(ScenarioError, match=r"a request alone takes .* the limit is 5 ms: no number of machines"):
         make_plan([truth], Demand(peak_per_s=100, p99_ms=5))
@@ -129,7 +157,12 @@ def test_the_command_prints_the_answer_first(
     assert main([*arguments, "--prices", str(prices)]) == 0
     out = capsys.readouterr().out.splitlines()
     plan = json.loads((tmp_path / "plan.json").read_text())
-    assert out[0].startswith(f"{plan['machines']['survives']} machines (one of them may fail) for 1,000 requests/s")
+    answer = f"{plan['machines']['survives']} machines, one of which may fail"
+    assert out[0].startswith(f"{answer}, for 1,000 requests/s")
+    page = (tmp_path / "plan.html").read_text()
+    assert f"<h1>{answer}</h1>" in page
+    assert all(outage["what"] in page for outage in plan["outages"])
+    assert "http" not in page.replace("http://www.w3.org", "")  # nothing is fetched
     assert plan["cost"]["per_month"] == 100 * plan["machines"]["survives"]
     assert plan["kubernetes"]["max_replicas"] == plan["machines"]["survives"]
     assert plan["kubernetes"]["target_us"] > 0

@@ -21,16 +21,19 @@ def erlang_c(servers: int, offered: float) -> float:
     return last / (sum(offered**k / math.factorial(k) for k in range(servers)) + last)
 
 
-@pytest.mark.parametrize(("servers", "utilization"), [(1, 0.5), (1, 0.7), (4, 0.8), (16, 0.9)])
-def test_m_m_c_waits_as_erlang_says(servers: int, utilization: float) -> None:
-    factors = np.random.default_rng(2).exponential(1, COUNT)
-    due_s = poisson(servers * utilization)
-    times = simulate(due_s, factors, Replica(servers, 1, 0.0, 1.0))
-    wait = times - factors
-    expected = erlang_c(servers, servers * utilization) / (servers * (1 - utilization))
-    # One long run errs too: what its arrivals and services really were is known and is what the formula is asked for.
-    assert wait.mean() == pytest.approx(expected, rel=0.01 if utilization < 0.9 else 0.03)
-    assert (wait > 1e-9).mean() == pytest.approx(erlang_c(servers, servers * utilization), rel=0.01)
+# A long queue forgets slowly: near full use a mean needs more requests for the same certainty.
+@pytest.mark.parametrize(("servers", "utilization", "runs"), [(1, 0.5, 1), (1, 0.7, 1), (4, 0.8, 1), (16, 0.9, 10)])
+def test_m_m_c_waits_as_erlang_says(servers: int, utilization: float, runs: int) -> None:
+    waits, waiting = [], []
+    for run in range(runs):
+        factors = np.random.default_rng([2, run]).exponential(1, COUNT)
+        due_s = poisson(servers * utilization, seed=3 + run)
+        wait = simulate(due_s, factors, Replica(servers, 1, 0.0, 1.0)) - factors
+        waits.append(wait.mean())
+        waiting.append((wait > 1e-9).mean())
+    expected = erlang_c(servers, servers * utilization)
+    assert np.mean(waits) == pytest.approx(expected / (servers * (1 - utilization)), rel=0.01)
+    assert np.mean(waiting) == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize("utilization", [0.3, 0.6, 0.8])
