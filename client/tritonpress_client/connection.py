@@ -66,7 +66,7 @@ class _Connection:
         Raises:
             TritonpressError: See `tritonpress_client.errors`.
         """
-        request = wire.infer_request(model, outputs)
+        request = wire.infer_request(model, outputs, self._calls.options.priority)
         wire.add_arrays(request, inputs)
         response = await self._calls.call("ModelInfer", request, model=model)
         try:
@@ -100,6 +100,30 @@ class _Connection:
         index = await self._calls.call("RepositoryIndex", service_pb2.RepositoryIndexRequest())
         statuses = [ModelStatus(entry.name, entry.version, entry.state, entry.reason) for entry in index.models]
         return sorted(statuses, key=lambda status: (status.name, status.version))
+
+    @both
+    async def model_config(self, model: str) -> Any:
+        """Returns the config that the model is served with (`tritonclient.grpc.model_config_pb2.ModelConfig`)."""
+        return (await self._calls.call("ModelConfig", service_pb2.ModelConfigRequest(name=model), model=model)).config
+
+    @both
+    async def load_model(self, model: str) -> None:
+        """Returns once the model is loaded as it lies in the repository; what it was answers until then.
+
+        Raises:
+            InvalidInputError: The server was not started with `--model-control-mode=explicit`.
+            ServerError: It cannot be loaded; Triton's reason is in the message.
+        """
+        await self._calls.call("RepositoryModelLoad", service_pb2.RepositoryModelLoadRequest(model_name=model))
+
+    @both
+    async def unload_model(self, model: str) -> None:
+        """Takes the model away, once its requests are answered; returns before that. One that is not there is no error.
+
+        Raises:
+            InvalidInputError: The server was not started with `--model-control-mode=explicit`.
+        """
+        await self._calls.call("RepositoryModelUnload", service_pb2.RepositoryModelUnloadRequest(model_name=model))
 
     @both
     async def server_metadata(self) -> ServerMetadata:

@@ -27,10 +27,12 @@ _MODEL_IS_MISSING = re.compile(
     r"|no version is available",
     re.IGNORECASE,
 )
-_OVERLOADED = re.compile(r"maximum queue size", re.IGNORECASE)
+_OVERLOADED = re.compile(r"maximum queue size|request timeout expired", re.IGNORECASE)
 # gRPC's words for a peer that speaks something else than gRPC, which come with several codes.
 _NO_GRPC = re.compile(r"http2 header with status|trying to connect an http1|failed parsing http|HTTP/2.*frame", re.I)
 _RESTRICTED = re.compile(r"protocol is restricted", re.IGNORECASE)
+# Said with UNAVAILABLE by a server that polls its repository, or reads it once.
+_NO_CONTROL = re.compile(r"explicit model load / unload is not allowed", re.IGNORECASE)
 
 
 class TritonpressError(Exception):
@@ -101,7 +103,7 @@ def error_kind(error: grpc.RpcError) -> type[TritonpressError]:
         return AccessDeniedError
     if code == grpc.StatusCode.NOT_FOUND or missing or is_overloaded(error):
         return ModelUnavailableError
-    if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED):
+    if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED) or _NO_CONTROL.search(said):
         return InvalidInputError
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceededError
@@ -111,7 +113,7 @@ def error_kind(error: grpc.RpcError) -> type[TritonpressError]:
 
 
 def is_overloaded(error: grpc.RpcError) -> bool:
-    """Returns whether the server is well and its queue for the model is full."""
+    """Returns whether the server is well and its queue for the model is full, or too long."""
     return error.code() == grpc.StatusCode.UNAVAILABLE and bool(_OVERLOADED.search(error.details() or ""))
 
 

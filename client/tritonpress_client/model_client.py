@@ -138,7 +138,7 @@ class ModelClient:
 
     async def _infer(self, batch: Sequence[tuple[bytes, ...]], count: int | None, deadline: float) -> list[Row]:
         contract = self._contract
-        request = wire.infer_request(self.model, contract.outputs)
+        request = wire.infer_request(self.model, contract.outputs, self._calls.options.priority)
         for name, column in zip(contract.inputs, zip(*batch, strict=True), strict=True):
             wire.add_text(request, name, column)
         response = await self._calls.call("ModelInfer", request, model=self.model, deadline=deadline)

@@ -102,6 +102,8 @@ class Options:
     balancing: Balancing = field(default_factory=Balancing)
     compression: Literal["gzip", "deflate"] | None = None
     """Of requests, and what the server is asked to answer with."""
+    priority: int = 0
+    """Of every request, 1 the highest, where the model has priorities (`serve.queue`); 0: what is its default."""
     keepalive_s: float = 30.0
     """How often the connection is tested while a call waits; a dead one is then noticed before the deadline."""
     observers: tuple[Observer, ...] = ()
@@ -110,6 +112,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.compression not in (None, "gzip", "deflate"):
             raise InvalidInputError(f"`compression` must be gzip, deflate or None, got {self.compression!r}")
+        if isinstance(self.priority, bool) or not isinstance(self.priority, int) or not 0 <= self.priority < 2**32:
+            raise InvalidInputError(f"`priority` must be an integer of at least 0, got {self.priority!r}")
         _above_zero("keepalive_s", self.keepalive_s)
 
 

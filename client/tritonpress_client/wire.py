@@ -21,9 +21,11 @@ NDArray = np.ndarray[Any, Any]
 _LENGTH = struct.Struct("<I")
 
 
-def infer_request(model: str, outputs: Sequence[str] | None) -> Any:
-    """Returns a request without inputs."""
+def infer_request(model: str, outputs: Sequence[str] | None, priority: int = 0) -> Any:
+    """Returns a request without inputs; its priority is the model's default where it is 0."""
     request = service_pb2.ModelInferRequest(model_name=model)
+    if priority:
+        request.parameters["priority"].uint64_param = priority
     for name in outputs or ():
         request.outputs.add(name=name)
     return request

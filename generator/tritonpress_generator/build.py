@@ -55,6 +55,8 @@ def build(
     data: Path | None = None,
     work: Path | None = None,
     progress: Progress | None = None,
+    canary: bool = False,
+    keep: int = repository.KEEP,
 ) -> Built:
     """Returns what was written into the model repository `out` for the recipe at `recipe_path`.
 
@@ -64,12 +66,15 @@ def build(
         data: The folder of what the recipe's passes train and measure on; default: the recipe's.
         work: Where their trainings keep their states, from which a killed build goes on; default: nowhere.
         progress: Says how far it is.
+        canary: Whether the build is placed beside the one that serves, under the canary's name.
+        keep: How many builds that no ensemble names stay.
 
     Raises:
         InputError: The recipe, the checkpoint or the data is at fault.
         GateError: What would be served is less accurate than agreed, or takes more memory; `out` is as it was.
     """
-    return build_recipe(recipes.load(recipe_path), out, data=data, work=work, progress=progress)
+    recipe = recipes.load(recipe_path)
+    return build_recipe(recipe, out, data=data, work=work, progress=progress, canary=canary, keep=keep)
 
 
 def build_recipe(
@@ -79,6 +84,8 @@ def build_recipe(
     data: Path | None = None,
     work: Path | None = None,
     progress: Progress | None = None,
+    canary: bool = False,
+    keep: int = repository.KEEP,
 ) -> Built:
     """Returns what was written into the model repository `out` for `recipe`; the product, stage by stage.
 
@@ -88,6 +95,8 @@ def build_recipe(
     """
     say = progress or Progress()
     repository.check_writable(out)
+    if canary:
+        repository.check_canary(out, recipe.name)
     workload = Workload.load(recipe, say)
 
     say.stage("baseline in FP32")
@@ -128,9 +137,16 @@ def build_recipe(
         )
         layout = recipe.layout.module
         folder = repository.write(
-            out, recipe.name, layout.steps(parts), lambda names: layout.config(parts, names), manifest, kept
+            out,
+            recipe.name,
+            layout.steps(parts),
+            lambda names: layout.config(parts, names),
+            manifest,
+            kept,
+            canary=canary,
+            keep=keep,
         )
-    written = repository.read_manifest(out, recipe.name)
+    written = repository.read_manifest(out, folder.name)
     say.done()
     return Built(folder, written, rows)
 

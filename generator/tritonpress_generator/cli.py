@@ -7,10 +7,14 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tritonpress_generator import deploy_command, switch_command
 from tritonpress_generator.errors import GeneratorError
 from tritonpress_generator.table import render
+
+if TYPE_CHECKING:
+    from tritonpress_generator.build import Built
 
 _INTERRUPTED = {
     "build": "the repository is as it was",
@@ -22,6 +26,8 @@ _INTERRUPTED = {
     "pack": "nothing was written",
     "unpack": "nothing was written",
     "deploy": "the same command writes what is missing",
+    "promote": "the same command brings repository and servers together",
+    "rollback": "promote, with the build that is to serve, brings repository and servers together",
 }
 _WORK = "where the passes' trainings keep their states (default: distilled/NAME)"
 _DATA = "the folder of the data files (default: the recipe's)"
@@ -33,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     # The server's errors are known only where it is needed.
     try:
         if options.command == "build":
-            _build(options.recipe, options.out, options.data, _work(options))
+            _build(options)
         elif options.command == "search":
             _search(options.recipe, options.out, options.data, _work(options))
         elif options.command == "finetune":
@@ -47,7 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.command == "unpack":
             _unpack(options.file, options.folder)
         elif options.command == "deploy":
-            _deploy(options)
+            deploy_command.run(options)
+        elif options.command in switch_command.COMMANDS:
+            switch_command.run(options)
         else:
             return _verify(options.repository, options.server)
     except GeneratorError as exc:
@@ -69,6 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     build_parser.add_argument("--data", type=Path, help=_DATA)
     build_parser.add_argument("--work", type=Path, help=_WORK)
+    build_parser.add_argument(
+        "--canary", action="store_true", help="place it beside the build that serves, as NAME_canary"
+    )
+    switch_command.add_server_arguments(build_parser)
+    switch_command.add_parsers(commands)
     search_parser = commands.add_parser("search", help="try compressions under the gate, and keep the Pareto front")
     search_parser.add_argument("recipe", type=Path)
     search_parser.add_argument(
@@ -105,27 +118,8 @@ def _parser() -> argparse.ArgumentParser:
     unpack_parser = commands.add_parser("unpack", help="write a bundle's repository, every file checked, into a folder")
     unpack_parser.add_argument("file", type=Path, help="the bundle")
     unpack_parser.add_argument("folder", type=Path, help="a new folder")
-    _add_deploy(
-        commands.add_parser("deploy", help="write image, compose file and Kubernetes manifests for a repository")
-    )
+    deploy_command.add_parser(commands)
     return parser
-
-
-def _add_deploy(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("repository", type=Path)
-    parser.add_argument("--out", type=Path, required=True, help="a new folder, or one that an earlier deploy wrote")
-    parser.add_argument(
-        "--release", metavar="YY.MM", help="of NVIDIA's Triton container (default: the newest that fits)"
-    )
-    parser.add_argument("--name", default="tritonpress", help="of the namespace and its objects (%(default)s)")
-    parser.add_argument("--image", default="tritonpress", help="name of the image, with its registry (%(default)s)")
-    parser.add_argument("--bundle", metavar="URL", help="s3:// or gs:// of the packed repository (default: a volume)")
-    parser.add_argument("--plan", type=Path, metavar="FILE", help="plan.json of tritonpress-load plan")
-    parser.add_argument("--p99-ms", type=float, metavar="M", help="limit of the alerts (default: the plan's, or 100)")
-    parser.add_argument("--mig", default="1g.10gb", metavar="PROFILE", help="of the overlay mig (%(default)s)")
-    parser.add_argument("--execution-env", type=Path, metavar="FILE", help="conda-pack for the Python steps")
-    for endpoint, port in (("grpc", 8001), ("https", 8443), ("prometheus", 9090), ("grafana", 3000)):
-        parser.add_argument(f"--{endpoint}-port", type=int, default=port, metavar="N", help="of compose (%(default)s)")
 
 
 def _work(options: argparse.Namespace) -> Path:
@@ -134,13 +128,21 @@ def _work(options: argparse.Namespace) -> Path:
     return work
 
 
-def _build(recipe: Path, out: Path, data: Path | None, work: Path) -> None:
+def _build(options: argparse.Namespace) -> None:
+    from tritonpress_generator.build import build
+
+    recipe, out = options.recipe, options.out
+    built = build(recipe, out, data=options.data, work=_work(options), canary=options.canary, keep=options.keep)
+    _print_built(built, recipe, out)
+    switch_command.bring_up(options, built.manifest["workload"], built.folder.name)
+
+
+def _print_built(built: Built, recipe: Path, out: Path) -> None:
     from tritonpress_generator import calibration_texts, sensitivity
-    from tritonpress_generator.build import LATENCY_TOKENS, build
+    from tritonpress_generator.build import LATENCY_TOKENS
     from tritonpress_generator.plans import pending
     from tritonpress_generator.repository import size_bytes
 
-    built = build(recipe, out, data=data, work=work)
     metrics = list(built.rows[0].metrics)
     first = built.rows[0]
     header = ["stage", "size MB", f"ms at {LATENCY_TOKENS} tokens", "speed-up", *metrics]
@@ -273,25 +275,6 @@ def _unpack(file: Path, folder: Path) -> None:
     print(f"wrote {os.fspath(folder)}: {unpacked.files} files, {unpacked.bytes / 1e6:.1f} MB, each with its sha256")
 
 
-def _deploy(options: argparse.Namespace) -> None:
-    from tritonpress_generator.deploy import deploy
-    from tritonpress_generator.deploy.settings import Ports, Settings
-
-    ports = Ports(*(getattr(options, f"{endpoint}_port") for endpoint in ("grpc", "https", "prometheus", "grafana")))
-    names = ("release", "name", "image", "bundle", "plan", "p99_ms", "mig", "execution_env")
-    settings = Settings(ports=ports, **{name: getattr(options, name) for name in names})
-    done = deploy(options.repository, options.out, settings)
-    out = os.fspath(done.out)
-    print(f"wrote {out}: image {done.image} on Triton {done.release}; overlays {', '.join(done.overlays)}")
-    for note in done.notes:
-        print(f"note: {note}")
-    print(f"image: docker build -t {done.image} {out}/image")
-    print(f"one machine: docker compose -f {out}/compose/compose.yaml up (secrets: docs/deploy.md)")
-    if options.bundle:
-        print(f"bundle: tritonpress pack {os.fspath(done.repository)} FILE, and copy it to {options.bundle}")
-    print(f"cluster: kubectl apply -k {out}/kubernetes/overlays/{done.overlays[0]}")
-
-
 def zeros_line(manifest: dict[str, Any]) -> str | None:
     """Returns what zeros gain in the engine that was built, None where nothing was set to 0."""
     from tritonpress_generator import plugins
@@ -333,7 +316,3 @@ def _verify(repository: Path, release: str | None) -> int:
     for name, count in compared.items():
         print(f"{name}: {count} answers alone, in batches and concurrently are those of the build")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tritonpress_generator import plugins
 from tritonpress_generator.checked import UniqueKeyLoader, checked
@@ -65,6 +65,56 @@ class GateConfig(Settings):
         return self.metric != AGREEMENT
 
 
+class QueuePolicy(Settings):
+    max_queue_size: int = Field(default=0, ge=0)
+    """The most requests that wait; one more is refused, which a client may send to another server. 0: no limit."""
+    default_timeout_microseconds: int = Field(default=0, ge=0)
+    """How long a request may wait; looked at when an execution has ended. 0: as long as it takes."""
+    timeout_action: Literal["reject", "delay"] = "reject"
+    """What becomes of one that has waited longer: it is refused, or answered after all others."""
+    allow_timeout_override: bool = False
+    """Whether a request's own timeout counts, where it is shorter."""
+
+    @model_validator(mode="after")
+    def _has_a_timeout(self) -> QueuePolicy:
+        if not self.default_timeout_microseconds and (self.timeout_action == "delay" or self.allow_timeout_override):
+            raise ValueError(
+                "timeout_action: delay and allow_timeout_override need default_timeout_microseconds above 0, without "
+                "which Triton lets none expire"
+            )
+        return self
+
+
+class QueueConfig(QueuePolicy):
+    priority_levels: int = Field(default=1, ge=1, le=64)
+    """How many priorities requests may have; 1 is the highest."""
+    default_priority_level: int | None = Field(default=None, ge=1)
+    """Of a request that says none; default: the lowest."""
+    by_priority: dict[int, QueuePolicy] = {}
+    """What holds for a priority in place of the policy above."""
+
+    @model_validator(mode="after")
+    def _names_its_levels(self) -> QueueConfig:
+        for level in (self.default_priority_level or 1, *self.by_priority):
+            if not 1 <= level <= self.priority_levels:
+                raise ValueError(f"level {level} must be in 1..{self.priority_levels} (priority_levels)")
+        return self
+
+    @property
+    def timeouts(self) -> list[int]:
+        """The timeouts that there are."""
+        policies = (self, *self.by_priority.values())
+        return [p.default_timeout_microseconds for p in policies if p.default_timeout_microseconds]
+
+
+class RateLimiterConfig(Settings):
+    resources: dict[str, Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    """How much of each resource an execution holds; workloads that name the same one share it. There is as much of it
+    as the execution holds that holds most."""
+    priority: int = Field(default=1, ge=1)
+    """One of priority 2 is given half as many executions as one of priority 1."""
+
+
 class ServeConfig(Settings):
     max_batch_size: int = Field(default=16, ge=1, le=1024)
     """The most sequences in one execution of the engine, and in one request of a client."""
@@ -89,6 +139,24 @@ class ServeConfig(Settings):
     first of these that the engine and the task take."""
     tokenizer_instances: int = Field(default=1, ge=1, le=64)
     """Processes of the tokenizer's step, where it is one."""
+    queue: QueueConfig = QueueConfig()
+    """Who waits, how long, and who goes first, where the work is done."""
+    rate_limiter: RateLimiterConfig | None = None
+    """What executions of this and other workloads share, so that they take turns."""
+    response_cache: bool = False
+    """Whether the server keeps answers, and gives them again to the same request."""
+
+    @model_validator(mode="after")
+    def _queues_for_the_batcher(self) -> ServeConfig:
+        if self.queue != QueueConfig() and not self.dynamic_batching:
+            raise ValueError("queue needs dynamic_batching: true, whose queue it is; leave one of them out")
+        if any(timeout <= self.max_queue_delay_microseconds for timeout in self.queue.timeouts):
+            raise ValueError(
+                f"queue: default_timeout_microseconds must be above max_queue_delay_microseconds "
+                f"({self.max_queue_delay_microseconds}), got {min(self.queue.timeouts)}: what waits for companions "
+                "would expire"
+            )
+        return self
 
 
 class _RecipeText(Settings):

@@ -1,8 +1,9 @@
 """Writes a workload into a Triton model repository, so that the repository is whole at every moment.
 
-    NAME/config.pbtxt                   the ensemble: the single switch between builds
+    NAME/config.pbtxt                   the ensemble: the single switch between builds (`builds.py`)
     NAME/manifest.BUILD.json            what that build was made from, and how good it is
     NAME/manifest.json                  the same for the build that is switched on, for people
+    NAME_canary/                        the ensemble of a build that is tried beside the one that is switched on
     NAME/kept/                          what the next build need not compute again, such as calibrated ranges
     NAME/1/README                       keeps the version folder, which git and object stores would drop
     NAME_model_HASH/                    the steps; a step's name carries the hash of its content
@@ -12,7 +13,7 @@
 
 Everything is written under names that nothing refers to yet; renaming the ensemble's new config over the old one is the
 last step that matters, and it either has happened or has not. A build that is killed earlier leaves steps that no
-ensemble names; the next build removes them.
+manifest names; the next build removes them.
 """
 
 from __future__ import annotations
@@ -20,22 +21,34 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from tritonpress_generator import builds
+from tritonpress_generator.builds import HASH_LENGTH, config_text, read_config, read_manifest, workloads
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.kept import Kept
 
-_KEEP = "Triton wants a version folder; an ensemble has nothing to put there.\n"
-_HASH_LENGTH = 12
+__all__ = [
+    "KEEP",
+    "Step",
+    "changed_files",
+    "check_writable",
+    "config_text",
+    "read_config",
+    "read_manifest",
+    "record",
+    "size_bytes",
+    "workloads",
+    "write",
+]
+
+KEEP = 1
+"""Builds that stay beside those that an ensemble names: the one before, so that there is a way back."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,9 @@ def write(
     ensemble: Callable[[dict[str, str]], pb.ModelConfig],
     manifest: dict[str, Any],
     kept: Kept | None = None,
+    *,
+    canary: bool = False,
+    keep: int = KEEP,
 ) -> Path:
     """Returns the ensemble's folder after writing the steps and switching the ensemble to them.
 
@@ -69,23 +85,31 @@ def write(
         ensemble: Gives the ensemble's config for the steps' names, by role.
         manifest: What is known of the build; the steps' names, files and hashes are added.
         kept: What the next build of the workload need not compute again; saved beside the manifest.
+        canary: Whether the build is placed beside the one that serves, under the canary's name.
+        keep: How many builds that no ensemble names stay.
 
     Raises:
         InputError: `repository` is not a folder, or cannot be written.
     """
-    target = repository / name
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        _remove_litter(target)
-        # Inside the repository, so that renaming stays within one file system, and inside the ensemble's folder, since
-        # Triton takes every folder beside it for a model, hidden ones too.
-        with tempfile.TemporaryDirectory(prefix=f".build-{os.getpid()}-", dir=target) as work:
-            folder = _write(repository, Path(work), name, steps, ensemble, manifest)
+        (repository / name).mkdir(parents=True, exist_ok=True)
+        with builds.at_work(repository, name, wait=True) as work:
+            build = _place(repository, work, name, steps, ensemble, manifest)
+            before = [] if canary else _history(repository, name, build)
+            folder = builds.switch(repository, name, build, work, before=before, canary=canary)
+            builds.collect(repository, name, keep, work)
         if kept is not None:
             kept.save()
         return folder
     except OSError as exc:
         raise InputError(f"repository {repository}: cannot be written ({exc}); what was there is unchanged") from exc
+
+
+def _history(repository: Path, name: str, build: str) -> list[str]:
+    """Returns the builds that served before `build`, which is about to."""
+    if not (repository / name / "config.pbtxt").exists():
+        return []
+    return builds.history(repository, name, build)
 
 
 def check_writable(repository: Path) -> None:
@@ -101,14 +125,28 @@ def check_writable(repository: Path) -> None:
         )
 
 
-def _write(
+def check_canary(repository: Path, name: str) -> None:
+    """Says before the work of a canary's build that there is nothing to try it beside.
+
+    Raises:
+        InputError: `name` is not served from there, or a model that is no canary has the canary's name.
+    """
+    if not (repository / name / "config.pbtxt").exists():
+        raise InputError(
+            f"repository {repository}: must serve {name} for a canary beside it; build it without --canary"
+        )
+    builds.canary(repository, name)
+
+
+def _place(
     repository: Path,
     work: Path,
     name: str,
     steps: list[Step],
     ensemble: Callable[[dict[str, str]], pb.ModelConfig],
     manifest: dict[str, Any],
-) -> Path:
+) -> str:
+    """Returns the name of a build after writing its steps and its manifest, which change nothing of what serves."""
     names: dict[str, str] = {}
     files: dict[str, dict[str, Any]] = {}
     for step in steps:
@@ -121,7 +159,7 @@ def _write(
             step.config.parameters[role].string_value = names[role]
         content = _files(folder)
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode() + config_text(step.config).encode())
-        names[step.role] = f"{name}_{step.role}_{digest.hexdigest()[:_HASH_LENGTH]}"
+        names[step.role] = f"{name}_{step.role}_{digest.hexdigest()[:HASH_LENGTH]}"
         config = pb.ModelConfig()
         config.CopyFrom(step.config)
         config.name = names[step.role]
@@ -134,73 +172,13 @@ def _write(
             if target.exists():  # somebody has changed it: its name promises another content
                 target.rename(work / f"{step.role}.changed")
             folder.rename(target)
-    build = hashlib.sha256("".join(names.values()).encode()).hexdigest()[:_HASH_LENGTH]
     config = ensemble(names)
     config.name = name
-    config.parameters["build"].string_value = build
-    target = repository / name
-    (target / "1").mkdir(exist_ok=True)
-    (target / "1" / "README").write_text(_KEEP, encoding="utf-8")
-    text = json.dumps(manifest | {"build": build, "steps": names, "files": files}, indent=2, ensure_ascii=False) + "\n"
-    _replace(target / f"manifest.{build}.json", text, work)
-    _replace(target / "config.pbtxt", config_text(config), work)
-    _replace(target / "manifest.json", text, work)
-    _collect(repository, name, build)
-    return target
-
-
-def config_text(config: pb.ModelConfig) -> str:
-    """Returns `config` as the text of a `config.pbtxt`.
-
-    A zero is left out of protobuf's text, and Triton takes a missing `max_batch_size` for something else than 0.
-    """
-    text = text_format.MessageToString(config)
-    return text if config.max_batch_size else f"max_batch_size: 0\n{text}"
-
-
-def read_config(folder: Path) -> pb.ModelConfig:
-    """Returns the config of the model in `folder`.
-
-    Raises:
-        InputError: There is none, or it does not parse.
-    """
-    path = folder / "config.pbtxt"
-    try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig())
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as exc:
-        raise InputError(f"{path}: cannot be read ({' '.join(str(exc).split())}); build the workload again") from exc
-
-
-def workloads(repository: Path) -> list[str]:
-    """Returns the names of the workloads in `repository`, sorted.
-
-    Raises:
-        InputError: It is no folder, or holds no workload.
-    """
-    names = sorted(path.parent.name for path in repository.glob("*/manifest.json"))
-    if not names:
-        raise InputError(
-            f"repository {repository}: must hold a workload with a manifest, has none; run tritonpress build"
-        )
-    return names
-
-
-def read_manifest(repository: Path, name: str) -> dict[str, Any]:
-    """Returns the manifest of the build of `name` that is switched on.
-
-    Raises:
-        InputError: The workload or its manifest is missing or unreadable.
-    """
-    build = read_config(repository / name).parameters["build"].string_value
-    path = repository / name / f"manifest.{build}.json"
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"steps", "files", "golden"} - set(manifest)
-    except (OSError, ValueError, TypeError) as exc:
-        raise InputError(f"{path}: cannot be read ({exc}); build the workload again") from exc
-    if missing:
-        raise InputError(f"{path}: must have {', '.join(sorted(missing))}; build the workload again")
-    return manifest
+    text = config_text(config)
+    build = hashlib.sha256("".join([*names.values(), text]).encode()).hexdigest()[:HASH_LENGTH]
+    entries = {"build": build, "steps": names, "ensemble": text, "files": files}
+    builds.write_manifest(repository, name, manifest | entries, work)
+    return build
 
 
 def record(repository: Path, name: str, known: Mapping[str, Any], files: Sequence[Path]) -> None:
@@ -218,12 +196,10 @@ def record(repository: Path, name: str, known: Mapping[str, Any], files: Sequenc
     manifest = read_manifest(repository, name)
     added = {str(path.relative_to(repository)): _entry(path) for path in files}
     changed = {**manifest, **known, "files": {**manifest["files"], **added}}
-    text = json.dumps(changed, indent=2, ensure_ascii=False) + "\n"
-    target = repository / name
     try:
-        with tempfile.TemporaryDirectory(prefix=f".build-{os.getpid()}-", dir=target) as work:
-            _replace(target / f"manifest.{manifest['build']}.json", text, Path(work))
-            _replace(target / "manifest.json", text, Path(work))
+        with builds.at_work(repository, name, wait=True) as work:
+            builds.write_manifest(repository, manifest.get("workload", name), changed, work)
+            builds.write_for_people(repository, name, work)
     except OSError as exc:
         raise InputError(f"repository {repository}: cannot be written ({exc}); the manifest is as it was") from exc
 
@@ -245,33 +221,6 @@ def size_bytes(manifest: dict[str, Any]) -> int:
     return sum(int(entry["bytes"]) for entry in manifest["files"].values())
 
 
-def _collect(repository: Path, name: str, build: str) -> None:
-    """Removes the steps of `name` that no ensemble names any more, and its older manifests."""
-    try:
-        configs = {path.parent.name: read_config(path.parent) for path in repository.glob("*/config.pbtxt")}
-    except InputError:
-        return  # somebody else's model, which Triton will refuse: what it names is not known, so nothing is removed
-    used = {step.model_name for config in configs.values() for step in config.ensemble_scheduling.step}
-    # What a step in use calls by itself is named in its parameters.
-    used |= {p.string_value for step in used if step in configs for p in configs[step].parameters.values()}
-    own = re.compile(rf"{re.escape(name)}_(model|tokenizer|engine|postprocessing)_[0-9a-f]{{{_HASH_LENGTH}}}")
-    for folder in repository.iterdir():
-        is_step = own.fullmatch(folder.name)
-        if folder.is_dir() and is_step and folder.name not in used:
-            shutil.rmtree(folder)
-    for path in (repository / name).glob("manifest.*.json"):
-        if path.name != f"manifest.{build}.json":
-            path.unlink()
-
-
-def _remove_litter(target: Path) -> None:
-    """Removes what builds that were killed have left; a build that still runs keeps its own."""
-    for folder in target.glob(".build-*-*"):
-        owner = folder.name.split("-")[1]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 def _files(folder: Path) -> dict[str, dict[str, Any]]:
     return {str(path.relative_to(folder)): _entry(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
@@ -287,13 +236,3 @@ def _sync(folder: Path) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-
-
-def _replace(target: Path, text: str, work: Path) -> None:
-    """Puts `text` at `target` in one step."""
-    new = work / target.name
-    with new.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(target)

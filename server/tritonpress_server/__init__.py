@@ -7,8 +7,10 @@ from tritonpress_server.errors import (
     ServerNotInstalledError,
     ServerStartError,
     ServerTimeoutError,
+    SettingsError,
 )
 from tritonpress_server.server import TritonServer
+from tritonpress_server.settings import Settings
 
 __all__ = [
     "ModelRepositoryError",
@@ -17,5 +19,7 @@ __all__ = [
     "ServerNotInstalledError",
     "ServerStartError",
     "ServerTimeoutError",
+    "Settings",
+    "SettingsError",
     "TritonServer",
 ]

@@ -4,15 +4,19 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from types import FrameType
+from typing import Any
 
 from tritonpress_server.errors import (
     ModelRepositoryError,
     PortInUseError,
     ServerError,
     ServerNotInstalledError,
+    SettingsError,
 )
 from tritonpress_server.server import TritonServer
+from tritonpress_server.settings import LOG_FORMATS, MODES, Settings
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 
@@ -24,17 +28,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
-    server = TritonServer(
-        options.repository,
-        host=options.host,
-        grpc_port=options.grpc_port,
-        http_port=options.http_port,
-        metrics_port=options.metrics_port,
-        models=options.models,
-        log_path=options.log,
-        startup_timeout_s=options.startup_timeout,
-    )
     try:
+        server = TritonServer(
+            options.repository,
+            host=options.host,
+            grpc_port=options.grpc_port,
+            http_port=options.http_port,
+            metrics_port=options.metrics_port,
+            models=options.models,
+            log_path=options.log,
+            startup_timeout_s=options.startup_timeout,
+            settings=Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)}),
+        )
         with server:
             _announce(server)
             status = server.wait()
@@ -42,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", flush=True)
         return DONE
-    except (ModelRepositoryError, PortInUseError, ServerNotInstalledError) as error:
+    except (ModelRepositoryError, PortInUseError, ServerNotInstalledError, SettingsError) as error:
         print(f"tritonpress-serve: {error}", file=sys.stderr)
         return BAD_INPUT
     except ServerError as error:
@@ -80,7 +85,33 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--startup-timeout", type=float, default=120.0, metavar="S", help="seconds for loading (default %(default)g)"
     )
+    _add_settings(parser.add_argument_group("operation"))
     return parser
+
+
+def _add_settings(group: argparse._ArgumentGroup) -> None:
+    """Adds an option for each field of the settings."""
+    defaults = Settings()
+
+    def add(name: str, text: str, **more: Any) -> None:
+        option, default = "--" + name.replace("_", "-"), getattr(defaults, name)
+        if isinstance(default, bool):
+            group.add_argument(option, action="store_true", help=text)
+        else:
+            kind = int if isinstance(default, int) else str
+            text += "" if default is None else " (default %(default)s)"
+            group.add_argument(option, type=kind, default=default, help=text, **more)
+
+    add("model_control", "whether it takes orders, follows the repository's files, or neither", choices=MODES)
+    add("poll_s", "how often it looks at the files, with --model-control poll", metavar="S")
+    add("cache_mib", "memory for answers, where a recipe has response_cache", metavar="MIB")
+    add("drain_s", "how long it waits for requests in flight when it is told to stop", metavar="S")
+    add("trace_file", "gets the moments of traced requests, as JSON", metavar="FILE")
+    add("trace_url", "an OpenTelemetry collector that gets them, such as http://host:4318/v1/traces", metavar="URL")
+    add("trace_rate", "one request of so many is traced", metavar="N")
+    add("log_format", "of the log's timestamps", choices=LOG_FORMATS)
+    add("log_verbose", "from 1 on each request is logged", metavar="N")
+    add("metrics_summaries", "latencies by quantile too, in the metrics")
 
 
 def _port(text: str) -> int | None:

@@ -2,6 +2,7 @@
 
     ServerError
     ├── ServerNotInstalledError    the nvidia-pytriton wheel or a shared libpython is missing
+    ├── SettingsError              a setting is out of range, or excludes another
     ├── PortInUseError             a port that was asked for is taken, or may not be used
     ├── ModelRepositoryError       the repository is missing or empty, or a model in it failed to load
     ├── ServerStartError           it did not start for another reason; the last log lines follow
@@ -17,6 +18,10 @@ class ServerError(Exception):
 
 class ServerNotInstalledError(ServerError):
     """A part that the server needs is not on this machine."""
+
+
+class SettingsError(ServerError):
+    """A setting is at fault."""
 
 
 class PortInUseError(ServerError):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
 from tritonpress_server import guard
+from tritonpress_server.resting import resting
 from tritonpress_server.runtime import Runtime
 
 
@@ -17,9 +18,8 @@ def launch(
     private: Path,
     host: str,
     ports: Mapping[str, int],
-    models: Sequence[str],
     log: Path,
-    extra_args: Sequence[str],
+    arguments: Sequence[str],
 ) -> tuple[subprocess.Popen[bytes], int]:
     """The guard's process and tritonserver's pid (0 if the guard could not start it).
 
@@ -29,9 +29,8 @@ def launch(
         private: An empty folder for this run; its name becomes the server's id, and the guard removes it at the end.
         host: Address of all endpoints.
         ports: Port by endpoint: `grpc`, `http`, `metrics`.
-        models: Models to load, besides what ensembles among them need.
         log: File that the output is appended to.
-        extra_args: More options of tritonserver, after ours.
+        arguments: More options of tritonserver, after these.
     """
     runtime.write_backends(private / "backends")
     options = {
@@ -43,8 +42,8 @@ def launch(
     command = [
         str(runtime.binary),
         *(f"--{name}={value}" for name, value in options.items()),
-        *shared_options(repository.absolute(), host=host, ports=ports, models=models),
-        *extra_args,
+        *shared_options(repository.absolute(), host=host, ports=ports),
+        *arguments,
     ]
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -63,21 +62,18 @@ def launch(
         return process, int(first_line.readline() or 0)
 
 
-def shared_options(repository: PurePath, *, host: str, ports: Mapping[str, int], models: Sequence[str]) -> list[str]:
-    """The options that tritonserver gets here and in NVIDIA's container alike.
+def shared_options(repository: PurePath, *, host: str, ports: Mapping[str, int]) -> list[str]:
+    """The options that tritonserver gets here and in NVIDIA's container alike, before those of `Settings`.
 
     Args:
         repository: The model repository, as tritonserver finds it.
         host: Address of all endpoints.
         ports: Port by endpoint: `grpc`, `http`, `metrics`.
-        models: Models to load, besides what ensembles among them need.
     """
     return [
         f"--model-repository={repository}",
         *(f"--{endpoint}-address={host}" for endpoint in ports),
         *(f"--{endpoint}-port={port}" for endpoint, port in ports.items()),
-        "--model-control-mode=explicit",
-        *(f"--load-model={name}" for name in models),
         # Auto-completion costs each Python-hosted model a process of its own and a second.
         "--disable-auto-complete-config",
     ]
@@ -89,3 +85,9 @@ def find_models(repository: Path) -> list[str]:
     Triton itself would end at a folder such as ".staging", so the models are named one by one.
     """
     return sorted(entry.name for entry in repository.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def models_to_load(repository: Path) -> list[str]:
+    """The names of the models that are loaded where none are asked for: all but the steps of builds that rest."""
+    idle = resting(repository)
+    return [name for name in find_models(repository) if name not in idle]

@@ -12,12 +12,15 @@ from types import TracebackType
 
 from tritonpress_server import guard, probe, triton_log
 from tritonpress_server.errors import ModelRepositoryError, PortInUseError, ServerStartError, ServerTimeoutError
-from tritonpress_server.launch import find_models, launch
+from tritonpress_server.launch import find_models, launch, models_to_load
 from tritonpress_server.ports import choose_ports
 from tritonpress_server.runtime import find_runtime
+from tritonpress_server.settings import Settings
 
 POLL_S = 0.02
 KILL_TIMEOUT_S = 10.0
+# Unloading, after what is in flight has been answered.
+EXIT_S = 15.0
 # A chosen port can be lost to another process before Triton binds it.
 PORT_TRIES = 3
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -49,6 +52,7 @@ class TritonServer:
         models: Sequence[str] | None = None,
         log_path: str | os.PathLike[str] | None = None,
         startup_timeout_s: float = 120.0,
+        settings: Settings | None = None,
         extra_args: Sequence[str] = (),
     ) -> None:
         """Describes a server; nothing runs before `start()`.
@@ -59,16 +63,18 @@ class TritonServer:
             grpc_port: Port, or None for a free one; likewise `http_port` and `metrics_port`.
             http_port: See `grpc_port`.
             metrics_port: See `grpc_port`.
-            models: The models to load, with the steps that ensembles among them need; None for all, empty for none
-                (they can be loaded through Triton's model control).
+            models: The models to load, with the steps that ensembles among them need; None for all but the steps of
+                builds that no ensemble serves, empty for none (they can be loaded through Triton's model control).
             log_path: File that the log is appended to; None for a temporary one, removed when the server stops cleanly.
             startup_timeout_s: How long loading may take.
+            settings: Model control, caches, draining, logs, traces, metrics; default: `Settings()`.
             extra_args: More options of tritonserver, after ours.
         """
         self.repository = Path(repository)
         self.host = host
         self.models = None if models is None else tuple(models)
         self.startup_timeout_s = startup_timeout_s
+        self.settings = settings or Settings()
         self.extra_args = tuple(extra_args)
         self.grpc_url = self.http_url = self.metrics_url = ""
         self.pid = 0
@@ -110,10 +116,17 @@ class TritonServer:
                 if attempt == PORT_TRIES or None not in self._wanted_ports.values():
                     raise
 
-    def stop(self, timeout_s: float = 30.0) -> None:
-        """Drains and ends Triton; kills it if that takes longer than `timeout_s`. Does nothing if it does not run."""
+    def stop(self, timeout_s: float | None = None) -> None:
+        """Drains and ends Triton; kills it if that takes too long. Does nothing if it does not run.
+
+        It says at once that it is not ready, and refuses what is new; what is in flight is answered.
+
+        Args:
+            timeout_s: After how long it is killed; default: the settings' `drain_s`, and some seconds for the rest.
+        """
         if self._guard is None:
             return
+        timeout_s = self.settings.drain_s + EXIT_S if timeout_s is None else timeout_s
         clean = self._guard.poll() is None
         self._guard.terminate()
         try:
@@ -168,7 +181,7 @@ class TritonServer:
                 raise ModelRepositoryError(
                     f"model {name!r} is not in model repository {repository!r}; choose from {', '.join(found)}"
                 )
-        return found if self.models is None else list(self.models)
+        return models_to_load(self.repository) if self.models is None else list(self.models)
 
     def _start_once(self, models: list[str]) -> None:
         runtime = find_runtime()
@@ -182,9 +195,8 @@ class TritonServer:
                 private=private,
                 host=self.host,
                 ports=self._ports,
-                models=models,
                 log=log,
-                extra_args=self.extra_args,
+                arguments=[*self.settings.arguments(self.repository, models), *self.extra_args],
             )
             self._wait_until_ready(server_id=private.name)
         except BaseException:

@@ -9,7 +9,8 @@ from tritonpress_server.errors import ModelRepositoryError, PortInUseError, Serv
 TAIL_LINES = 12
 TAIL_WIDTH = 300
 
-_ERROR = re.compile(r'^E\d{4} [^\]]*\] (".*")$')
+# Both formats of the log: `E1128 18:55:17.66 …] "…"`, and `2026-11-28T19:29:48Z E …] "…"`.
+_ERROR = re.compile(r'^(?:E\d{4}|\S+Z E) [^\]]*\] (".*")$')
 # In this order: an ensemble fails because one of its steps did, which is what the reader must hear first.
 _FAILURES = tuple(
     re.compile(pattern, re.DOTALL)
@@ -38,7 +39,7 @@ _REMEDIES = {
     ),
 }
 # What Triton says on every machine without a GPU, and its tables.
-_NOISE = re.compile(r"CUDA|CudaDriver|NVML|DCGM|pinned system memory|^[|+]|^\s*$|^I\d{4}")
+_NOISE = re.compile(r"CUDA|CudaDriver|NVML|DCGM|pinned system memory|^[|+]|^\s*$|^I\d{4}|^\S+Z I ")
 
 
 def read_log(path: Path, *, offset: int = 0) -> str:

@@ -67,7 +67,10 @@ def test_repository_is_the_contract(tiny_repository: Path) -> None:
 
 def test_manifest_records_what_was_built_from_what(tiny_repository: Path) -> None:
     manifest = repository.read_manifest(tiny_repository, "recommendation")
-    assert manifest == json.loads((tiny_repository / "recommendation" / "manifest.json").read_text())
+    for_people = json.loads((tiny_repository / "recommendation" / "manifest.json").read_text())
+    (entry,) = for_people.pop("builds")
+    assert (entry["build"], entry["state"]) == (manifest["build"], "served")
+    assert manifest == for_people
     assert repository.changed_files(tiny_repository, manifest) == []
     written = {path for path in snapshot(tiny_repository) if not path.startswith("recommendation/")}
     assert set(manifest["files"]) == written
@@ -89,18 +92,19 @@ def test_building_again_changes_no_step(sources: Path, model_repo: Path) -> None
     assert {path.name for path in model_repo.iterdir()} == before
 
 
-def test_new_build_replaces_the_steps_that_changed(sources: Path, model_repo: Path) -> None:
+@pytest.mark.parametrize("keep", [0, 1])
+def test_new_build_writes_the_steps_that_changed(sources: Path, model_repo: Path, keep: int) -> None:
     before = {path.name for path in model_repo.iterdir()}
-    assert run("build", write_recipe(sources, graph=["fuse"]), "--out", model_repo) == 0
+    assert run("build", write_recipe(sources, graph=["fuse"]), "--out", model_repo, "--keep", str(keep)) == 0
     after = {path.name for path in model_repo.iterdir()}
-    assert len(after) == len(before)
+    assert len(after) == len(before) + keep
     assert [name.rsplit("_", 1)[0] for name in after - before] == ["recommendation_engine"]
     assert repository.changed_files(model_repo, repository.read_manifest(model_repo, "recommendation")) == []
 
 
 def test_another_division_of_the_steps_replaces_all_of_them(sources: Path, model_repo: Path) -> None:
     serve = {"max_batch_size": 8, "max_length": 48, "lengths": "exact", "dynamic_batching": False}
-    assert run("build", write_recipe(sources, serve=serve), "--out", model_repo) == 0
+    assert run("build", write_recipe(sources, serve=serve), "--out", model_repo, "--keep", "0") == 0
     assert [path.name.rsplit("_", 1)[0] for path in sorted(model_repo.iterdir())] == [
         "recommendation",
         "recommendation_model",

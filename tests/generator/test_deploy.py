@@ -177,7 +177,6 @@ def test_a_bundle_is_fetched_unpacked_and_served(deployed: dict[str, Path]) -> N
     (server,) = pod["containers"]
     assert fetch["command"][-2] == "s3://models/today.bundle"
     assert fetch["command"][-1] == unpack["command"][-2]
-    assert unpack["command"][-3] == "unpack"
     assert unpack["image"] == server["image"]
     assert f"--model-repository={unpack['command'][-1]}" in server["args"]
     cpu = next(e for e in objects(deployed["cpu"] / "kubernetes") if e["kind"] == "Deployment")

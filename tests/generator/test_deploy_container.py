@@ -22,14 +22,14 @@ import tritonclient.grpc as triton
 import yaml
 from deployments import deploy, use_index, write_repository
 from test_deploy import _filled
-from tritonpress_generator import cli
-from tritonpress_generator.deploy.image import _UNPACK_PACKAGES
+from tritonpress_generator.deploy import image_files
+from tritonpress_generator.deploy.image import UNPACK_PACKAGES
 from tritonpress_generator.packing.pack import pack
 from tritonpress_server import TritonServer
 from tritonpress_server.ports import choose_ports
 from tritonpress_server.runtime import find_runtime
 
-CHECK = Path(cli.__file__).parent / "deploy" / "image_files" / "healthcheck.py"
+CHECK = Path(str(image_files.__file__)).parent / "healthcheck.py"
 """The health check, which Python runs as a file."""
 
 
@@ -139,11 +139,11 @@ def test_the_image_unpacks_a_bundle_with_its_packages_alone(tmp_path: Path, monk
     out = deploy(repository, tmp_path / "out", "--bundle=gs://models/b")
     lines = (out / "image" / "requirements.txt").read_text().splitlines()[1:]
     installed = {line.partition("==")[0] for line in lines}
-    assert installed == {*_UNPACK_PACKAGES, "onnxruntime", "tokenizers"}
+    assert installed == {*UNPACK_PACKAGES, "onnxruntime", "tokenizers"}
     python = tmp_path / "python"
     python.mkdir()
     (python / "tritonpress_generator").symlink_to(out / "image" / "tritonpress_generator")
-    for package in _UNPACK_PACKAGES:
+    for package in UNPACK_PACKAGES:
         for part in {file.parts[0] for file in files(package) or [] if file.parts[0] not in ("..", "__pycache__")}:
             place = next(Path(folder) / part for folder in sys.path if (Path(folder) / part).exists())
             if not (python / part).exists():

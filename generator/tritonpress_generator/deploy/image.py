@@ -15,12 +15,12 @@ _PACKAGE = Path(tritonpress_generator.__file__).parent
 _HOME = "/opt/tritonpress"
 _PYTHON = f"{_HOME}/python"
 HEALTHCHECK = ["python3", f"{_HOME}/healthcheck.py", str(HTTP)]
-UNPACK = ["python3", "-m", "tritonpress_generator.cli", "unpack"]
+UNPACK = ["python3", "-m", "tritonpress_generator.packing"]
 """The command of the image that unpacks and verifies a bundle."""
 
 # What `UNPACK` imports, beside the packing itself.
-_UNPACK_FILES = ("__init__.py", "cli.py", "errors.py", "table.py")
-_UNPACK_PACKAGES = (
+_UNPACK_FILES = ("__init__.py", "errors.py")
+UNPACK_PACKAGES = (
     "annotated-types", "backports-zstd", "numpy", "pydantic", "pydantic-core", "tqdm", "typing-extensions",
     "typing-inspection",
 )  # fmt: skip
@@ -36,7 +36,7 @@ def packages(served: Sequence[str], settings: Settings) -> list[str]:
     needed = [] if settings.execution_env else list(served)
     if settings.bundle:
         known = {pin.partition("==")[0] for pin in needed}
-        needed += [f"{name}=={version(name)}" for name in _UNPACK_PACKAGES if name not in known]
+        needed += [f"{name}=={version(name)}" for name in UNPACK_PACKAGES if name not in known]
     return sorted(needed)
 
 

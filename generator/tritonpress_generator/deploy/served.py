@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as pb
-from tritonpress_server.launch import find_models
+from tritonpress_server.launch import models_to_load
 
 from tritonpress_generator import repository as repositories
 from tritonpress_generator.errors import InputError
@@ -84,7 +84,7 @@ def read(repository: Path) -> Served:
     return Served(
         repository=repository,
         builds={name: str(manifest["build"]) for name, manifest in manifests.items()},
-        models=find_models(repository),
+        models=models_to_load(repository),
         python_steps=python,
         packages=_packages(repository, manifests, python),
         native=sorted({config.backend or config.platform for config in configs.values()} - {"python"}),

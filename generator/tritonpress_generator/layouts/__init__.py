@@ -93,13 +93,17 @@ def ensemble_config(
         )
         for role, reads, gives in flow
     ]
-    return pb.ModelConfig(
+    config = pb.ModelConfig(
         platform="ensemble",
         max_batch_size=recipe.serve.max_batch_size,
         input=task.module.ensemble_inputs(),
         output=task.module.ensemble_outputs(task.config),
         ensemble_scheduling=pb.ModelEnsembling(step=steps),
     )
+    if recipe.serve.response_cache:
+        # Of whole answers: a hit asks no step.
+        config.response_cache.enable = True
+    return config
 
 
 def public_names(recipe: Recipe) -> tuple[list[str], list[str]]:

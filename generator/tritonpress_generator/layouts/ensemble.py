@@ -13,6 +13,7 @@ import numpy as np
 from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonpress_generator.layouts import Parts, copy_code, ensemble_config, public_names, python_config
+from tritonpress_generator.queueing import add_priorities, add_queue
 from tritonpress_generator.repository import Step
 from tritonpress_generator.steps.tokenizer.served import save
 
@@ -53,6 +54,7 @@ def _tokenizer(parts: Parts) -> Step:
 
     config = python_config(recipe, instances=recipe.serve.tokenizer_instances)
     config.dynamic_batching.SetInParent()
+    add_priorities(config, recipe.serve)
     config.input.extend(recipe.task.module.ensemble_inputs())
     config.output.extend(
         pb.ModelOutput(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
@@ -70,8 +72,7 @@ def engine(parts: Parts) -> Step:
     config.input.extend(parts.engine_inputs())
     lengths.declare_outputs(config, signature)
     types = {tensor.name: tensor.data_type for tensor in config.input}
-    if recipe.serve.dynamic_batching:
-        config.dynamic_batching.max_queue_delay_microseconds = recipe.serve.max_queue_delay_microseconds
+    add_queue(config, recipe.serve)
     config.version_policy.latest.num_versions = 1
     data: dict[str, bytes] = {}
     for length in parts.asked.borders or [min(length, recipe.serve.max_length) for length in _WARM_UP_LENGTHS]:
@@ -109,6 +110,7 @@ def _postprocessing(parts: Parts) -> Step:
     config.parameters["texts"].string_value = " ".join(task.module.INPUTS)
     if parts.lengths.module.POSTPROCESSING_BATCHES:
         config.dynamic_batching.SetInParent()
+        add_priorities(config, parts.recipe.serve)
     else:
         config.max_batch_size = 0
         for tensor in (*config.input, *config.output):

@@ -14,6 +14,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonpress_generator.layouts import Parts, ensemble, ensemble_config, public_names
 from tritonpress_generator.layouts.single import text_to_answer
+from tritonpress_generator.recipe import QueueConfig
 from tritonpress_generator.repository import Step
 
 NATIVE = True
@@ -24,12 +25,18 @@ _STEPS_AN_ENGINE = 2
 
 def steps(parts: Parts) -> list[Step]:
     """Returns the engine and the step that asks it."""
-    engine = ensemble.engine(parts)
+    # Requests wait, by priority, for the step that they reach first; what it asks the engine must not be refused there.
+    engine = ensemble.engine(_with(parts, queue=QueueConfig()))
     instances = _STEPS_AN_ENGINE * sum(group.count for group in engine.config.instance_group)
-    step = text_to_answer(parts, "scripting", instances=instances)
+    step = text_to_answer(_with(parts, rate_limiter=None), "scripting", instances=instances)
     step.config.parameters["outputs"].string_value = " ".join(parts.signature.outputs)
     # No warm-up: the engine may be loaded after it.
     return [engine, replace(step, calls=("engine",))]
+
+
+def _with(parts: Parts, **settings: object) -> Parts:
+    """Returns the parts with other settings of `serve`."""
+    return replace(parts, recipe=replace(parts.recipe, serve=parts.recipe.serve.model_copy(update=settings)))
 
 
 def config(parts: Parts, names: Mapping[str, str]) -> pb.ModelConfig:

@@ -16,6 +16,7 @@ from pathlib import Path
 from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonpress_generator.layouts import Parts, copy_code, ensemble_config, public_names, python_config
+from tritonpress_generator.queueing import add_queue
 from tritonpress_generator.repository import Step
 from tritonpress_generator.steps.tokenizer.served import save
 
@@ -66,8 +67,7 @@ def text_to_answer(parts: Parts, engine: str, *, instances: int, packages: Seque
         parts.write_postprocessing(version_dir)
 
     config = python_config(recipe, instances=instances)
-    if recipe.serve.dynamic_batching:
-        config.dynamic_batching.max_queue_delay_microseconds = recipe.serve.max_queue_delay_microseconds
+    add_queue(config, recipe.serve)
     config.input.extend(task.module.ensemble_inputs())
     config.output.extend(task.module.ensemble_outputs(task.config))
     return Step("model", config, write)

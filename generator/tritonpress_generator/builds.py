@@ -1,0 +1,322 @@
+"""The builds of a workload that lie in a repository, and the switch between them.
+
+    NAME/config.pbtxt            names the steps of the build that serves; its parameters say which build that is
+                                 (`build`) and which served before it, newest first (`previous`)
+    NAME/manifest.BUILD.json     of each build that lies there, with the ensemble's config that serves it (`ensemble`)
+    NAME/manifest.json           for people: of the build that serves, with a list of all of them (`builds`)
+    NAME_canary/                 the ensemble of a build that is tried beside; `canary_of` in its parameters says NAME
+
+The switch is one rename of a `config.pbtxt`, which has the history in it: both have happened or neither has.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from tritonpress_generator.errors import InputError
+
+HASH_LENGTH = 12
+_CANARY = "_canary"
+_KEEP = "Triton wants a version folder; an ensemble has nothing to put there.\n"
+
+
+def config_text(config: pb.ModelConfig) -> str:
+    """Returns `config` as the text of a `config.pbtxt`.
+
+    A zero is left out of protobuf's text, and Triton takes a missing `max_batch_size` for something else than 0.
+    """
+    text = text_format.MessageToString(config)
+    return text if config.max_batch_size else f"max_batch_size: 0\n{text}"
+
+
+def read_config(folder: Path) -> pb.ModelConfig:
+    """Returns the config of the model in `folder`.
+
+    Raises:
+        InputError: There is none, or it does not parse.
+    """
+    path = folder / "config.pbtxt"
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig())
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as exc:
+        raise InputError(f"{path}: cannot be read ({' '.join(str(exc).split())}); build the workload again") from exc
+
+
+def workloads(repository: Path) -> list[str]:
+    """Returns the names of the workloads in `repository`, canaries too, sorted.
+
+    Raises:
+        InputError: It is no folder, or holds no workload.
+    """
+    names = sorted(path.parent.name for path in repository.glob("*/manifest.json"))
+    if not names:
+        raise InputError(
+            f"repository {repository}: must hold a workload with a manifest, has none; run tritonpress build"
+        )
+    return names
+
+
+def served(repository: Path, name: str) -> str:
+    """Returns the build that the ensemble `name` serves.
+
+    Raises:
+        InputError: There is no such ensemble, or its config does not parse.
+    """
+    return str(read_config(repository / name).parameters["build"].string_value)
+
+
+def previous(repository: Path, name: str) -> list[str]:
+    """Returns the builds that `name` served before, newest first; some may have been collected."""
+    return str(read_config(repository / name).parameters["previous"].string_value).split()
+
+
+def history(repository: Path, name: str, build: str) -> list[str]:
+    """Returns what `previous` is to be once `build` serves in place of the build that does now."""
+    now, found = served(repository, name), manifests(repository, name)
+    before = previous(repository, name)
+    return before if build == now else [b for b in (now, *before) if b != build and b in found]
+
+
+def owner(repository: Path, name: str) -> str:
+    """Returns the workload whose builds the ensemble `name` serves: its own, or another's whose canary it is."""
+    return str(read_config(repository / name).parameters["canary_of"].string_value or name)
+
+
+def canary_name(name: str) -> str:
+    """Returns the name of the ensemble under which a build of `name` is tried."""
+    return name + _CANARY
+
+
+def canary(repository: Path, name: str) -> str | None:
+    """Returns the build that is tried beside the one of `name`; None if none is.
+
+    Raises:
+        InputError: A model that is no canary has the name.
+    """
+    folder = repository / canary_name(name)
+    if not folder.exists():
+        return None
+    if owner(repository, folder.name) != name:
+        raise InputError(f"{folder}: must be the canary of {name}, is a model of its own; rename one of the workloads")
+    return served(repository, folder.name)
+
+
+def manifests(repository: Path, name: str) -> dict[str, dict[str, Any]]:
+    """Returns the manifests of the builds of `name` that lie there, by build; one that cannot be read is left out."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted((repository / name).glob("manifest.*.json")):
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            build, _ = manifest["build"], manifest["steps"]
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+        found[str(build)] = manifest
+    return found
+
+
+def read_manifest(repository: Path, name: str, build: str | None = None) -> dict[str, Any]:
+    """Returns the manifest of a build of `name`, which may be a canary's; default: of the build that serves.
+
+    Raises:
+        InputError: The workload or the manifest is missing or unreadable.
+    """
+    build = build or served(repository, name)
+    path = repository / owner(repository, name) / f"manifest.{build}.json"
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"steps", "files", "golden"} - set(manifest)
+    except (OSError, ValueError, TypeError) as exc:
+        raise InputError(f"{path}: cannot be read ({exc}); build the workload again") from exc
+    if missing:
+        raise InputError(f"{path}: must have {', '.join(sorted(missing))}; build the workload again")
+    return manifest
+
+
+def listing(repository: Path, name: str) -> list[dict[str, str]]:
+    """Returns what is known of each build of `name` that lies there: `build`, `created`, and its `state`.
+
+    The state is `served`, `canary`, `previous` (served before) or `kept`; the newest first, in this order.
+    """
+    found = manifests(repository, name)
+    now, tried, before = served(repository, name), canary(repository, name), previous(repository, name)
+
+    def state(build: str) -> str:
+        if build == now:
+            return "served"
+        if build == tried:
+            return "canary"
+        return "previous" if build in before else "kept"
+
+    rows = [{"build": b, "created": str(m.get("created", "")), "state": state(b)} for b, m in found.items()]
+    rows.sort(key=lambda row: row["created"], reverse=True)
+    states = ["served", "canary", "previous", "kept"]
+    # Those that served before in the order in which they did.
+    return sorted(
+        rows,
+        key=lambda row: (
+            states.index(row["state"]),
+            before.index(row["build"]) if row["state"] == "previous" else 0,
+        ),
+    )
+
+
+def switch(
+    repository: Path, name: str, build: str, work: Path, *, before: Sequence[str] = (), canary: bool = False
+) -> Path:
+    """Returns the folder of the ensemble that serves `build` from now on.
+
+    Args:
+        repository: The model repository.
+        name: The workload's.
+        build: One whose manifest lies there.
+        work: A folder within the repository.
+        before: The builds that are recorded as those that served before, newest first.
+        canary: Whether it is the canary that is switched, rather than the workload.
+
+    Raises:
+        InputError: The build's manifest cannot be read.
+        OSError: The repository cannot be written; the ensemble is as it was.
+    """
+    ensemble = canary_name(name) if canary else name
+    try:
+        manifest = json.loads((repository / name / f"manifest.{build}.json").read_text(encoding="utf-8"))
+        config = text_format.Parse(manifest["ensemble"], pb.ModelConfig())
+    except (ValueError, KeyError, TypeError, text_format.ParseError) as exc:
+        raise InputError(f"{name}: the manifest of build {build} cannot be read ({exc!r}); build it again") from exc
+    config.name = ensemble
+    config.parameters["build"].string_value = build
+    if before:
+        config.parameters["previous"].string_value = " ".join(before)
+    if canary:
+        config.parameters["canary_of"].string_value = name
+    target = repository / ensemble
+    folder = target if target.exists() else work / ensemble
+    if not (folder / "1" / "README").exists():
+        (folder / "1").mkdir(parents=True, exist_ok=True)
+        (folder / "1" / "README").write_text(_KEEP, encoding="utf-8")
+    _replace(folder / "config.pbtxt", config_text(config), work)
+    if folder != target:
+        # A folder that is new appears whole, and as a workload at once.
+        _replace(folder / "manifest.json", _json_text(manifest), work)
+        folder.rename(target)
+    write_for_people(repository, ensemble, work)
+    if canary:
+        write_for_people(repository, name, work)
+    return target
+
+
+def write_manifest(repository: Path, name: str, manifest: Mapping[str, Any], work: Path) -> None:
+    """Writes the manifest of a build of `name`."""
+    _replace(repository / name / f"manifest.{manifest['build']}.json", _json_text(manifest), work)
+
+
+def write_for_people(repository: Path, name: str, work: Path) -> None:
+    """Writes `NAME/manifest.json`."""
+    manifest = read_manifest(repository, name)
+    text = _json_text({**manifest, "builds": listing(repository, owner(repository, name))})
+    _replace(repository / name / "manifest.json", text, work)
+
+
+def withdraw(repository: Path, name: str, work: Path) -> None:
+    """Removes the canary of `name`, whose build stays as those do that served before."""
+    (repository / canary_name(name)).rename(work / canary_name(name))
+    write_for_people(repository, name, work)
+
+
+def unnamed(repository: Path, name: str) -> set[str]:
+    """Returns the steps of `name` that no ensemble names, nor a step that an ensemble names.
+
+    Raises:
+        InputError: A config does not parse, which may be somebody else's: what it names is not known.
+    """
+    configs = {path.parent.name: read_config(path.parent) for path in repository.glob("*/config.pbtxt")}
+    used = {step.model_name for config in configs.values() for step in config.ensemble_scheduling.step}
+    # What a step in use calls by itself is named in its parameters.
+    used |= {p.string_value for step in used if step in configs for p in configs[step].parameters.values()}
+    own = re.compile(rf"{re.escape(name)}_(model|tokenizer|engine|postprocessing)_[0-9a-f]{{{HASH_LENGTH}}}")
+    folders = {path.name for path in repository.iterdir() if path.is_dir() and own.fullmatch(path.name)}
+    return folders - used
+
+
+def collect(repository: Path, name: str, keep: int, work: Path) -> list[str]:
+    """Returns the builds of `name` that were removed: those that no ensemble names, but for the last `keep` of them.
+
+    A build's manifest goes before its steps, so that what lies there by its manifest is whole; a step goes in one
+    rename, so that nobody sees half of it.
+    """
+    try:
+        idle = unnamed(repository, name)
+    except InputError:
+        return []  # nothing is removed on a guess
+    rows = listing(repository, name)
+    gone = [row["build"] for row in rows if row["state"] in {"previous", "kept"}][keep:]
+    for build in gone:
+        (repository / name / f"manifest.{build}.json").unlink()
+    stays = {step for manifest in manifests(repository, name).values() for step in manifest["steps"].values()}
+    for step in sorted(idle - stays):
+        (repository / step).rename(work / step)
+        shutil.rmtree(work / step)
+    if gone:
+        write_for_people(repository, name, work)
+    return gone
+
+
+@contextmanager
+def at_work(repository: Path, name: str, *, wait: bool) -> Iterator[Path]:
+    """Yields a folder for what is being written, while no other process changes the workload `name`.
+
+    It lies inside the repository, so that renaming stays within one file system, and inside the ensemble's folder,
+    since Triton takes every folder beside it for a model, hidden ones too.
+
+    Raises:
+        InputError: Another process changes it, and `wait` is False.
+    """
+    target = repository / name
+    lock = os.open(target, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise InputError(
+                f"{target}: another build, promote or rollback is changing it; wait until that has ended"
+            ) from None
+        _remove_litter(target)
+        with tempfile.TemporaryDirectory(prefix=f".build-{os.getpid()}-", dir=target) as work:
+            yield Path(work)
+    finally:
+        os.close(lock)
+
+
+def _remove_litter(target: Path) -> None:
+    """Removes what builds that were killed have left; a build that still runs keeps its own."""
+    for folder in target.glob(".build-*-*"):
+        owner = folder.name.split("-")[1]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _json_text(manifest: Mapping[str, Any]) -> str:
+    """Returns a manifest as the text of its file."""
+    return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+
+
+def _replace(target: Path, text: str, work: Path) -> None:
+    """Puts `text` at `target` in one step."""
+    new = work / f"{target.parent.name}.{target.name}"
+    with new.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(target)

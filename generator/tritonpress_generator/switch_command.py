@@ -1,0 +1,111 @@
+"""`tritonpress promote` and `rollback`: their arguments, and what they print."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tritonpress_generator.errors import InputError
+
+COMMANDS = ("promote", "rollback")
+
+
+def add_parsers(commands: Any) -> None:
+    """Adds the two commands."""
+    promote = commands.add_parser("promote", help="switch a workload to another build that lies in the repository")
+    rollback = commands.add_parser("rollback", help="switch a workload back to the build that it served before")
+    for parser in (promote, rollback):
+        parser.add_argument("repository", type=Path)
+        parser.add_argument("name", help="the workload")
+    promote.add_argument("build", nargs="?", help="default: the canary's")
+    rollback.add_argument("--canary", action="store_true", help="withdraw the canary, and leave the workload as it is")
+    for parser in (promote, rollback):
+        add_server_arguments(parser)
+        parser.add_argument("--timeout-s", type=float, default=300.0, help="for loading a model (default: 300)")
+
+
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what `build` takes too."""
+    parser.add_argument(
+        "--server",
+        action="append",
+        dest="servers",
+        default=[],
+        metavar="HOST:PORT",
+        help="a Triton that serves the repository, to be told by gRPC; may be repeated",
+    )
+    parser.add_argument(
+        "--keep", type=_count, default=1, metavar="N", help="builds that stay beside those that serve (default: 1)"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Switches, and prints what was done.
+
+    Raises:
+        GeneratorError: See `switching`.
+    """
+    from tritonpress_generator import switching
+
+    settings = {"servers": options.servers, "keep": options.keep, "timeout_s": options.timeout_s}
+    with _reached():
+        if options.command == "rollback" and options.canary:
+            build = switching.withdraw(options.repository, options.name, **settings)
+            print(f"{options.name}: build {build} is no canary any more")
+        elif options.command == "promote":
+            _print(options, switching.promote(options.repository, options.name, options.build, **settings))
+        else:
+            _print(options, switching.rollback(options.repository, options.name, **settings))
+
+
+def bring_up(options: argparse.Namespace, name: str, ensemble: str) -> None:
+    """Makes the servers that the arguments of `build` name, if any, serve what was built.
+
+    Raises:
+        GeneratorError: See `switching`.
+    """
+    if not options.servers:
+        return
+    from tritonpress_generator import switching
+
+    with _reached():
+        switching.bring_up(options.out, name, canary=options.canary, servers=options.servers, keep=options.keep)
+    print(f"{ensemble}: served by {', '.join(options.servers)}")
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    """Says of a server that cannot be asked what the client says."""
+    from tritonpress_client import TritonpressError
+
+    try:
+        yield
+    except TritonpressError as exc:
+        raise InputError(str(exc)) from exc
+
+
+def _print(options: argparse.Namespace, done: Any) -> None:
+    from tritonpress_generator import builds
+    from tritonpress_generator.table import render
+
+    rows = builds.listing(options.repository, options.name)
+    print(render(["build", "created", "state"], [[row["build"], row["created"], row["state"]] for row in rows]))
+    served = f"{options.name}: build {done.build} serves"
+    print(f"{served} as before" if done.before == done.build else f"{served}, {done.before} did before")
+    if done.collected:
+        print(f"removed: {', '.join(done.collected)}")
+    if not options.servers:
+        print("the files are switched; a server that polls follows, another one with --server, or when it is restarted")
+
+
+def _count(text: str) -> int:
+    try:
+        count = int(text)
+    except ValueError:
+        count = -1
+    if count < 0:
+        raise argparse.ArgumentTypeError(f"must be a number of builds, 0 or more, got {text!r}")
+    return count

@@ -1,0 +1,258 @@
+"""Switches a workload between the builds that lie in a repository, in its files and on the servers that serve it.
+
+Servers load the new steps first; then one rename switches the files; then they take the ensemble's new config. Each
+request is answered by one build as a whole: the ensemble's config names every step by the hash of its content, and a
+request that has begun keeps the steps that it began with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tritonpress_client import TritonpressError
+
+from tritonpress_generator import builds
+from tritonpress_generator.errors import InputError, VerificationError
+from tritonpress_generator.model_control import ModelControl
+from tritonpress_generator.plans import pending
+from tritonpress_generator.repository import KEEP, changed_files
+
+TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Switched:
+    """What a switch has done."""
+
+    build: str
+    """That serves now."""
+    before: str
+    """That served before; the same where nothing was to be switched in the files."""
+    collected: list[str]
+    """Builds that were removed."""
+
+
+def promote(
+    repository: Path,
+    name: str,
+    build: str | None = None,
+    *,
+    servers: Sequence[str] = (),
+    keep: int = KEEP,
+    timeout_s: float = TIMEOUT_S,
+) -> Switched:
+    """Returns what was done to make `name` serve `build`.
+
+    Again the same after it was killed, or where it serves that build already, brings the servers up to date.
+
+    Args:
+        repository: The model repository.
+        name: The workload's.
+        build: One that lies there; default: the canary's.
+        servers: `HOST:PORT` of the servers that serve the repository; without, the files alone are switched.
+        keep: How many builds that no ensemble names stay.
+        timeout_s: How long a server may take to load a model.
+
+    Raises:
+        InputError: There is no such workload or build, or it is being changed by another process.
+        VerificationError: The build is not as it was written, or a server does not serve it: all is as it was.
+        TritonpressError: A server does not answer; the repository is as it was.
+    """
+    _check_workload(repository, name)
+    with _at_work(repository, name) as work, _connected(servers, timeout_s) as controls:
+        tried = builds.canary(repository, name)
+        if build is None and tried is None:
+            raise InputError(f"{name}: has no canary; say which build: {_choices(repository, name)}")
+        return _switch(repository, name, build or str(tried), work, controls, keep)
+
+
+def rollback(
+    repository: Path, name: str, *, servers: Sequence[str] = (), keep: int = KEEP, timeout_s: float = TIMEOUT_S
+) -> Switched:
+    """Returns what was done to make `name` serve the build that it served before; twice goes back by two.
+
+    Raises:
+        InputError: There is none before, or it does not lie there any more, or a server serves something else than the
+            repository says, as after a switch that was killed; else as `promote`.
+        VerificationError: As `promote`.
+        TritonpressError: As `promote`.
+    """
+    _check_workload(repository, name)
+    with _at_work(repository, name) as work, _connected(servers, timeout_s) as controls:
+        now, found = builds.served(repository, name), builds.manifests(repository, name)
+        before = builds.previous(repository, name)
+        if not before or before[0] not in found:
+            raise InputError(
+                f"{name}: no build lies there that served before {now}; promote one of: {_choices(repository, name)}"
+            )
+        for control in controls:
+            if (other := control.build(name)) != now:
+                raise InputError(
+                    f"{control.target}: must serve {name} with build {now}, as the repository says, got "
+                    f"{other or 'none'}; bring it up to date first: tritonpress promote {repository} {name} {now} "
+                    f"--server {control.target}"
+                )
+        return _switch(repository, name, before[0], work, controls, keep, history=before[1:])
+
+
+def withdraw(
+    repository: Path, name: str, *, servers: Sequence[str] = (), keep: int = KEEP, timeout_s: float = TIMEOUT_S
+) -> str:
+    """Returns the build that was `name`'s canary and is it no longer.
+
+    Raises:
+        InputError: There is no canary; else as `promote`.
+        TritonpressError: As `promote`.
+    """
+    _check_workload(repository, name)
+    with _at_work(repository, name) as work, _connected(servers, timeout_s) as controls:
+        build = builds.canary(repository, name)
+        if build is None:
+            raise InputError(f"{name}: has no canary; builds that lie there: {_choices(repository, name)}")
+        builds.withdraw(repository, name, work)
+        for control in controls:
+            control.unload_ensemble(builds.canary_name(name))
+        _retire(repository, name, controls, keep, work)
+        return build
+
+
+def bring_up(
+    repository: Path, name: str, *, canary: bool, servers: Sequence[str], keep: int = KEEP, timeout_s: float = TIMEOUT_S
+) -> None:
+    """Makes servers take what a build has written.
+
+    Args:
+        repository: The model repository.
+        name: The workload's.
+        canary: Whether the build is its canary.
+        servers: `HOST:PORT` of each.
+        keep: How many builds that no ensemble names stay.
+        timeout_s: How long a server may take to load a model.
+
+    Raises:
+        VerificationError: A server does not serve the build.
+        TritonpressError: A server does not answer, or cannot load a model.
+    """
+    with _at_work(repository, name) as work, _connected(servers, timeout_s) as controls:
+        ensemble = builds.canary_name(name) if canary else name
+        manifest = builds.read_manifest(repository, ensemble)
+        for control in controls:
+            control.load_steps([*manifest["steps"].values()])
+            control.load_ensemble(ensemble, manifest["build"])
+        _retire(repository, name, controls, keep, work)
+
+
+def _switch(
+    repository: Path,
+    name: str,
+    build: str,
+    work: Path,
+    controls: Sequence[ModelControl],
+    keep: int,
+    *,
+    history: Sequence[str] | None = None,
+) -> Switched:
+    """Returns what was done; a server that refuses the build leaves all as it was."""
+    manifest = _checked(repository, name, build)
+    now, then = builds.served(repository, name), builds.previous(repository, name)
+    steps = [*manifest["steps"].values()]
+    for control in controls:
+        with _named(control, "nothing was switched"):
+            control.load_steps(steps)
+    before = builds.history(repository, name, build) if history is None else history
+    builds.switch(repository, name, build, work, before=before)
+    try:
+        for control in controls:
+            with _named(control, f"{name} was switched back to {now}"):
+                control.load_ensemble(name, build)
+    except (TritonpressError, VerificationError):
+        if now != build:
+            builds.switch(repository, name, now, work, before=then)
+            _switch_back(controls, name, now)
+        raise
+    return Switched(build, now, _retire(repository, name, controls, keep, work))
+
+
+def _switch_back(controls: Sequence[ModelControl], name: str, build: str) -> None:
+    """Makes the servers that have switched serve `build` again, whose steps they still have."""
+    for control in controls:
+        try:
+            if control.build(name) != build:
+                control.load_ensemble(name, build)
+        except (TritonpressError, VerificationError):
+            continue  # the one that has failed; what went wrong first is said
+
+
+def _retire(repository: Path, name: str, controls: Sequence[ModelControl], keep: int, work: Path) -> list[str]:
+    """Returns the builds that were removed, after the servers have given up the steps that no ensemble names."""
+    idle = builds.unnamed(repository, name)
+    flows = [[*manifest["steps"].values()] for manifest in builds.manifests(repository, name).values()]
+    # In the order of their flow; two builds may share a step.
+    steps = [*dict.fromkeys(step for flow in flows for step in flow if step in idle)]
+    for control in controls:
+        control.unload_steps(steps)
+    return builds.collect(repository, name, keep, work)
+
+
+def _checked(repository: Path, name: str, build: str) -> dict[str, Any]:
+    """Returns the manifest of a build that can be served."""
+    if build not in builds.manifests(repository, name):
+        raise InputError(f"{name}: has no build {build!r}; choose from: {_choices(repository, name)}")
+    manifest = builds.read_manifest(repository, name, build)
+    if problems := changed_files(repository, manifest):
+        raise VerificationError(f"{name}: build {build}: {'; '.join(problems)}; nothing was switched; build it again")
+    if missing := pending.missing(repository, manifest):
+        raise InputError(
+            f"{name}: build {build}: its plan is pending; run {missing[0]} on a machine with the GPU first"
+        )
+    return manifest
+
+
+def _check_workload(repository: Path, name: str) -> None:
+    if not (repository / name / "manifest.json").is_file() or builds.owner(repository, name) != name:
+        known = [known for known in builds.workloads(repository) if builds.owner(repository, known) == known]
+        raise InputError(f"repository {repository}: has no workload {name!r}; choose from: {', '.join(known)}")
+
+
+def _choices(repository: Path, name: str) -> str:
+    """Returns the builds that lie there, for a message."""
+    rows = builds.listing(repository, name)
+    return ", ".join(f"{row['build']} ({row['state']}, {row['created']})" for row in rows)
+
+
+@contextmanager
+def _at_work(repository: Path, name: str) -> Iterator[Path]:
+    """Yields a folder to write in; says in one line what the disk refuses."""
+    try:
+        with builds.at_work(repository, name, wait=False) as work:
+            yield work
+    except OSError as exc:
+        raise InputError(
+            f"repository {repository}: cannot be written ({exc}); see what serves with the manifest"
+        ) from exc
+
+
+@contextmanager
+def _connected(servers: Sequence[str], timeout_s: float) -> Iterator[list[ModelControl]]:
+    """Yields the servers, all of which answer."""
+    controls: list[ModelControl] = []
+    try:
+        for target in servers:
+            controls.append(ModelControl(target, timeout_s=timeout_s))
+        yield controls
+    finally:
+        for control in controls:
+            control.close()
+
+
+@contextmanager
+def _named(control: ModelControl, consequence: str) -> Iterator[None]:
+    """Says of what a server refuses what has become of the switch."""
+    try:
+        yield
+    except (TritonpressError, VerificationError) as exc:
+        raise VerificationError(f"{exc}; {consequence}") from exc

@@ -1,0 +1,204 @@
+"""What a recipe says of operation, on the real server: priorities, queues, the rate limiter, the response cache."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_sources import write_recipe
+from tritonclient.grpc import model_config_pb2 as pb
+from tritonpress_client import ModelUnavailableError, Options, Retries
+from tritonpress_client.connection import AsyncConnection, Connection
+from tritonpress_generator import cli, recipe, repository
+from tritonpress_generator.build import build
+from tritonpress_generator.errors import InputError
+from tritonpress_generator.queueing import add_queue
+from tritonpress_server import Settings, TritonServer
+
+NAME = "recommendation"
+LIMITED, IMPATIENT = 2, 3
+SERVE = {
+    "max_batch_size": 2,
+    "max_length": 48,
+    "lengths": "exact",
+    "steps": "ensemble",
+    "rate_limiter": {"resources": {"processor": 1}},
+    "queue": {
+        "priority_levels": 3,
+        "by_priority": {LIMITED: {"max_queue_size": 4}, IMPATIENT: {"default_timeout_microseconds": 1000}},
+    },
+}
+
+
+def text(number: int) -> dict[str, np.ndarray]:
+    """A request unlike all others, whose texts have the length of the longest that is served."""
+    words = f"a lamp for the home {number} " * 12
+    return {"QUERY": np.array([[words.encode()]], np.object_)}
+
+
+@pytest.fixture(scope="module")
+def repo(tiny_sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workload with priorities, queues and a rate limiter; another with a response cache."""
+    folder = tmp_path_factory.mktemp("operation")
+    sources = Path(shutil.copytree(tiny_sources, folder / "sources"))
+    build(write_recipe(sources, serve=SERVE, engine={"onnxruntime": {"instances": 1}}), folder / "repo")
+    cached = {"max_batch_size": 2, "max_length": 48, "lengths": "exact", "response_cache": True}
+    build(write_recipe(sources, serve=cached, name="cached"), folder / "repo")
+    return folder / "repo"
+
+
+@pytest.fixture(scope="module")
+def server(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    folder = tmp_path_factory.mktemp("log")
+    settings = Settings(
+        trace_file=str(folder / "trace.json"), trace_rate=1, log_format="ISO8601", metrics_summaries=True
+    )
+    with TritonServer(repo, settings=settings, log_path=folder / "log") as server:
+        yield server
+
+
+def ended(url: str, asked: list[tuple[int, int]]) -> list[tuple[int, str]]:
+    """Asks all requests (number, priority) at once; returns priority and outcome in the order in which they ended."""
+    order: list[tuple[int, str]] = []
+
+    async def one(connection: AsyncConnection, number: int, priority: int) -> None:
+        try:
+            await connection.infer(NAME, text(number))
+            order.append((priority, "answered"))
+        except ModelUnavailableError as exc:
+            order.append((priority, str(exc)))
+
+    async def all_of_them() -> None:
+        connections = {
+            priority: AsyncConnection(
+                url, timeout_s=120, options=Options(priority=priority, retries=Retries(attempts=1))
+            )
+            for _, priority in asked
+        }
+        await asyncio.gather(*(one(connections[priority], number, priority) for number, priority in asked))
+        for connection in connections.values():
+            await connection.close()
+
+    asyncio.run(all_of_them())
+    return order
+
+
+def test_high_priority_overtakes_a_flood(server: TritonServer) -> None:
+    # The lowest is the default, so that the flood says nothing; without a limit it would be refused in part.
+    flood = [(number, IMPATIENT) for number in range(150)]
+    order = ended(server.grpc_url, [*flood, *((number, 1) for number in range(1000, 1010))])
+    assert len(order) == 160
+    high = [place for place, (priority, _) in enumerate(order) if priority == 1]
+    assert [order[place][1] for place in high] == ["answered"] * 10
+    answered_after = sum(priority != 1 for priority, _ in order[max(high) :])
+    assert answered_after >= 75
+
+
+def test_a_full_queue_and_one_that_waits_too_long_refuse(server: TritonServer) -> None:
+    limited = ended(server.grpc_url, [(number, LIMITED) for number in range(2000, 2100)])
+    assert any("maximum queue size" in outcome for _, outcome in limited)
+    assert any(outcome == "answered" for _, outcome in limited)
+    impatient = ended(server.grpc_url, [(number, IMPATIENT) for number in range(3000, 3100)])
+    assert any("timeout expired" in outcome.lower() for _, outcome in impatient)
+
+
+def test_the_response_cache_answers_again(server: TritonServer) -> None:
+    query = {"QUERY": np.array([[b"red lamp"]], np.object_)}
+    with Connection(server.grpc_url, timeout_s=60) as connection:
+        answers = [connection.infer("cached", query) for _ in range(5)]
+        (statistics,) = connection.statistics("cached")
+    assert (statistics.inference_count, statistics.success.count) == (1, 5)
+    for answer in answers:
+        np.testing.assert_array_equal(answer["SCORE"], answers[0]["SCORE"])
+    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as response:
+        metrics = response.read().decode()
+    assert 'nv_cache_num_hits_per_model{model="cached",version="1"} 4' in metrics
+    assert 'nv_inference_request_summary_us{model="cached",version="1",quantile="0.99"}' in metrics
+
+
+def test_the_model_was_warmed_up_before_it_was_ready(server: TritonServer) -> None:
+    with Connection(server.grpc_url, timeout_s=60) as connection:
+        step = next(status.name for status in connection.models() if status.name.startswith("cached_model"))
+        config = connection.model_config(step)
+    assert [(sample.name, sample.count) for sample in config.model_warmup] == [("text", 2)]
+
+
+def test_the_config_that_is_served_is_the_recipe_s(server: TritonServer, repo: Path) -> None:
+    steps = repository.read_manifest(repo, NAME)["steps"]
+    with Connection(server.grpc_url, timeout_s=60) as connection:
+        engine = connection.model_config(steps["engine"])
+        tokenizer = connection.model_config(steps["tokenizer"])
+    batching = engine.dynamic_batching
+    assert (batching.priority_levels, batching.default_priority_level) == (3, 3)
+    assert batching.priority_queue_policy[LIMITED].max_queue_size == 4
+    assert batching.priority_queue_policy[IMPATIENT].default_timeout_microseconds == 1000
+    assert tokenizer.dynamic_batching.priority_levels == 3
+    (resource,) = engine.instance_group[0].rate_limiter.resources
+    assert (resource.name, resource.count) == ("processor", 1)
+
+
+def test_requests_are_traced_and_logged(server: TritonServer) -> None:
+    with Connection(server.grpc_url, timeout_s=60) as connection:
+        connection.infer("cached", text(4000))
+    assert server.log_path is not None
+    assert "Z I " in server.log_path.read_text()
+    trace = server.log_path.parent / "trace.json"
+    server.stop()
+    written = "".join(path.read_text() for path in trace.parent.glob("trace.json*"))
+    assert "COMPUTE_START" in written
+
+
+def test_queue_policies_are_written_as_triton_has_them() -> None:
+    serve = recipe.ServeConfig.model_validate(
+        {
+            "max_queue_delay_microseconds": 100,
+            "queue": {
+                "max_queue_size": 64,
+                "default_timeout_microseconds": 200_000,
+                "timeout_action": "delay",
+                "allow_timeout_override": True,
+            },
+        }
+    )
+    config = pb.ModelConfig()
+    add_queue(config, serve)
+    policy = config.dynamic_batching.default_queue_policy
+    assert (policy.timeout_action, policy.default_timeout_microseconds) == (pb.ModelQueuePolicy.DELAY, 200_000)
+    assert (policy.allow_timeout_override, policy.max_queue_size) == (True, 64)
+    assert config.dynamic_batching.priority_levels == 0
+    plain = pb.ModelConfig()
+    add_queue(plain, recipe.ServeConfig())
+    assert repository.config_text(plain).split() == ["max_batch_size:", "0", "dynamic_batching", "{", "}"]
+
+
+@pytest.mark.parametrize(
+    ("serve", "message"),
+    [
+        ({"queue": {"timeout_action": "delay"}}, "need default_timeout_microseconds above 0"),
+        ({"queue": {"allow_timeout_override": True}}, "need default_timeout_microseconds above 0"),
+        ({"queue": {"default_priority_level": 2}}, "level 2 must be in 1..1"),
+        ({"queue": {"priority_levels": 2, "by_priority": {3: {"max_queue_size": 1}}}}, "level 3 must be in 1..2"),
+        ({"queue": {"max_queue_size": 1}, "dynamic_batching": False}, "queue needs dynamic_batching: true"),
+        (
+            {"queue": {"default_timeout_microseconds": 50}, "max_queue_delay_microseconds": 50},
+            "must be above max_queue_delay_microseconds",
+        ),
+        ({"rate_limiter": {"resources": {}}}, "serve.rate_limiter.resources"),
+        ({"rate_limiter": {"resources": {"processor": 0}}}, "serve.rate_limiter.resources.processor"),
+        ({"queue": {"max_queue_sise": 1}}, "serve.queue.max_queue_sise: unknown key; allowed: max_queue_size"),
+    ],
+)
+def test_what_cannot_work_is_refused(
+    tiny_sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], serve: dict[str, object], message: str
+) -> None:
+    sources = Path(shutil.copytree(tiny_sources, tmp_path / "sources"))
+    path = write_recipe(sources, serve={"max_length": 48, **serve})
+    with pytest.raises(InputError, match="serve"):
+        recipe.load(path)
+    assert cli.main(["build", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,83 @@
+"""What a client and a balancer see of a server that is told to stop."""
+
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_server_cli import COMMAND, FREE_PORTS
+from tiny_models import infer, write_model
+from tritonclient.utils import InferenceServerException
+
+ONE = np.zeros((1, 4), np.float32)
+SLOW_MODEL = """
+import time
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        time.sleep(4)
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", r.inputs()[0].as_numpy())]) for r in requests]
+"""
+
+
+def ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{url}/v2/health/ready", timeout=2) as response:
+            return bool(response.status == 200)
+    except urllib.error.HTTPError:
+        return False
+
+
+def test_readiness_goes_first_and_what_is_in_flight_is_answered(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "repo", "slow", None, platform="", backend="python")
+    (folder / "1" / "model.py").write_text(SLOW_MODEL)
+    with subprocess.Popen(
+        [*COMMAND, str(tmp_path / "repo"), *FREE_PORTS, "--drain-s", "60"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline().split()
+        grpc_url, http_url = line[line.index("grpc") + 1], line[line.index("http") + 1]
+        assert ready(http_url)
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(infer, grpc_url, "slow", {"x": ONE})
+            time.sleep(1)
+            process.send_signal(signal.SIGTERM)
+            while ready(http_url):
+                time.sleep(0.02)
+            # A balancer that asks sees it before the answer is there, and what is new is refused, not lost on the way.
+            assert not answer.done()
+            with pytest.raises(InferenceServerException, match="stop"):
+                infer(grpc_url, "slow", {"x": ONE})
+            np.testing.assert_array_equal(answer.result()["y"], ONE)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert out.endswith("stopped\n")
+
+
+def test_what_takes_longer_than_the_time_to_drain_is_given_up(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "repo", "slow", None, platform="", backend="python")
+    (folder / "1" / "model.py").write_text(SLOW_MODEL.replace("sleep(4)", "sleep(600)"))
+    script = (
+        "import sys, threading, time; from tritonpress_server import Settings, TritonServer\n"
+        "from tiny_models import infer; import numpy as np\n"
+        "server = TritonServer(sys.argv[1], log_path=sys.argv[2], settings=Settings(drain_s=1)); server.start()\n"
+        "ask = lambda: infer(server.grpc_url, 'slow', {'x': np.zeros((1, 4), np.float32)})\n"
+        "threading.Thread(target=ask, daemon=True).start(); time.sleep(1)\n"
+        "server.stop(timeout_s=5); print('stopped', flush=True)\n"
+        "import os; os._exit(0)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "repo"), str(tmp_path / "log")]
+    started = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=Path(__file__).parent)
+    assert done.stdout == "stopped\n", done.stderr
+    assert time.monotonic() - started < 250
