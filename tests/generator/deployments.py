@@ -117,3 +117,10 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: Sequence[str | Path])
     assert said.count("\n") == 1
     assert len(said) < 600
     return said
+
+
+def filled(expression: str) -> str:
+    """Returns an expression with what Grafana and the adapter put into it."""
+    for name, value in {"$__rate_interval": "1m", "<<.LabelMatchers>>": 'pod="p"', "<<.GroupBy>>": "pod"}.items():
+        expression = expression.replace(name, value)
+    return expression

@@ -16,7 +16,7 @@ import kubernetes_validate
 import promql_parser
 import pytest
 import yaml
-from deployments import STAMP, deploy, use_index, write_repository
+from deployments import STAMP, deploy, filled, use_index, write_repository
 from tritonpress_generator.deploy import monitoring
 from tritonpress_generator.deploy.dashboard import dashboard
 from tritonpress_generator.deploy.queries import Objectives
@@ -225,7 +225,7 @@ def test_promql_of_rules_dashboard_and_adapter_parses(out: Path) -> None:
     expressions += [adapter["metricsQuery"], adapter["seriesQuery"]]
     assert len(expressions) > 25
     for expression in expressions:
-        promql_parser.parse(_filled(expression))
+        promql_parser.parse(filled(expression))
     assert [group["name"] for group in _rules(out)] == ["tritonpress", "tritonpress-alerts"]
     operator = yaml.safe_load(
         (out / "kubernetes" / "components" / "prometheus-operator" / "prometheusrule.yaml").read_text()
@@ -316,10 +316,3 @@ def test_deploying_again_changes_nothing_and_a_new_build_is_a_new_template(
 def _rules(out: Path) -> list[dict[str, Any]]:
     groups: list[dict[str, Any]] = yaml.safe_load((out / "compose" / "rules.yaml").read_text())["groups"]
     return groups
-
-
-def _filled(expression: str) -> str:
-    """Returns an expression with what Grafana and the adapter put into it."""
-    for name, value in {"$__rate_interval": "1m", "<<.LabelMatchers>>": 'pod="p"', "<<.GroupBy>>": "pod"}.items():
-        expression = expression.replace(name, value)
-    return expression

@@ -20,8 +20,7 @@ import promql_parser
 import pytest
 import tritonclient.grpc as triton
 import yaml
-from deployments import deploy, use_index, write_repository
-from test_deploy import _filled
+from deployments import deploy, filled, use_index, write_repository
 from tritonpress_generator.deploy import image_files
 from tritonpress_generator.deploy.image import UNPACK_PACKAGES
 from tritonpress_generator.packing.pack import pack
@@ -118,7 +117,7 @@ def _check_metrics(out: Path, text: str) -> None:
     expressions += [target["expr"] for panel in board["panels"] for target in panel["targets"]]
     asked = 0
     for expression in expressions:
-        for name, labels in selectors(promql_parser.parse(_filled(expression))):
+        for name, labels in selectors(promql_parser.parse(filled(expression))):
             # Where the response cache is on.
             if not name.startswith("nv_cache_"):
                 assert name in given
@@ -175,6 +174,7 @@ def test_python_steps_run_in_a_packed_environment(
         archive.add(tmp_path / "activate", "bin/activate")
     out = deploy(tiny_repository, tmp_path / "out", f"--execution-env={environment}")
     assert not (out / "image" / "requirements.txt").exists()
+    assert "PYTHONPATH" not in (out / "image" / "Dockerfile").read_text()
     assert (out / "image" / "execution_env.tar.gz").read_bytes() == environment.read_bytes()
     stack = yaml.safe_load((out / "compose" / "compose.yaml").read_text())
     copied = (out / "compose" / stack["services"]["triton"]["volumes"][0]["source"]).resolve()
@@ -204,3 +204,18 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:  # the process has ended, or is not ours
         return b""
+
+
+@pytest.mark.slow
+def test_the_index_s_wheels_have_the_hashes(tiny_repository: Path, tmp_path: Path) -> None:
+    out = deploy(tiny_repository, tmp_path / "out", "--bundle=gs://models/b")
+    requirements = out / "image" / "requirements.txt"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--only-binary=:all:"]
+    command += [f"--platform=manylinux_2_{minor}_x86_64" for minor in (28, 27, 17)] + [
+        "--platform=manylinux2014_x86_64"
+    ]
+    command += ["--python-version=3.12", f"--dest={tmp_path / 'wheels'}", f"--requirement={requirements}"]
+    subprocess.run(command, check=True)
+    assert len(list((tmp_path / "wheels").iterdir())) == len(requirements.read_text().splitlines()) - 1
+    requirements.write_text(re.sub(r"sha256:\w{8}", "sha256:00000000", requirements.read_text()))
+    assert subprocess.run(command, check=False, capture_output=True).returncode != 0

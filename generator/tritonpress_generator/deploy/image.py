@@ -13,7 +13,8 @@ from tritonpress_generator.plans.releases import triton_image
 
 _PACKAGE = Path(tritonpress_generator.__file__).parent
 _HOME = "/opt/tritonpress"
-_PYTHON = f"{_HOME}/python"
+PYTHON = f"{_HOME}/python"
+"""Where the image has its packages."""
 HEALTHCHECK = ["python3", f"{_HOME}/healthcheck.py", str(HTTP)]
 UNPACK = ["python3", "-m", "tritonpress_generator.packing"]
 """The command of the image that unpacks and verifies a bundle."""
@@ -61,7 +62,7 @@ def _dockerfile(release: str, command: Sequence[str], has_packages: bool, settin
     base = triton_image(release)
     install = [
         "python3", "-m", "pip", "install", "--no-cache-dir", "--no-deps", "--only-binary=:all:", "--require-hashes",
-        f"--target={_PYTHON}", "--requirement=/tmp/requirements.txt",
+        f"--target={PYTHON}", "--requirement=/tmp/requirements.txt",
     ]  # fmt: skip
     lines = []
     if has_packages:
@@ -76,17 +77,19 @@ def _dockerfile(release: str, command: Sequence[str], has_packages: bool, settin
         f'LABEL org.opencontainers.image.title="{settings.name}" org.opencontainers.image.base.name="{base}"',
     ]
     if has_packages:
-        lines.append(f"COPY --from=packages {_PYTHON} {_PYTHON}")
+        lines.append(f"COPY --from=packages {PYTHON} {PYTHON}")
     if settings.bundle:
-        lines.append(f"COPY tritonpress_generator {_PYTHON}/tritonpress_generator")
+        lines.append(f"COPY tritonpress_generator {PYTHON}/tritonpress_generator")
     if settings.execution_env:
         lines.append(f"COPY {Path(EXECUTION_ENV).name} {EXECUTION_ENV}")
+    # A packed environment has packages of its own, perhaps of another Python.
+    path = "" if settings.execution_env else f"PYTHONPATH={PYTHON} "
     return "\n".join(
         [
             *lines,
             f"COPY healthcheck.py {HEALTHCHECK[1]}",
             "# The root file system is read-only: Python must not try to write what it compiles.",
-            f"ENV PYTHONPATH={_PYTHON} PYTHONDONTWRITEBYTECODE=1",
+            f"ENV {path}PYTHONDONTWRITEBYTECODE=1",
             f"USER {USER}:{USER}",
             f"EXPOSE {GRPC} {HTTP} {METRICS}",
             f"HEALTHCHECK --interval=10s --timeout=5s --start-period=300s CMD {json.dumps(HEALTHCHECK)}",

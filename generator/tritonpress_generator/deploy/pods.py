@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from tritonpress_generator.deploy.command import MODELS
-from tritonpress_generator.deploy.image import UNPACK
+from tritonpress_generator.deploy.image import PYTHON, UNPACK
 from tritonpress_generator.deploy.served import Served
 from tritonpress_generator.deploy.settings import (
     DRAIN_S,
@@ -136,6 +136,7 @@ def _unpack(image: str) -> dict[str, Any]:
         "name": "unpack",
         "image": image,
         "command": [*UNPACK, str(_BUNDLE), str(MODELS)],
+        "env": [{"name": "PYTHONPATH", "value": PYTHON}],
         "resources": _modest(),
         "securityContext": _locked(),
         "volumeMounts": [
