@@ -71,9 +71,8 @@ def measure(url: str, name: str, requests: list[dict[str, str]], seconds: float,
     limit = 1.2 * np.percentile(alone, 99) + execution
     print(f"high priority alone:      p50 {np.percentile(alone, 50):6.1f}  p99 {np.percentile(alone, 99):6.1f} ms")
     print(f"high priority and flood:  p50 {np.percentile(beside, 50):6.1f}  p99 {np.percentile(beside, 99):6.1f} ms")
-    print(
-        f"an execution of the flood: {execution:.1f} ms, {batch:.1f} texts; {spent.inference_count / seconds:.0f} texts/s"
-    )
+    rate = spent.inference_count / seconds
+    print(f"an execution of the flood: {execution:.1f} ms, {batch:.1f} texts; {rate:.0f} texts/s")
     print(f"p99 alone + 20 % + an execution: {limit:.1f} ms")
 
 

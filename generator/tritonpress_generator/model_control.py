@@ -127,7 +127,8 @@ class ModelControl:
         while time.monotonic() - still_since < _STILL_S and steps:
             if time.monotonic() > deadline:
                 raise InputError(
-                    f"{self.target}: {', '.join(steps)} are asked on, by others than the ensemble; unload them by hand"
+                    f"{self.target}: {', '.join(steps)} are asked on, by others than the ensemble, which has "
+                    "switched; unload them by hand"
                 )
             time.sleep(_POLL_S)
             asked = sum(self._requests(step) for step in steps)
@@ -141,5 +142,8 @@ class ModelControl:
         deadline = time.monotonic() + self._timeout_s
         while step in self._in_state("UNLOADING"):
             if time.monotonic() > deadline:
-                raise InputError(f"{self.target}: {step} is not unloaded within {self._timeout_s:g} s; see its log")
+                raise InputError(
+                    f"{self.target}: {step} is not unloaded within {self._timeout_s:g} s, the ensemble has switched; "
+                    "see the server's log"
+                )
             time.sleep(_POLL_S)

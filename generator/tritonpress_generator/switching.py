@@ -134,15 +134,16 @@ def bring_up(
         timeout_s: How long a server may take to load a model.
 
     Raises:
-        VerificationError: A server does not serve the build.
-        TritonpressError: A server does not answer, or cannot load a model.
+        VerificationError: A server does not serve the build, or cannot load a model of it.
+        TritonpressError: A server does not answer.
     """
     with _at_work(repository, name) as work, _connected(servers, timeout_s) as controls:
         ensemble = builds.canary_name(name) if canary else name
         manifest = builds.read_manifest(repository, ensemble)
         for control in controls:
-            control.load_steps([*manifest["steps"].values()])
-            control.load_ensemble(ensemble, manifest["build"])
+            with _named(control, f"the repository has the build, and {control.target} serves what it did"):
+                control.load_steps([*manifest["steps"].values()])
+                control.load_ensemble(ensemble, manifest["build"])
         _retire(repository, name, controls, keep, work)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,12 +16,13 @@ from tritonpress_client import (
     DeadlineExceededError,
     InvalidInputError,
     ModelUnavailableError,
+    Options,
     ServerError,
     ServerUnreachableError,
     TritonpressError,
 )
 from tritonpress_client.errors import translated
-from tritonpress_server import TritonServer
+from tritonpress_server import Settings, TritonServer
 
 MODEL = "recommendation"
 
@@ -178,6 +180,29 @@ def test_a_closed_connection_says_so(tiny_server: TritonServer) -> None:
         connection.ready()
 
 
+def test_models_are_loaded_and_unloaded(tiny_repository: Path) -> None:
+    with TritonServer(tiny_repository, models=[]) as server, Connection(server.grpc_url, timeout_s=60) as connection:
+        connection.load_model(MODEL)
+        assert connection.ready(MODEL)
+        assert connection.model_config(MODEL).parameters["build"].string_value
+        connection.unload_model(MODEL)
+        connection.unload_model("not there")
+        with pytest.raises(ServerError, match="failed to load 'not there'"):
+            connection.load_model("not there")
+    with (
+        TritonServer(tiny_repository, settings=Settings(model_control="none")) as server,
+        Connection(server.grpc_url, timeout_s=60) as connection,
+        pytest.raises(InvalidInputError, match="explicit model load / unload is not allowed"),
+    ):
+        connection.load_model(MODEL)
+
+
+@pytest.mark.parametrize("priority", [-1, True, 1.0, 2**32])
+def test_a_priority_that_cannot_be_is_refused(priority: object) -> None:
+    with pytest.raises(InvalidInputError, match="`priority` must be an integer"):
+        Options(priority=priority)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("status", "said", "kind"),
     [
@@ -187,6 +212,7 @@ def test_a_closed_connection_says_so(tiny_server: TritonServer) -> None:
             ModelUnavailableError,
         ),
         ("UNAVAILABLE", "Exceeds maximum queue size", ModelUnavailableError),
+        ("UNAVAILABLE", "Request timeout expired", ModelUnavailableError),
         ("UNAVAILABLE", "Socket closed", ServerUnreachableError),
         ("UNIMPLEMENTED", "Received http2 header with status: 404", ServerUnreachableError),
         ("INTERNAL", "onnx runtime error 2:\nindices element out of data bounds", ServerError),

@@ -90,20 +90,20 @@ def ended(url: str, asked: list[tuple[int, int]]) -> list[tuple[int, str]]:
 
 def test_high_priority_overtakes_a_flood(server: TritonServer) -> None:
     # The lowest is the default, so that the flood says nothing; without a limit it would be refused in part.
-    flood = [(number, IMPATIENT) for number in range(150)]
+    flood = [(number, IMPATIENT) for number in range(100)]
     order = ended(server.grpc_url, [*flood, *((number, 1) for number in range(1000, 1010))])
-    assert len(order) == 160
+    assert len(order) == 110
     high = [place for place, (priority, _) in enumerate(order) if priority == 1]
     assert [order[place][1] for place in high] == ["answered"] * 10
     answered_after = sum(priority != 1 for priority, _ in order[max(high) :])
-    assert answered_after >= 75
+    assert answered_after >= 50
 
 
 def test_a_full_queue_and_one_that_waits_too_long_refuse(server: TritonServer) -> None:
-    limited = ended(server.grpc_url, [(number, LIMITED) for number in range(2000, 2100)])
+    limited = ended(server.grpc_url, [(number, LIMITED) for number in range(2000, 2060)])
     assert any("maximum queue size" in outcome for _, outcome in limited)
     assert any(outcome == "answered" for _, outcome in limited)
-    impatient = ended(server.grpc_url, [(number, IMPATIENT) for number in range(3000, 3100)])
+    impatient = ended(server.grpc_url, [(number, IMPATIENT) for number in range(3000, 3060)])
     assert any("timeout expired" in outcome.lower() for _, outcome in impatient)
 
 
@@ -118,7 +118,8 @@ def test_the_response_cache_answers_again(server: TritonServer) -> None:
     with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as response:
         metrics = response.read().decode()
     assert 'nv_cache_num_hits_per_model{model="cached",version="1"} 4' in metrics
-    assert 'nv_inference_request_summary_us{model="cached",version="1",quantile="0.99"}' in metrics
+    # Of a model with a cache Triton summarises the parts alone.
+    assert 'nv_inference_queue_summary_us{model="cached",version="1",quantile="0.99"}' in metrics
 
 
 def test_the_model_was_warmed_up_before_it_was_ready(server: TritonServer) -> None:
