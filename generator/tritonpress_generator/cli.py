@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tritonpress_generator import switch_command
+from tritonpress_generator import deploy_command, switch_command
 from tritonpress_generator.errors import GeneratorError
 from tritonpress_generator.table import render
 
@@ -25,6 +25,7 @@ _INTERRUPTED = {
     "evaluate": "nothing was written",
     "pack": "nothing was written",
     "unpack": "nothing was written",
+    "deploy": "the same command writes what is missing",
     "promote": "the same command brings repository and servers together",
     "rollback": "promote, with the build that is to serve, brings repository and servers together",
 }
@@ -51,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
             _pack(options.repository, options.file)
         elif options.command == "unpack":
             _unpack(options.file, options.folder)
+        elif options.command == "deploy":
+            deploy_command.run(options)
         elif options.command in switch_command.COMMANDS:
             switch_command.run(options)
         else:
@@ -115,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     unpack_parser = commands.add_parser("unpack", help="write a bundle's repository, every file checked, into a folder")
     unpack_parser.add_argument("file", type=Path, help="the bundle")
     unpack_parser.add_argument("folder", type=Path, help="a new folder")
+    deploy_command.add_parser(commands)
     return parser
 
 

@@ -4,9 +4,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from tritonpress_server import guard
+from tritonpress_server.resting import resting
 from tritonpress_server.runtime import Runtime
 
 
@@ -34,18 +35,14 @@ def launch(
     runtime.write_backends(private / "backends")
     options = {
         "id": private.name,
-        "model-repository": repository.absolute(),
         "backend-directory": private / "backends",
         "cache-directory": runtime.caches,
         "backend-config": f"python,shm-region-prefix-name={private.name}-",
-        **{f"{endpoint}-address": host for endpoint in ports},
-        **{f"{endpoint}-port": port for endpoint, port in ports.items()},
     }
     command = [
         str(runtime.binary),
         *(f"--{name}={value}" for name, value in options.items()),
-        # Auto-completion costs each Python-hosted model a process of its own and a second.
-        "--disable-auto-complete-config",
+        *shared_options(repository.absolute(), host=host, ports=ports),
         *arguments,
     ]
     with log.open("ab") as output:
@@ -63,3 +60,34 @@ def launch(
         return process, 0
     with process.stdout as first_line:
         return process, int(first_line.readline() or 0)
+
+
+def shared_options(repository: PurePath, *, host: str, ports: Mapping[str, int]) -> list[str]:
+    """The options that tritonserver gets here and in NVIDIA's container alike, before those of `Settings`.
+
+    Args:
+        repository: The model repository, as tritonserver finds it.
+        host: Address of all endpoints.
+        ports: Port by endpoint: `grpc`, `http`, `metrics`.
+    """
+    return [
+        f"--model-repository={repository}",
+        *(f"--{endpoint}-address={host}" for endpoint in ports),
+        *(f"--{endpoint}-port={port}" for endpoint, port in ports.items()),
+        # Auto-completion costs each Python-hosted model a process of its own and a second.
+        "--disable-auto-complete-config",
+    ]
+
+
+def find_models(repository: Path) -> list[str]:
+    """The names of the models in a repository, sorted.
+
+    Triton itself would end at a folder such as ".staging", so the models are named one by one.
+    """
+    return sorted(entry.name for entry in repository.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def models_to_load(repository: Path) -> list[str]:
+    """The names of the models that are loaded where none are asked for: all but the steps of builds that rest."""
+    idle = resting(repository)
+    return [name for name in find_models(repository) if name not in idle]

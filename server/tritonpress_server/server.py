@@ -12,9 +12,8 @@ from types import TracebackType
 
 from tritonpress_server import guard, probe, triton_log
 from tritonpress_server.errors import ModelRepositoryError, PortInUseError, ServerStartError, ServerTimeoutError
-from tritonpress_server.launch import launch
+from tritonpress_server.launch import find_models, launch, models_to_load
 from tritonpress_server.ports import choose_ports
-from tritonpress_server.resting import resting
 from tritonpress_server.runtime import find_runtime
 from tritonpress_server.settings import Settings
 
@@ -172,9 +171,7 @@ class TritonServer:
             raise ModelRepositoryError(
                 f"model repository {repository!r} must be an existing folder; build one with: tritonpress build RECIPE"
             )
-        # Triton itself would end at a folder such as ".staging", so the models are named one by one.
-        folders = (entry.name for entry in self.repository.iterdir() if entry.is_dir())
-        found = sorted(name for name in folders if not name.startswith("."))
+        found = find_models(self.repository)
         if not found:
             raise ModelRepositoryError(
                 f"model repository {repository!r} holds no model; build one with: tritonpress build RECIPE"
@@ -184,10 +181,7 @@ class TritonServer:
                 raise ModelRepositoryError(
                     f"model {name!r} is not in model repository {repository!r}; choose from {', '.join(found)}"
                 )
-        if self.models is not None:
-            return list(self.models)
-        idle = resting(self.repository)
-        return [name for name in found if name not in idle]
+        return models_to_load(self.repository) if self.models is None else list(self.models)
 
     def _start_once(self, models: list[str]) -> None:
         runtime = find_runtime()

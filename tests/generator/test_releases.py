@@ -6,7 +6,7 @@ import re
 
 import pytest
 from tritonpress_generator.errors import InputError
-from tritonpress_generator.plans.releases import RELEASES, check_release, mismatch
+from tritonpress_generator.plans.releases import MATRIX, RELEASES, check_release, mismatch
 
 
 @pytest.mark.parametrize(
@@ -39,10 +39,14 @@ def test_plan_that_does_not_run_there(stamp: dict[str, object], release: str, me
 
 
 def test_every_release_has_a_source_and_a_version() -> None:
+    assert MATRIX.startswith("https://")
     for release, known in RELEASES.items():
         check_release(release, where="table")
-        assert known.source.startswith("https://")
-        assert int(known.tensorrt.partition(".")[0]) >= 8
+        assert known.tensorrt or known.python
+        assert (known.python is None) == (known.onnxruntime is None)
+        if known.tensorrt:
+            assert known.tensorrt.source.startswith("https://")
+            assert int(known.tensorrt.version.partition(".")[0]) >= 8
 
 
 @pytest.mark.parametrize("release", ["", "24.13", "2410", "24.10-py3"])

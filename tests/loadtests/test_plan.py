@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tritonpress_generator.deploy import capacity
 from tritonpress_loadtests import histograms, usl
 from tritonpress_loadtests.cli import main
 from tritonpress_loadtests.demand import Demand
@@ -166,6 +167,8 @@ def test_the_command_prints_the_answer_first(
     assert plan["cost"]["per_month"] == 100 * plan["machines"]["survives"]
     assert plan["kubernetes"]["max_replicas"] == plan["machines"]["survives"]
     assert plan["kubernetes"]["target_us"] > 0
+    replicas = capacity.read(tmp_path / "plan.json", p99_ms=None, models=[plan["service"]["model"]])
+    assert (replicas.p99_ms, replicas.max_replicas, replicas.planned) == (60, plan["machines"]["survives"], True)
     prices.write_text("machine_per_month: -1\n")
     assert main([*arguments, "--prices", str(prices)]) == 2
     assert "`machine_per_month`" in capsys.readouterr().err

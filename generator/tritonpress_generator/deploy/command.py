@@ -1,0 +1,36 @@
+"""tritonserver's command line in the container."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from tritonpress_server import Settings
+from tritonpress_server.launch import shared_options
+
+from tritonpress_generator.deploy.served import Served
+from tritonpress_generator.deploy.settings import DRAIN_S, GRPC, HTTP, METRICS, STOP_S
+
+MODELS = PurePosixPath("/models/repository")
+EXECUTION_ENV_CONFIG = "container"
+"""The name of the configs that say where the packed environment is."""
+QUANTILES = (0.5, 0.9, 0.99)
+_EXIT_S = 10
+"""To unload the models, after what is in flight has been answered."""
+
+
+def command(served: Served, *, execution_env: bool) -> list[str]:
+    """Returns the command: what `tritonpress-serve` runs on the same repository, and what production adds.
+
+    Added are quantiles of latency among the metrics (Triton's histograms are of decoupled models alone) and, where they
+    are asked for, configs that name a packed environment.
+    """
+    ports = {"grpc": GRPC, "http": HTTP, "metrics": METRICS}
+    settings = Settings(metrics_summaries=True, drain_s=STOP_S - DRAIN_S - _EXIT_S)
+    quantiles = ",".join(f"{quantile}:{min(quantile, 1 - quantile) / 10:.3g}" for quantile in QUANTILES)
+    added = [f"--metrics-config=summary_quantiles={quantiles}"]
+    if any(stamp.get("version_compatible") for stamp in served.plans.values()):
+        added.append("--backend-config=tensorrt,version-compatible=true")
+    if execution_env:
+        added.append(f"--model-config-name={EXECUTION_ENV_CONFIG}")
+    shared = shared_options(MODELS, host="0.0.0.0", ports=ports)
+    return ["tritonserver", *shared, *settings.arguments(served.repository, list(served.models)), *added]

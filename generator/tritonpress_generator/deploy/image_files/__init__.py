@@ -1,0 +1,1 @@
+"""Files of the image that are no part of this package: the container runs them by their paths."""

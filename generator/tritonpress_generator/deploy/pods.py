@@ -1,0 +1,158 @@
+"""The pod of a server: where its repository comes from, what it may do, and how Kubernetes knows its state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from tritonpress_generator.deploy.command import MODELS
+from tritonpress_generator.deploy.image import PYTHON, UNPACK
+from tritonpress_generator.deploy.served import Served
+from tritonpress_generator.deploy.settings import (
+    DRAIN_S,
+    GCS_IMAGE,
+    GRPC,
+    HTTP,
+    METRICS,
+    S3_IMAGE,
+    STOP_S,
+    USER,
+    Settings,
+)
+
+CONTAINER = "triton"
+_PROBE_S = 5
+_BUNDLE = PurePosixPath("/bundle/model_repository.bundle")
+_FETCH_MIB = 512
+# Of the gateway images: the command line of each cloud that copies one object into a file.
+_FETCH = {"s3": (S3_IMAGE, ["aws", "s3", "cp", "--only-show-errors"]), "gs": (GCS_IMAGE, ["gcloud", "storage", "cp"])}
+
+
+def startup_s(served: Served) -> int:
+    """Returns how long a server may take to load: on a GPU, engines may be compiled first."""
+    return 1800 if served.needs_gpu else 300
+
+
+def claim(settings: Settings) -> str:
+    """Returns the name of the volume claim with the repository in it, where there is no bundle."""
+    return f"{settings.name}-repository"
+
+
+def spec(served: Served, settings: Settings, *, image: str, command: Sequence[str]) -> dict[str, Any]:
+    """Returns the pod's specification, without what depends on the kind of machine."""
+    repository: dict[str, Any] = {"persistentVolumeClaim": {"claimName": claim(settings), "readOnly": True}}
+    init: list[dict[str, Any]] = []
+    volumes: list[dict[str, Any]] = []
+    if settings.bundle:
+        repository = {"emptyDir": {}}
+        init = [_fetch(settings.bundle), _unpack(image)]
+        volumes = [{"name": "bundle", "emptyDir": {}}]
+    return {
+        "serviceAccountName": settings.name,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "nodeSelector": {"kubernetes.io/arch": "amd64"},
+        "terminationGracePeriodSeconds": STOP_S,
+        **({"initContainers": init} if init else {}),
+        "containers": [_triton(served, settings, image, command)],
+        "volumes": [
+            {"name": "repository", **repository},
+            *volumes,
+            {"name": "tmp", "emptyDir": {}},
+            {
+                "name": "shared-memory",
+                "emptyDir": {"medium": "Memory", "sizeLimit": f"{served.shared_memory_mib}Mi"},
+            },
+        ],
+    }
+
+
+def _triton(served: Served, settings: Settings, image: str, command: Sequence[str]) -> dict[str, Any]:
+    # What lies in shared memory counts as the container's.
+    memory = f"{served.memory_mib + served.shared_memory_mib}Mi"
+    where = MODELS.parent if settings.bundle else MODELS
+    return {
+        "name": CONTAINER,
+        "image": image,
+        # The image's entry point stays, as in the Dockerfile.
+        "args": list(command),
+        "ports": [
+            {"name": "grpc", "containerPort": GRPC},
+            {"name": "http", "containerPort": HTTP},
+            {"name": "metrics", "containerPort": METRICS},
+        ],
+        "resources": {"requests": {"memory": memory}, "limits": {"memory": memory}},
+        "securityContext": _locked(),
+        "volumeMounts": [
+            {"name": "repository", "mountPath": str(where), "readOnly": True},
+            {"name": "tmp", "mountPath": "/tmp"},
+            {"name": "shared-memory", "mountPath": "/dev/shm"},
+        ],
+        "startupProbe": {**_probe("ready"), "failureThreshold": startup_s(served) // _PROBE_S},
+        "readinessProbe": {**_probe("ready"), "failureThreshold": 2},
+        "livenessProbe": {**_probe("live"), "failureThreshold": 6},
+        # Endpoints are taken back while the server still answers; then SIGTERM drains it.
+        "lifecycle": {"preStop": {"sleep": {"seconds": DRAIN_S}}},
+    }
+
+
+def _probe(state: str) -> dict[str, Any]:
+    return {
+        "httpGet": {"path": f"/v2/health/{state}", "port": "http"},
+        "periodSeconds": _PROBE_S,
+        "timeoutSeconds": 3,
+    }
+
+
+def _fetch(bundle: str) -> dict[str, Any]:
+    """Returns the container that copies the bundle out of its bucket."""
+    image, command = _FETCH[bundle.partition("://")[0]]
+    return {
+        "name": "fetch",
+        "image": image,
+        "command": [*command, bundle, str(_BUNDLE)],
+        "env": [{"name": "HOME", "value": "/tmp"}],
+        "resources": _modest(),
+        "securityContext": _locked(),
+        "volumeMounts": [
+            {"name": "bundle", "mountPath": str(_BUNDLE.parent)},
+            {"name": "tmp", "mountPath": "/tmp"},
+        ],
+    }
+
+
+def _unpack(image: str) -> dict[str, Any]:
+    """Returns the container that unpacks the bundle, which checks every block and every file."""
+    return {
+        "name": "unpack",
+        "image": image,
+        "command": [*UNPACK, str(_BUNDLE), str(MODELS)],
+        "env": [{"name": "PYTHONPATH", "value": PYTHON}],
+        "resources": _modest(),
+        "securityContext": _locked(),
+        "volumeMounts": [
+            {"name": "bundle", "mountPath": str(_BUNDLE.parent), "readOnly": True},
+            {"name": "repository", "mountPath": str(MODELS.parent)},
+        ],
+    }
+
+
+def _modest() -> dict[str, Any]:
+    return {"requests": {"cpu": "500m", "memory": f"{_FETCH_MIB}Mi"}, "limits": {"memory": f"{_FETCH_MIB}Mi"}}
+
+
+def _locked() -> dict[str, Any]:
+    return {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }

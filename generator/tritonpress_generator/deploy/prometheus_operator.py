@@ -1,0 +1,52 @@
+"""A Kustomize component for clusters with the Prometheus operator: scraping, rules and the dashboard."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tritonpress_generator.deploy.kubernetes import COMPONENT, selector
+from tritonpress_generator.deploy.settings import Settings
+
+
+def component(settings: Settings, rules: dict[str, Any], dashboard: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns the component's files.
+
+    Args:
+        settings: The operator's.
+        rules: Prometheus's groups.
+        dashboard: Grafana's.
+    """
+    objects = {
+        "podmonitor": {
+            "apiVersion": "monitoring.coreos.com/v1",
+            "kind": "PodMonitor",
+            "metadata": {"name": settings.name},
+            "spec": {
+                "selector": {"matchLabels": selector(settings)},
+                "podMetricsEndpoints": [{"port": "metrics", "interval": "10s"}],
+                # The rules know the job by the name that it has in the compose file.
+                "jobLabel": COMPONENT,
+            },
+        },
+        "prometheusrule": {
+            "apiVersion": "monitoring.coreos.com/v1",
+            "kind": "PrometheusRule",
+            "metadata": {"name": settings.name},
+            "spec": rules,
+        },
+        "dashboard": {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            # As the sidecar of Grafana's usual chart finds it.
+            "metadata": {"name": f"{settings.name}-dashboard", "labels": {"grafana_dashboard": "1"}},
+            "data": {"tritonpress.json": json.dumps(dashboard, indent=1)},
+        },
+    }
+    files = {f"{name}.yaml": entry for name, entry in objects.items()}
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1alpha1",
+        "kind": "Component",
+        "resources": list(files),
+    }
+    return {**files, "kustomization.yaml": kustomization}

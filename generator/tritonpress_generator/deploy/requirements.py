@@ -1,0 +1,80 @@
+"""The packages of the image: versions as they were gated, wheels by their hashes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tritonpress_generator.errors import InputError
+
+# Of glibc 2.35, which the oldest release of the table has (Ubuntu 22.04), and before; pip takes none by itself.
+_PLATFORMS = [*(f"manylinux_2_{minor}_x86_64" for minor in range(35, 16, -1)), "manylinux2014_x86_64"]
+_TIMEOUT_S = 300
+_HEADER = """\
+# The wheels that the Python steps import, and none of what they do not: pip is told to take no dependencies.
+"""
+
+
+def lock(packages: Sequence[str], python: str, *, release: str) -> str:
+    """Returns a requirements file with the sha256 of each package's wheel for the container's Python, x86-64.
+
+    pip asks the index that it is set up for, and downloads no more than it must.
+
+    Args:
+        packages: `name==version` each.
+        python: The container's version of Python, such as `3.12.3`.
+        release: The container's, for messages.
+
+    Raises:
+        InputError: There is no pip, the index cannot be asked, or it has no such wheel.
+    """
+    if importlib.util.find_spec("pip") is None:
+        raise InputError(
+            f"the hashes of {', '.join(packages)} are asked by pip, which {sys.executable} lacks; run python -m"
+            " ensurepip, or give --execution-env"
+        )
+    minor = ".".join(python.split(".")[:2])
+    with tempfile.TemporaryDirectory(prefix="tritonpress-") as work:
+        report = Path(work) / "report.json"
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+        command += ["--dry-run", "--ignore-installed", "--no-deps", "--target", work, "--report", str(report)]
+        command += ["--only-binary=:all:", "--implementation", "cp", "--python-version", minor]
+        command += [part for platform in _PLATFORMS for part in ("--platform", platform)]
+        try:
+            done = subprocess.run(
+                [*command, *packages], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+            )
+        except subprocess.TimeoutExpired as exc:
+            raise InputError(f"pip found no wheels within {_TIMEOUT_S} s; {_remedy(minor, release)}") from exc
+        if done.returncode:
+            raise InputError(f"{_reason(done.stderr, minor, release)}; {_remedy(minor, release)}")
+        installs = json.loads(report.read_text(encoding="utf-8"))["install"]
+    return _HEADER + "".join(sorted(map(_line, installs)))
+
+
+def _line(install: dict[str, Any]) -> str:
+    about = install["metadata"]
+    name = re.sub(r"[-_.]+", "-", about["name"]).lower()
+    return f"{name}=={about['version']} --hash=sha256:{install['download_info']['archive_info']['hashes']['sha256']}\n"
+
+
+def _reason(log: str, minor: str, release: str) -> str:
+    """Returns what pip's errors come to."""
+    missing = re.search(r"requirement (\S+) \(from versions: (.*)\)", log)
+    if missing and missing[2] != "none":
+        return f"{missing[1]} has no wheel for Python {minor}, which Triton {release} has"
+    if missing:
+        return f"pip's index cannot be reached, or has no {missing[1].partition('==')[0]}"
+    errors = [line.removeprefix("ERROR: ") for line in log.splitlines() if line.startswith("ERROR: ")]
+    return f"pip cannot find the wheels ({errors[-1][:200] if errors else 'it gave no reason'})"
+
+
+def _remedy(minor: str, release: str) -> str:
+    return f"take another --release, reach an index that has them for Python {minor}, or give --execution-env"

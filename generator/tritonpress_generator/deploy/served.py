@@ -1,0 +1,150 @@
+"""What a repository holds and needs, as its manifests and configs say it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tritonclient.grpc import model_config_pb2 as pb
+from tritonpress_server.launch import models_to_load
+
+from tritonpress_generator import repository as repositories
+from tritonpress_generator.errors import InputError
+from tritonpress_generator.plans import pending
+
+_MIB = 1 << 20
+# Of the demonstration's repository an instance of a Python step took 64 to 75 MiB, of which 23 are its weights.
+_INSTANCE_MIB, _SERVER_MIB = 128, 512
+_STEP_PACKAGES = ("numpy", "tokenizers")
+# Nothing that pip would take for an option, or for an address.
+_PIN = re.compile(r"[A-Za-z0-9]+([._-][A-Za-z0-9]+)*==\d[A-Za-z0-9.+!]*")
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is served."""
+
+    repository: Path
+    builds: Mapping[str, str]
+    """Of the workloads."""
+    models: Sequence[str]
+    """Folders of the repository that are loaded, as `tritonpress-serve` does it."""
+    python_steps: Sequence[str]
+    packages: Sequence[str]
+    """`name==version` of what the Python steps import, sorted."""
+    native: Sequence[str]
+    """Triton's own backends that run an engine."""
+    plans: Mapping[Path, Mapping[str, Any]]
+    """The stamps of the TensorRT plans."""
+    needs_gpu: bool
+    cores: int
+    """That the busiest workload's instances compute on."""
+    memory_mib: int
+    """An estimate of what all instances take."""
+
+    @property
+    def digest(self) -> str:
+        """What changes whenever a workload's build does."""
+        text = "".join(f"{name}={build}\n" for name, build in sorted(self.builds.items()))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def shared_memory_mib(self) -> int:
+        """For requests and answers between Triton and its Python processes."""
+        return 64 + 32 * len(self.python_steps)
+
+
+def read(repository: Path) -> Served:
+    """Returns what `repository` serves, every file being as its manifest says.
+
+    Raises:
+        InputError: There is no workload, a file is missing or has changed, a plan is pending or without its stamp, or
+            two workloads need different versions of a package.
+    """
+    manifests = {name: repositories.read_manifest(repository, name) for name in repositories.workloads(repository)}
+    plans: dict[Path, dict[str, Any]] = {}
+    for name, manifest in manifests.items():
+        _check_files(repository, name, manifest)
+        for folder in pending.folders(repository, manifest):
+            plans |= pending.plans(folder)
+    for plan, stamp in plans.items():
+        if "tensorrt" not in stamp:
+            raise InputError(f"{plan}: must have its stamp beside it, {plan.name}.json; build it again")
+    configs = {
+        step: repositories.read_config(repository / step)
+        for manifest in manifests.values()
+        for step in manifest["steps"].values()
+    }
+    python = sorted(step for step, config in configs.items() if config.backend == "python")
+    return Served(
+        repository=repository,
+        builds={name: str(manifest["build"]) for name, manifest in manifests.items()},
+        models=models_to_load(repository),
+        python_steps=python,
+        packages=_packages(repository, manifests, python),
+        native=sorted({config.backend or config.platform for config in configs.values()} - {"python"}),
+        plans=plans,
+        needs_gpu=any(_on_gpu(config) for config in configs.values()),
+        cores=max(_cores([configs[step] for step in manifest["steps"].values()]) for manifest in manifests.values()),
+        memory_mib=_SERVER_MIB + sum(_memory_mib(repository / step, config) for step, config in configs.items()),
+    )
+
+
+def _check_files(repository: Path, name: str, manifest: dict[str, Any]) -> None:
+    if problems := repositories.changed_files(repository, manifest):
+        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise InputError(f"{name}: {problems[0]}{more}; the manifest says otherwise: build it again")
+    if missing := pending.missing(repository, manifest):
+        raise InputError(f"{name}: its plan is pending; run {missing[0]} on a machine with the GPU, then deploy")
+
+
+def _packages(repository: Path, manifests: Mapping[str, dict[str, Any]], python: Sequence[str]) -> list[str]:
+    """Returns the pins of all Python steps."""
+    found: dict[str, tuple[str, str]] = {}
+    for name, manifest in manifests.items():
+        for step in set(manifest["steps"].values()) & set(python):
+            path = repository / step / "1" / "requirements.txt"
+            versions = {package: version(package) for package in _STEP_PACKAGES} | manifest["versions"]
+            lines = [f"{package}=={versions[package]}" for package in _STEP_PACKAGES]
+            for line in path.read_text(encoding="utf-8").split() if path.is_file() else lines:
+                if not _PIN.fullmatch(line):
+                    raise InputError(f"{path}: must have lines NAME==VERSION, has {line[:60]!r}; build {name} again")
+                package = line.partition("==")[0]
+                pin, of = found.setdefault(package, (line, name))
+                if pin != line:
+                    raise InputError(
+                        f"{name} needs {line}, {of} needs {pin}, and a server has one of them; build both again"
+                    )
+    return sorted(pin for pin, _ in found.values())
+
+
+def _on_gpu(config: pb.ModelConfig) -> bool:
+    return any(group.kind == pb.ModelInstanceGroup.KIND_GPU for group in config.instance_group)
+
+
+def _instances(config: pb.ModelConfig) -> int:
+    return sum(max(1, group.count) for group in config.instance_group) or 1
+
+
+def _cores(configs: Sequence[pb.ModelConfig]) -> int:
+    """Returns the cores that a workload's engine is sized to; on a GPU those that feed it."""
+    if any(map(_on_gpu, configs)):
+        return sum(_instances(config) for config in configs if config.backend == "python") or 1
+    threads = [
+        int(config.parameters[key].string_value) * _instances(config)
+        for config in configs
+        for key in ("intra_op_thread_count", "INFERENCE_NUM_THREADS")
+        if key in config.parameters
+    ]
+    return max(1, sum(threads))
+
+
+def _memory_mib(folder: Path, config: pb.ModelConfig) -> int:
+    """Returns what a step's instances may take: each has its weights, and as much again for activations."""
+    weights = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / _MIB
+    return round(_instances(config) * (_INSTANCE_MIB + 2 * weights))

@@ -1,0 +1,318 @@
+"""What is generated is what its readers take: Kubernetes' schemas, compose's, hadolint, PromQL's grammar."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import compose_spec
+import kubernetes_validate
+import promql_parser
+import pytest
+import yaml
+from deployments import STAMP, deploy, filled, use_index, write_repository
+from tritonpress_generator.deploy import monitoring
+from tritonpress_generator.deploy.dashboard import dashboard
+from tritonpress_generator.deploy.queries import Objectives
+
+KUBERNETES = "1.37"
+PLAN = {
+    "schema": "tritonpress-plan/1",
+    "demand": {"p99_ms": 40.0, "survive": "zone", "peak_per_s": 100.0},
+    "kubernetes": {"min_replicas": 3, "max_replicas": 6, "metric": "…", "target_us": 1234.5},
+}
+# Of custom resources and of Kustomize, for which Kubernetes itself has no schema.
+OTHERS = ("monitoring.coreos.com/", "kustomize.config.k8s.io/")
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """A repository for a CPU, from a volume; one for a GPU, from a bucket and with a plan; each deployed."""
+    folder = tmp_path_factory.mktemp("deploy")
+    with pytest.MonkeyPatch.context() as patch:
+        use_index(folder / "index", patch)
+        cpu = write_repository(folder / "cpu")
+        gpu = write_repository(folder / "gpu", stamps={"model.plan": STAMP})
+        engine = next(path.name for path in gpu.iterdir() if "_engine_" in path.name)
+        (folder / "plan.json").write_text(json.dumps({**PLAN, "service": {"model": engine}}))
+        options = ["--bundle=s3://models/today.bundle", "--image=registry.example/t", f"--plan={folder / 'plan.json'}"]
+        yield {"cpu": deploy(cpu, folder / "cpu-out"), "gpu": deploy(gpu, folder / "gpu-out", *options)}
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def out(request: pytest.FixtureRequest, deployed: dict[str, Path]) -> Path:
+    """One of the folders, and then the other."""
+    return deployed[request.param]
+
+
+def objects(folder: Path) -> list[dict[str, Any]]:
+    """Returns the objects of Kubernetes in `folder` that it has a schema for."""
+    found = [yaml.safe_load(path.read_text()) for path in sorted(folder.rglob("*.yaml"))]
+    return [entry for entry in found if "kind" in entry and not entry["apiVersion"].startswith(OTHERS)]
+
+
+def validate(entry: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        # The package's own use of an older name of its reader of resources.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        kubernetes_validate.validate(entry, KUBERNETES, strict=True)
+
+
+def test_kubernetes_takes_the_base(out: Path) -> None:
+    entries = objects(out / "kubernetes" / "base")
+    for entry in entries:
+        validate(entry)
+    assert {entry["kind"] for entry in entries} == {
+        "Namespace", "ServiceAccount", "Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget",
+        "NetworkPolicy",
+    }  # fmt: skip
+    misspelt = next(entry for entry in entries if entry["kind"] == "Deployment")
+    misspelt["spec"]["template"]["spec"]["contaners"] = []
+    with pytest.raises(kubernetes_validate.ValidationError):
+        validate(misspelt)
+
+
+def test_every_kustomization_lists_files_that_are_there(out: Path) -> None:
+    paths = sorted(out.rglob("kustomization.yaml"))
+    for path in paths:
+        entry = yaml.safe_load(path.read_text())
+        listed = [*entry["resources"], *(patch["path"] for patch in entry.get("patches", []))]
+        assert all((path.parent / name).exists() for name in listed)
+        own = {file.name for file in path.parent.glob("*.yaml")} - {path.name}
+        assert own == {name for name in listed if not name.startswith("..")}
+    expected = {"base", "cpu", "prometheus-operator"} if "cpu" in out.name else {"base", "gpu", "mig"}
+    assert {path.parent.name for path in paths} >= expected
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="builds overlays with kubectl, which is not installed")
+def test_kustomize_builds_the_overlays(out: Path) -> None:
+    for overlay in sorted((out / "kubernetes" / "overlays").iterdir()):
+        done = subprocess.run(["kubectl", "kustomize", str(overlay)], capture_output=True, text=True, check=True)
+        built = list(yaml.safe_load_all(done.stdout))
+        for entry in built:
+            validate(entry)
+        pod = next(entry for entry in built if entry["kind"] == "Deployment")["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["resources"]["limits"].keys() > {"memory"}
+        assert container["args"][0] == "tritonserver"
+
+
+def test_servers_are_found_by_their_labels(out: Path) -> None:
+    kinds = {entry["kind"]: entry for entry in objects(out / "kubernetes" / "base")}
+    labels = kinds["Deployment"]["spec"]["template"]["metadata"]["labels"].items()
+    assert labels >= kinds["Service"]["spec"]["selector"].items()
+    for kind, key in (
+        ("Deployment", "selector"),
+        ("PodDisruptionBudget", "selector"),
+        ("NetworkPolicy", "podSelector"),
+    ):
+        assert labels >= kinds[kind]["spec"][key]["matchLabels"].items()
+    assert kinds["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"] == kinds["Deployment"]["metadata"]["name"]
+    pod = kinds["Deployment"]["spec"]["template"]["spec"]
+    names = {port["name"]: port["containerPort"] for port in pod["containers"][0]["ports"]}
+    assert {port["targetPort"] for port in kinds["Service"]["spec"]["ports"]} <= set(names)
+    mounted = {
+        mount["name"] for c in (*pod["containers"], *pod.get("initContainers", [])) for mount in c["volumeMounts"]
+    }
+    assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_no_container_may_do_more_than_it_must(out: Path) -> None:
+    pod = next(e for e in objects(out / "kubernetes") if e["kind"] == "Deployment")["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    for container in (*pod["containers"], *pod.get("initContainers", [])):
+        rights = container["securityContext"]
+        assert rights["readOnlyRootFilesystem"]
+        assert rights["capabilities"] == {"drop": ["ALL"]}
+        assert not rights["allowPrivilegeEscalation"]
+        assert "sh" not in " ".join(container.get("command", [])).split()
+    stack = yaml.safe_load((out / "compose" / "compose.yaml").read_text())
+    for service in stack["services"].values():
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+        assert all(port["host_ip"] == "127.0.0.1" for port in service["ports"])
+
+
+def test_figures_of_the_plan_are_the_autoscaler_s(deployed: dict[str, Path]) -> None:
+    kinds = {entry["kind"]: entry for entry in objects(deployed["gpu"] / "kubernetes" / "base")}
+    spec = kinds["HorizontalPodAutoscaler"]["spec"]
+    assert (spec["minReplicas"], spec["maxReplicas"]) == (3, 6)
+    pods = spec["metrics"][0]["pods"]
+    assert pods["target"]["averageValue"] == "1234"
+    adapter = yaml.safe_load((deployed["gpu"] / "kubernetes" / "prometheus-adapter.yaml").read_text())
+    assert adapter["rules"][0]["name"]["as"] == pods["metric"]["name"]
+    spread = kinds["Deployment"]["spec"]["template"]["spec"]["topologySpreadConstraints"]
+    assert spread[0] | {"labelSelector": None} == {
+        "maxSkew": 1, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "DoNotSchedule",
+        "labelSelector": None, "matchLabelKeys": ["pod-template-hash"],
+    }  # fmt: skip
+    rules = yaml.safe_load((deployed["gpu"] / "compose" / "rules.yaml").read_text())
+    assert "tritonpress:p99_us > bool 40000" in [rule["expr"] for rule in rules["groups"][0]["rules"]]
+
+
+def test_a_plan_binds_the_release_and_the_kind_of_gpu(deployed: dict[str, Path]) -> None:
+    gpu = deployed["gpu"]
+    assert "FROM nvcr.io/nvidia/tritonserver:24.10-py3" in (gpu / "image" / "Dockerfile").read_text()
+    patch = yaml.safe_load((gpu / "kubernetes" / "overlays" / "mig" / "deployment.yaml").read_text())
+    pod = patch["spec"]["template"]["spec"]
+    assert pod["containers"][0]["resources"]["limits"] == {"nvidia.com/mig-1g.10gb": "1"}
+    (term,) = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert [(e["key"].split(".")[-1], e["values"]) for e in term["matchExpressions"]] == [
+        ("major", ["8"]),
+        ("minor", ["0"]),
+    ]
+
+
+def test_a_bundle_is_fetched_unpacked_and_served(deployed: dict[str, Path]) -> None:
+    pod = next(e for e in objects(deployed["gpu"] / "kubernetes") if e["kind"] == "Deployment")["spec"]["template"][
+        "spec"
+    ]
+    fetch, unpack = pod["initContainers"]
+    (server,) = pod["containers"]
+    assert fetch["command"][-2] == "s3://models/today.bundle"
+    assert fetch["command"][-1] == unpack["command"][-2]
+    assert unpack["image"] == server["image"]
+    assert f"--model-repository={unpack['command'][-1]}" in server["args"]
+    cpu = next(e for e in objects(deployed["cpu"] / "kubernetes") if e["kind"] == "Deployment")
+    volume = cpu["spec"]["template"]["spec"]["volumes"][0]
+    assert volume["persistentVolumeClaim"] == {"claimName": "tritonpress-repository", "readOnly": True}
+
+
+def test_compose_takes_its_file(out: Path) -> None:
+    path = out / "compose" / "compose.yaml"
+    stack = compose_spec.PyCompose.from_yaml(path.read_text())
+    stack.validate()
+    content = yaml.safe_load(path.read_text())
+    assert set(stack.service_names()) == set(content["services"])
+    for service in content["services"].values():
+        for volume in service["volumes"]:
+            assert volume["type"] == "volume" or (path.parent / volume["source"]).exists()
+        assert set(service.get("secrets", [])) <= set(content["secrets"])
+    assert (path.parent / content["services"]["triton"]["build"]["context"] / "Dockerfile").exists()
+    with pytest.raises(ValueError, match="healthchek"):
+        compose_spec.PyCompose.from_yaml(path.read_text().replace("healthcheck:", "healthchek:"))
+
+
+def test_hadolint_takes_the_dockerfile(out: Path, tmp_path: Path) -> None:
+    path = out / "image" / "Dockerfile"
+    done = subprocess.run(["hadolint", str(path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+    (tmp_path / "Dockerfile").write_text(re.sub(r"tritonserver:\S+", "tritonserver", path.read_text(), count=1))
+    unpinned = subprocess.run(["hadolint", str(tmp_path / "Dockerfile")], capture_output=True, text=True, check=False)
+    assert "DL3006" in unpinned.stdout
+
+
+def test_the_image_is_root_s_and_nobody_s(out: Path) -> None:
+    lines = (out / "image" / "Dockerfile").read_text().splitlines()
+    users = [line for line in lines if line.startswith("USER")]
+    assert users == ["USER 10001:10001"]
+    assert all(line.split(" ", 1)[1].startswith("[") for line in lines if line.startswith(("RUN", "CMD")))
+    copied = [line.split()[1] for line in lines if line.startswith("COPY") and "--from" not in line]
+    assert {path.name for path in (out / "image").iterdir()} - {"Dockerfile"} == set(copied)
+
+
+def test_promql_of_rules_dashboard_and_adapter_parses(out: Path) -> None:
+    expressions = [rule["expr"] for group in _rules(out) for rule in group["rules"]]
+    board = json.loads((out / "compose" / "grafana" / "dashboards" / "tritonpress.json").read_text())
+    adapter = yaml.safe_load((out / "kubernetes" / "prometheus-adapter.yaml").read_text())["rules"][0]
+    expressions += [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    expressions += [adapter["metricsQuery"], adapter["seriesQuery"]]
+    assert len(expressions) > 25
+    for expression in expressions:
+        promql_parser.parse(filled(expression))
+    assert [group["name"] for group in _rules(out)] == ["tritonpress", "tritonpress-alerts"]
+    operator = yaml.safe_load(
+        (out / "kubernetes" / "components" / "prometheus-operator" / "prometheusrule.yaml").read_text()
+    )
+    assert operator["spec"]["groups"] == _rules(out)
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="plays alerts with promtool, which is not installed")
+def test_alerts_ring_when_they_should(tmp_path: Path) -> None:
+    objectives = Objectives(["a", "b"], 50)
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(monitoring.rules(objectives)))
+    (tmp_path / "tests.yaml").write_text(yaml.safe_dump(_played()))
+    done = subprocess.run(["promtool", "test", "rules", "tests.yaml"], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _played() -> dict[str, Any]:
+    """Returns promtool's unit test: an hour in which a server rejects one of 50 requests, and is slow."""
+    labels = 'instance="x", job="triton", model="a"'
+    series = {
+        'up{job="triton", instance="x"}': "1+0x60",
+        'up{job="triton", instance="y"}': "0+0x60",
+        f"nv_inference_request_success{{{labels}}}": "0+98x60",
+        f'nv_inference_request_failure{{{labels}, reason="REJECTED"}}': "0+2x60",
+        f'nv_inference_request_failure{{{labels}, reason="OTHER"}}': "0+50x60",
+        f'nv_inference_request_summary_us{{{labels}, quantile="0.99"}}': "60000+0x60",
+        f"nv_inference_pending_request_count{{{labels}}}": "10+0x60",
+    }
+    rings = {"TritonDown": True, "TritonGone": False, "TritonFailureBudgetFast": True, "TritonQueue": False}
+    expected = {
+        "TritonDown": {
+            "exp_labels": {"instance": "y", "job": "triton", "severity": "critical"},
+            "exp_annotations": {"summary": "y gives no metrics"},
+        },
+        "TritonFailureBudgetFast": {
+            "exp_labels": {"severity": "critical"},
+            "exp_annotations": {"summary": "requests fail 14 times faster than the budget allows"},
+        },
+        "TritonLatency": {
+            "exp_labels": {"model": "a", "severity": "critical"},
+            "exp_annotations": {"summary": "the p99 of a is above 50 ms in too many minutes"},
+        },
+    }
+    tests = [
+        {"eval_time": "60m", "alertname": name, "exp_alerts": [expected[name]] if ring else []}
+        for name, ring in {**rings, "TritonLatency": True}.items()
+    ]
+    return {
+        "rule_files": ["rules.yaml"],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [{"series": name, "values": values} for name, values in series.items()],
+                "alert_rule_test": tests,
+            }
+        ],
+    }
+
+
+def test_the_dashboard_shows_gpus_where_there_are_any() -> None:
+    objectives = Objectives(["a"], 100)
+    without, with_gpu = (dashboard(objectives, gpu=gpu)["panels"] for gpu in (False, True))
+    assert len(with_gpu) == len(without) + 2
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in with_gpu]
+    assert len(set(places)) == len(places)
+
+
+def test_deploying_again_changes_nothing_and_a_new_build_is_a_new_template(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_index(tmp_path / "index", monkeypatch)
+    repository = write_repository(tmp_path / "model_repo")
+    out = deploy(repository, tmp_path / "out")
+    first = {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    ports = json.loads((out / "deploy.json").read_text())["ports"]
+    same = [f"--{endpoint}-port={port}" for endpoint, port in ports.items()]
+    deploy(repository, out, *same)
+    assert {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()} == first
+    write_repository(repository, files=2)
+    deploy(repository, out, *same)
+    deployment = out / "kubernetes" / "base" / "deployment.yaml"
+    templates = [yaml.safe_load(text)["spec"]["template"] for text in (first[deployment], deployment.read_bytes())]
+    assert templates[0]["metadata"]["annotations"] != templates[1]["metadata"]["annotations"]
+    assert templates[0]["spec"]["containers"][0]["image"] != templates[1]["spec"]["containers"][0]["image"]
+
+
+def _rules(out: Path) -> list[dict[str, Any]]:
+    groups: list[dict[str, Any]] = yaml.safe_load((out / "compose" / "rules.yaml").read_text())["groups"]
+    return groups

@@ -1,0 +1,221 @@
+"""What the container runs, run here: its command line, its health check, its unpacking, its packed environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import files
+from pathlib import Path
+
+import numpy as np
+import promql_parser
+import pytest
+import tritonclient.grpc as triton
+import yaml
+from deployments import deploy, filled, use_index, write_repository
+from tritonpress_generator.deploy import image_files
+from tritonpress_generator.deploy.image import UNPACK_PACKAGES
+from tritonpress_generator.packing.pack import pack
+from tritonpress_server import TritonServer
+from tritonpress_server.ports import choose_ports
+from tritonpress_server.runtime import find_runtime
+
+CHECK = Path(str(image_files.__file__)).parent / "healthcheck.py"
+"""The health check, which Python runs as a file."""
+
+
+def commands(out: Path) -> list[list[str]]:
+    """Returns the commands of the image and of the pods."""
+    dockerfile = (out / "image" / "Dockerfile").read_text()
+    (image,) = re.findall(r"^CMD (.*)$", dockerfile, re.MULTILINE)
+    deployment = yaml.safe_load((out / "kubernetes" / "base" / "deployment.yaml").read_text())
+    return [json.loads(image), deployment["spec"]["template"]["spec"]["containers"][0]["args"]]
+
+
+@contextmanager
+def running(command: list[str], repository: Path, work: Path) -> Iterator[dict[str, int]]:
+    """Runs a container's command by the embedded Triton; gives the ports, when it is ready.
+
+    Only what the container has and this machine has not is replaced: where the repository and the backends lie, and
+    ports that nobody else has.
+    """
+    runtime = find_runtime()
+    runtime.write_backends(work / "backends")
+    ports = choose_ports("127.0.0.1", {"grpc": None, "http": None, "metrics": None})
+    here = {"model-repository": repository, **{f"{endpoint}-port": port for endpoint, port in ports.items()}}
+    here |= {f"{endpoint}-address": "127.0.0.1" for endpoint in ports}
+    options = [
+        f"--{name}={here.get(name, value)}" if equals else option
+        for option in command[1:]
+        for name, equals, value in [option.removeprefix("--").partition("=")]
+    ]
+    extra = [f"--backend-directory={work / 'backends'}"]
+    with (
+        (work / "log").open("wb") as log,
+        subprocess.Popen(
+            [runtime.binary, *options, *extra], env=runtime.environment(), stdout=log, stderr=subprocess.STDOUT
+        ) as process,
+    ):
+        try:
+            deadline = time.monotonic() + 120
+            while health(ports["http"]) != 0:
+                assert process.poll() is None, (work / "log").read_text()[-3000:]
+                assert time.monotonic() < deadline, (work / "log").read_text()[-3000:]
+            yield ports
+        finally:
+            process.terminate()
+            assert process.wait(60) == 0
+
+
+def health(port: int) -> int:
+    """Returns the exit status of the container's health check."""
+    return subprocess.run([sys.executable, CHECK, str(port)], capture_output=True, check=False).returncode
+
+
+def test_the_container_s_command_serves_what_tritonpress_serve_does(
+    tiny_repository: Path, tiny_server: TritonServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_index(tmp_path / "index", monkeypatch)
+    out = deploy(tiny_repository, tmp_path / "out")
+    command, args = commands(out)
+    assert command == args
+    assert command[0] == "tritonserver"
+    with running(command, tiny_repository, tmp_path) as ports:
+        mine = triton.InferenceServerClient(f"127.0.0.1:{ports['grpc']}")
+        serve = triton.InferenceServerClient(tiny_server.grpc_url)
+        models = [model.name for model in serve.get_model_repository_index().models]
+        assert [model.name for model in mine.get_model_repository_index().models] == models
+        assert len(models) == 4
+        for model in models:
+            configs = [client.get_model_config(model).SerializeToString(deterministic=True) for client in (mine, serve)]
+            assert configs[0] == configs[1]
+        query = triton.InferInput("QUERY", [1, 1], "BYTES")
+        query.set_data_from_numpy(np.array([[b"red lamp"]], np.object_))
+        answers = [client.infer("recommendation", [query]).as_numpy("ITEM_ID") for client in (mine, serve)]
+        assert answers[0].tolist() == answers[1].tolist()
+        with urllib.request.urlopen(f"http://127.0.0.1:{ports['metrics']}/metrics") as response:
+            text = response.read().decode()
+    _check_metrics(out, text)
+    assert health(ports["http"]) == 1
+
+
+def _check_metrics(out: Path, text: str) -> None:
+    """Every metric and label that rules and dashboard ask for is among those that the server gives."""
+    given = {name: set(re.findall(r'(\w+)="', labels)) for name, labels in re.findall(r"^(nv_\w+)\{(.*)\}", text, re.M)}
+    given |= {name: set() for name in re.findall(r"^(nv_\w+) ", text, re.M)}
+    rules = yaml.safe_load((out / "compose" / "rules.yaml").read_text())
+    board = json.loads((out / "compose" / "grafana" / "dashboards" / "tritonpress.json").read_text())
+    expressions = [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    expressions += [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    asked = 0
+    for expression in expressions:
+        for name, labels in selectors(promql_parser.parse(filled(expression))):
+            # Where the response cache is on.
+            if not name.startswith("nv_cache_"):
+                assert name in given
+                assert labels <= given[name]
+                asked += 1
+    assert asked > 30
+
+
+def selectors(expression: object) -> list[tuple[str, set[str]]]:
+    """Returns the metrics that an expression reads, each with the labels that it picks by."""
+    found = re.findall(r"\b(nv_\w+)(?:\{([^}]*)\})?", str(expression))
+    return [(name, set(re.findall(r'(\w+)\s*[=!]~?"', labels))) for name, labels in found]
+
+
+def test_the_image_unpacks_a_bundle_with_its_packages_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_index(tmp_path / "index", monkeypatch)
+    repository = write_repository(tmp_path / "model_repo")
+    out = deploy(repository, tmp_path / "out", "--bundle=gs://models/b")
+    lines = (out / "image" / "requirements.txt").read_text().splitlines()[1:]
+    installed = {line.partition("==")[0] for line in lines}
+    assert installed == {*UNPACK_PACKAGES, "onnxruntime", "tokenizers"}
+    python = tmp_path / "python"
+    python.mkdir()
+    (python / "tritonpress_generator").symlink_to(out / "image" / "tritonpress_generator")
+    for package in UNPACK_PACKAGES:
+        for part in {file.parts[0] for file in files(package) or [] if file.parts[0] not in ("..", "__pycache__")}:
+            place = next(Path(folder) / part for folder in sys.path if (Path(folder) / part).exists())
+            if not (python / part).exists():
+                (python / part).symlink_to(place)
+    pack(repository, tmp_path / "bundle")
+    deployment = yaml.safe_load((out / "kubernetes" / "base" / "deployment.yaml").read_text())
+    unpack = deployment["spec"]["template"]["spec"]["initContainers"][1]["command"]
+    command = [sys.executable, "-S", *unpack[1:-2], str(tmp_path / "bundle"), str(tmp_path / "unpacked")]
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(python), "PYTHONDONTWRITEBYTECODE": "1"}
+    subprocess.run(command, env=environment, check=True, cwd=tmp_path)
+    for path in repository.rglob("*"):
+        if path.is_file():
+            assert (tmp_path / "unpacked" / path.relative_to(repository)).read_bytes() == path.read_bytes()
+    data = bytearray((tmp_path / "bundle").read_bytes())
+    data[100] ^= 1
+    (tmp_path / "bundle").write_bytes(data)
+    done = subprocess.run([*command[:-1], str(tmp_path / "again")], env=environment, capture_output=True, check=False)
+    assert done.returncode == 2
+    assert not (tmp_path / "again").exists()
+
+
+def test_python_steps_run_in_a_packed_environment(
+    tiny_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As conda-pack makes it, with nothing in it but what says that it was entered.
+    (tmp_path / "activate").write_text("export TRITONPRESS_ENVIRONMENT=packed\n")
+    environment = tmp_path / "env.tar.gz"
+    with tarfile.open(environment, "w:gz") as archive:
+        archive.add(tmp_path / "activate", "bin/activate")
+    out = deploy(tiny_repository, tmp_path / "out", f"--execution-env={environment}")
+    assert not (out / "image" / "requirements.txt").exists()
+    assert "PYTHONPATH" not in (out / "image" / "Dockerfile").read_text()
+    assert (out / "image" / "execution_env.tar.gz").read_bytes() == environment.read_bytes()
+    stack = yaml.safe_load((out / "compose" / "compose.yaml").read_text())
+    copied = (out / "compose" / stack["services"]["triton"]["volumes"][0]["source"]).resolve()
+    steps = sorted(copied.glob("*/configs/container.pbtxt"))
+    assert [step.parents[1].name.rsplit("_", 1)[0] for step in steps] == [
+        "recommendation_postprocessing",
+        "recommendation_tokenizer",
+    ]
+    for step in steps:
+        text = step.read_text()
+        assert 'string_value: "/opt/tritonpress/execution_env.tar.gz"' in text
+        step.write_text(text.replace("/opt/tritonpress/execution_env.tar.gz", str(environment)))
+    command, _ = commands(out)
+    with running(command, copied, tmp_path) as ports:
+        client = triton.InferenceServerClient(f"127.0.0.1:{ports['grpc']}")
+        config = client.get_model_config(steps[0].parents[1].name, as_json=True)["config"]
+        assert config["parameters"]["EXECUTION_ENV_PATH"]["string_value"] == str(environment)
+        query = triton.InferInput("QUERY", [1, 1], "BYTES")
+        query.set_data_from_numpy(np.array([[b"red lamp"]], np.object_))
+        assert client.infer("recommendation", [query]).as_numpy("ITEM_ID").shape == (1, 10)
+        entered = [stub for stub in Path("/proc").glob("[0-9]*/environ") if b"ENVIRONMENT=packed" in _read(stub)]
+        assert len(entered) >= len(steps)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # the process has ended, or is not ours
+        return b""
+
+
+@pytest.mark.slow
+def test_the_index_s_wheels_have_the_hashes(tiny_repository: Path, tmp_path: Path) -> None:
+    out = deploy(tiny_repository, tmp_path / "out", "--bundle=gs://models/b")
+    requirements = out / "image" / "requirements.txt"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--only-binary=:all:"]
+    command += [f"--platform=manylinux_2_{minor}_x86_64" for minor in (28, 27, 17)] + [
+        "--platform=manylinux2014_x86_64"
+    ]
+    command += ["--python-version=3.12", f"--dest={tmp_path / 'wheels'}", f"--requirement={requirements}"]
+    subprocess.run(command, check=True)
+    assert len(list((tmp_path / "wheels").iterdir())) == len(requirements.read_text().splitlines()) - 1
+    requirements.write_text(re.sub(r"sha256:\w{8}", "sha256:00000000", requirements.read_text()))
+    assert subprocess.run(command, check=False, capture_output=True).returncode != 0
