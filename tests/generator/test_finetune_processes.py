@@ -21,6 +21,8 @@ from tritonpress_generator.finetune import finetune
 from tritonpress_generator.training.distributed import World
 from tritonpress_generator.training.loop import Progress
 
+# `test_distill.py` trains in two processes, and resumes, within the quick tests.
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[1] / "training_process.py"
 ALONE = World(0, 1, torch.device("cpu"))
 LORA = {"lora": {"rank": 4, "alpha": 8, "dropout": 0.1}}
@@ -135,7 +137,6 @@ def test_killed_run_ends_as_one_that_was_not(runs: dict[str, Path], tmp_path: Pa
     assert_same(recipe, whole)
 
 
-@pytest.mark.slow
 def test_two_killed_processes_end_as_two_that_were_not(runs: dict[str, Path], said: str) -> None:
     assert_same(runs["killed_two"], runs["whole_two"])
 

@@ -73,6 +73,7 @@ def test_status_is_1_where_nothing_may_be_int8() -> None:
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_built_with_keep_and_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = write_training(tmp_path, "classification", **LEARNT)
     run(recipe)

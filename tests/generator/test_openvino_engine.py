@@ -29,7 +29,7 @@ def recipe_for(folder: Path, task: str = "classification", **serve: object) -> P
 @pytest.mark.parametrize(
     ("task", "steps", "lengths"),
     [
-        ("classification", "single", "exact"),
+        pytest.param("classification", "single", "exact", marks=pytest.mark.slow),
         ("classification", "ensemble", [16, 48]),
         ("question_answering", "scripting", "exact"),
     ],

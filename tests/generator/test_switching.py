@@ -278,6 +278,7 @@ def test_a_switch_under_load_loses_and_mixes_nothing(model_repo: Path) -> None:
     assert sum(a != b for a, b in zip(load.seen, load.seen[1:], strict=False)) >= 2
 
 
+@pytest.mark.slow
 def test_a_server_that_polls_follows_the_files(model_repo: Path) -> None:
     old, new = old_and_new(model_repo)
     with (
@@ -337,6 +338,7 @@ def test_a_server_that_cannot_load_a_build_is_left_as_it_was(
     assert set(load.seen) == {old}
 
 
+@pytest.mark.slow
 def test_a_server_of_another_repository_is_told_apart(
     model_repo: Path, tiny_server: TritonServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
