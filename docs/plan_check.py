@@ -60,7 +60,7 @@ CONFIGURATIONS = (
     Configuration("classification, 2 instances from runs of 1", {"classification": 1}, 50, 2, planned_instances=1),
     Configuration("classification, queue delay 3 ms", {"classification": 1}, 50, instances=1, queue_delay_us=3000),
     Configuration("recommendation", {"recommendation": 1}, 50, instances=1),
-    Configuration("question answering", {"question_answering": 1}, 250, instances=1),
+    Configuration("question answering", {"question_answering": 1}, 1000, instances=1),
     Configuration("classification 3, recommendation 1", {"classification": 3, "recommendation": 1}, 50, instances=1),
 )
 
