@@ -9,7 +9,10 @@ from typing import TypeVar
 from tritonpress_client.credentials import BearerToken
 from tritonpress_client.errors import InvalidInputError
 from tritonpress_client.model_client import ModelClient
-from tritonpress_client.options import Options, Tls
+from tritonpress_client.options import Metadata, Options, Tls
+
+ADMIN_METADATA = "triton-grpc-protocol-tritonpress-admin"
+"""By which a server that `tritonpress-serve --admin-token-file` guards is asked for more than answers."""
 
 _Client = TypeVar("_Client", bound=ModelClient)
 
@@ -22,12 +25,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="HOST:PORT of Triton's gRPC endpoint; several with commas between, or dns:///NAME:PORT (%(default)s)",
     )
     parser.add_argument("--timeout-s", type=float, default=5.0, help="deadline of each request (%(default)s)")
+    add_security_arguments(parser)
+
+
+def add_security_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what says how a server is trusted, and who asks."""
     security = parser.add_argument_group("security")
     security.add_argument("--tls", action="store_true", help="TLS, with the system's authorities without --ca")
     security.add_argument("--ca", type=Path, metavar="PEM", help="authorities that the server's certificate is held to")
     security.add_argument("--certificate", type=Path, metavar="PEM", help="the client's own, for mutual TLS")
     security.add_argument("--key", type=Path, metavar="PEM", help="of --certificate")
-    security.add_argument("--token-file", type=Path, metavar="FILE", help="sent as a bearer token, read every minute")
+    token = security.add_mutually_exclusive_group()
+    token.add_argument("--token-file", type=Path, metavar="FILE", help="sent as a bearer token, read every minute")
+    token.add_argument(
+        "--admin-token-file", type=Path, metavar="FILE", help="for a server that guards model control and statistics"
+    )
 
 
 def targets(arguments: argparse.Namespace) -> list[str]:
@@ -44,11 +56,20 @@ def options(arguments: argparse.Namespace) -> Options:
     files = {"ca": arguments.ca, "certificate": arguments.certificate, "key": arguments.key}
     pem = {name: None if path is None else _read(path) for name, path in files.items()}
     wanted = arguments.tls or any(pem.values())
-    token_file: Path | None = arguments.token_file
     return Options(
         tls=Tls(ca=pem["ca"], certificate=pem["certificate"], key=pem["key"]) if wanted else None,
-        metadata=None if token_file is None else BearerToken(lambda: _read(token_file).decode().strip(), lifetime_s=60),
+        metadata=_metadata(arguments),
     )
+
+
+def _metadata(arguments: argparse.Namespace) -> Metadata | None:
+    """Returns what goes with each request."""
+    token_file: Path | None = arguments.token_file
+    if token_file is not None:
+        return BearerToken(lambda: _read(token_file).decode().strip(), lifetime_s=60)
+    if arguments.admin_token_file is not None:
+        return {ADMIN_METADATA: _read(arguments.admin_token_file).decode().strip()}
+    return None
 
 
 def connected(kind: type[_Client], arguments: argparse.Namespace) -> _Client:

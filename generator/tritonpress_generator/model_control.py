@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tritonpress_client import InvalidInputError, ModelUnavailableError, Options, Retries
 from tritonpress_client.connection import Connection
@@ -25,12 +26,13 @@ _STILL_S = 1.0
 class ModelControl:
     """One server."""
 
-    def __init__(self, target: str, *, timeout_s: float) -> None:
+    def __init__(self, target: str, *, timeout_s: float, options: Options | None = None) -> None:
         """Connects.
 
         Args:
             target: `HOST:PORT` of the gRPC endpoint.
             timeout_s: How long the loading of one model, or of a poll, may take.
+            options: How the server is trusted, and what it asks of those who give orders.
 
         Raises:
             TritonpressError: `target` is none, or no Triton answers there.
@@ -38,7 +40,8 @@ class ModelControl:
         self.target = target
         self._timeout_s = timeout_s
         # Sent once: a load that is lost on the way may have begun.
-        self._connection = Connection(target, timeout_s=timeout_s, options=Options(retries=Retries(attempts=1)))
+        once = replace(options or Options(), retries=Retries(attempts=1))
+        self._connection = Connection(target, timeout_s=timeout_s, options=once)
         self.takes_orders = self._takes_orders()
 
     def close(self) -> None:

@@ -11,6 +11,13 @@ from typing import Any
 from tritonpress_generator.errors import InputError
 
 COMMANDS = ("promote", "rollback")
+_SECURITY = {
+    "ca": "authorities that the server's certificate is held to",
+    "certificate": "the client's own, for mutual TLS",
+    "key": "of --certificate",
+    "token-file": "sent as a bearer token",
+    "admin-token-file": "for a server that guards model control",
+}
 
 
 def add_parsers(commands: Any) -> None:
@@ -37,6 +44,11 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="a Triton that serves the repository, to be told by gRPC; may be repeated",
     )
+    # As `tritonpress-query` has them, whose package is not imported for a command that asks no server.
+    security = parser.add_argument_group("security, with --server")
+    security.add_argument("--tls", action="store_true", help="TLS, with the system's authorities without --ca")
+    for name, text in _SECURITY.items():
+        security.add_argument(f"--{name}", type=Path, metavar="FILE", help=text)
     parser.add_argument(
         "--keep", type=_count, default=1, metavar="N", help="builds that stay beside those that serve (default: 1)"
     )
@@ -48,10 +60,17 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         GeneratorError: See `switching`.
     """
+    from tritonpress_client import connecting
+
     from tritonpress_generator import switching
 
-    settings = {"servers": options.servers, "keep": options.keep, "timeout_s": options.timeout_s}
     with _reached():
+        settings = {
+            "servers": options.servers,
+            "keep": options.keep,
+            "timeout_s": options.timeout_s,
+            "options": connecting.options(options),
+        }
         if options.command == "rollback" and options.canary:
             build = switching.withdraw(options.repository, options.name, **settings)
             print(f"{options.name}: build {build} is no canary any more")
@@ -69,10 +88,19 @@ def bring_up(options: argparse.Namespace, name: str, ensemble: str) -> None:
     """
     if not options.servers:
         return
+    from tritonpress_client import connecting
+
     from tritonpress_generator import switching
 
     with _reached():
-        switching.bring_up(options.out, name, canary=options.canary, servers=options.servers, keep=options.keep)
+        switching.bring_up(
+            options.out,
+            name,
+            canary=options.canary,
+            servers=options.servers,
+            keep=options.keep,
+            options=connecting.options(options),
+        )
     print(f"{ensemble}: served by {', '.join(options.servers)}")
 
 

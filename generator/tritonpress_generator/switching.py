@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tritonpress_client import TritonpressError
+from tritonpress_client import Options, TritonpressError
 
 from tritonpress_generator import builds
 from tritonpress_generator.errors import InputError, VerificationError
@@ -44,6 +44,7 @@ def promote(
     servers: Sequence[str] = (),
     keep: int = KEEP,
     timeout_s: float = TIMEOUT_S,
+    options: Options | None = None,
 ) -> Switched:
     """Returns what was done to make `name` serve `build`.
 
@@ -56,6 +57,7 @@ def promote(
         servers: `HOST:PORT` of the servers that serve the repository; without, the files alone are switched.
         keep: How many builds that no ensemble names stay.
         timeout_s: How long a server may take to load a model.
+        options: How servers are trusted, and what they ask of those who give orders.
 
     Raises:
         InputError: There is no such workload or build, or it is being changed by another process.
@@ -63,7 +65,7 @@ def promote(
         TritonpressError: A server does not answer; the repository is as it was.
     """
     _check_workload(repository, name)
-    with _at_work(repository, name) as work, _connected(servers, timeout_s) as controls:
+    with _at_work(repository, name) as work, _connected(servers, timeout_s, options) as controls:
         tried = builds.canary(repository, name)
         if build is None and tried is None:
             raise InputError(f"{name}: has no canary; say which build: {_choices(repository, name)}")
@@ -71,7 +73,13 @@ def promote(
 
 
 def rollback(
-    repository: Path, name: str, *, servers: Sequence[str] = (), keep: int = KEEP, timeout_s: float = TIMEOUT_S
+    repository: Path,
+    name: str,
+    *,
+    servers: Sequence[str] = (),
+    keep: int = KEEP,
+    timeout_s: float = TIMEOUT_S,
+    options: Options | None = None,
 ) -> Switched:
     """Returns what was done to make `name` serve the build that it served before; twice goes back by two.
 
@@ -82,7 +90,7 @@ def rollback(
         TritonpressError: As `promote`.
     """
     _check_workload(repository, name)
-    with _at_work(repository, name) as work, _connected(servers, timeout_s) as controls:
+    with _at_work(repository, name) as work, _connected(servers, timeout_s, options) as controls:
         now, found = builds.served(repository, name), builds.manifests(repository, name)
         before = builds.previous(repository, name)
         if not before or before[0] not in found:
@@ -100,7 +108,13 @@ def rollback(
 
 
 def withdraw(
-    repository: Path, name: str, *, servers: Sequence[str] = (), keep: int = KEEP, timeout_s: float = TIMEOUT_S
+    repository: Path,
+    name: str,
+    *,
+    servers: Sequence[str] = (),
+    keep: int = KEEP,
+    timeout_s: float = TIMEOUT_S,
+    options: Options | None = None,
 ) -> str:
     """Returns the build that was `name`'s canary and is it no longer.
 
@@ -109,7 +123,7 @@ def withdraw(
         TritonpressError: As `promote`.
     """
     _check_workload(repository, name)
-    with _at_work(repository, name) as work, _connected(servers, timeout_s) as controls:
+    with _at_work(repository, name) as work, _connected(servers, timeout_s, options) as controls:
         build = builds.canary(repository, name)
         if build is None:
             raise InputError(f"{name}: has no canary; builds that lie there: {_choices(repository, name)}")
@@ -121,7 +135,14 @@ def withdraw(
 
 
 def bring_up(
-    repository: Path, name: str, *, canary: bool, servers: Sequence[str], keep: int = KEEP, timeout_s: float = TIMEOUT_S
+    repository: Path,
+    name: str,
+    *,
+    canary: bool,
+    servers: Sequence[str],
+    keep: int = KEEP,
+    timeout_s: float = TIMEOUT_S,
+    options: Options | None = None,
 ) -> None:
     """Makes servers take what a build has written.
 
@@ -132,12 +153,13 @@ def bring_up(
         servers: `HOST:PORT` of each.
         keep: How many builds that no ensemble names stay.
         timeout_s: How long a server may take to load a model.
+        options: How servers are trusted, and what they ask of those who give orders.
 
     Raises:
         VerificationError: A server does not serve the build, or cannot load a model of it.
         TritonpressError: A server does not answer.
     """
-    with _at_work(repository, name) as work, _connected(servers, timeout_s) as controls:
+    with _at_work(repository, name) as work, _connected(servers, timeout_s, options) as controls:
         ensemble = builds.canary_name(name) if canary else name
         manifest = builds.read_manifest(repository, ensemble)
         for control in controls:
@@ -238,12 +260,12 @@ def _at_work(repository: Path, name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _connected(servers: Sequence[str], timeout_s: float) -> Iterator[list[ModelControl]]:
+def _connected(servers: Sequence[str], timeout_s: float, options: Options | None) -> Iterator[list[ModelControl]]:
     """Yields the servers, all of which answer."""
     controls: list[ModelControl] = []
     try:
         for target in servers:
-            controls.append(ModelControl(target, timeout_s=timeout_s))
+            controls.append(ModelControl(target, timeout_s=timeout_s, options=options))
         yield controls
     finally:
         for control in controls:

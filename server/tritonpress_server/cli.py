@@ -112,6 +112,10 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
     add("log_format", "of the log's timestamps", choices=LOG_FORMATS)
     add("log_verbose", "from 1 on each request is logged", metavar="N")
     add("metrics_summaries", "latencies by quantile too, in the metrics")
+    add("tls_certificate", "the server's for gRPC, with --tls-key", metavar="PEM")
+    add("tls_key", "of --tls-certificate", metavar="PEM")
+    add("tls_client_ca", "clients must show a certificate of these authorities", metavar="PEM")
+    add("admin_token_file", "token that model control, statistics and shared memory then need", metavar="FILE")
 
 
 def _port(text: str) -> int | None:

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import socket
+from collections.abc import Mapping
 
 TIMEOUT_S = 2.0
 
@@ -27,18 +28,30 @@ def is_ready(address: str, *, http_port: int, metrics_port: int | None, server_i
     return True
 
 
-def ready_models(address: str, *, http_port: int) -> list[tuple[str, str]]:
+def ready_models(address: str, *, http_port: int, headers: Mapping[str, str]) -> list[tuple[str, str]]:
     """Name and version of each model that answers, sorted.
+
+    Args:
+        address: Of the endpoint.
+        http_port: Of the endpoint.
+        headers: What the server asks of those who want to know.
 
     Raises:
         OSError: Nobody listens there.
     """
     with contextlib.closing(http.client.HTTPConnection(address, http_port, timeout=TIMEOUT_S)) as connection:
-        _, body = _ask(connection, "POST", "/v2/repository/index", body='{"ready": true}')
+        _, body = _ask(connection, "POST", "/v2/repository/index", body='{"ready": true}', headers=headers)
     return sorted((model["name"], model.get("version", "")) for model in json.loads(body))
 
 
-def _ask(connection: http.client.HTTPConnection, method: str, path: str, *, body: str = "") -> tuple[int, bytes]:
-    connection.request(method, path, body=body)
+def _ask(
+    connection: http.client.HTTPConnection,
+    method: str,
+    path: str,
+    *,
+    body: str = "",
+    headers: Mapping[str, str] | None = None,
+) -> tuple[int, bytes]:
+    connection.request(method, path, body=body, headers=dict(headers or {}))
     response = connection.getresponse()
     return response.status, response.read()

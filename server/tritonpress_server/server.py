@@ -159,7 +159,8 @@ class TritonServer:
         """
         if self._guard is None:
             raise ServerStartError("this server does not run, so it serves nothing; start() it first")
-        return probe.ready_models(WILDCARDS.get(self.host, self.host), http_port=self._ports["http"])
+        address = WILDCARDS.get(self.host, self.host)
+        return probe.ready_models(address, http_port=self._ports["http"], headers=self.settings.admin_headers())
 
     def log_tail(self) -> str:
         """The last lines of the log that matter, without those about missing GPUs; empty where there is no log."""

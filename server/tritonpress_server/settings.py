@@ -12,6 +12,10 @@ _TRUE_CACHE = re.compile(r"response_cache\s*:?\s*{\s*enable\s*:\s*(true|1)\b")
 _RATE_LIMITER = re.compile(r"rate_limiter\s*:?\s*{")
 MODES = ("explicit", "poll", "none")
 LOG_FORMATS = ("default", "ISO8601")
+ADMIN_HEADER = "tritonpress-admin"
+GUARDED = ("model-repository", "statistics", "shared-memory", "trace", "logging")
+"""Triton's names of what a token is asked for."""
+_TOKEN = re.compile(r"[\w.~-]{16,}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,17 @@ class Settings:
     """Latencies by quantile too, as this server computes them: they cannot be added over servers. (Triton's histograms,
     which could, exist for decoupled models alone.)"""
 
+    tls_certificate: str | None = None
+    """Of the server for gRPC, PEM with its chain; with `tls_key`. (Triton's HTTP endpoint has no TLS.)"""
+    tls_key: str | None = None
+    """Of `tls_certificate`, PEM."""
+    tls_client_ca: str | None = None
+    """Clients must show a certificate of these authorities, PEM (mutual TLS)."""
+    admin_token_file: str | None = None
+    """Its token is then asked of whoever loads models, reads statistics, maps shared memory, or changes traces and
+    logs; inference, metadata and health stay open. gRPC wants it as `triton-grpc-protocol-tritonpress-admin`, HTTP as
+    `tritonpress-admin`. tritonserver takes it on its command line alone, which its own user's processes can read."""
+
     def __post_init__(self) -> None:
         for name, least, most in (
             ("poll_s", 1, 86_400),
@@ -67,6 +82,34 @@ class Settings:
             raise SettingsError(f"poll_s goes with model_control poll, got {self.model_control}; leave one out")
         if self.trace_rate != defaults["trace_rate"] and not (self.trace_file or self.trace_url):
             raise SettingsError("trace_rate goes with trace_file or trace_url; give one, or leave it out")
+        self._check_security()
+
+    def _check_security(self) -> None:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise SettingsError("tls_certificate and tls_key belong together; give both, or leave both out")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise SettingsError("tls_client_ca goes with tls_certificate and tls_key; give them, or leave it out")
+        for name in ("tls_certificate", "tls_key", "tls_client_ca"):
+            path = getattr(self, name)
+            if path is not None and "-----BEGIN" not in _read(name, path):
+                raise SettingsError(f"{name} must be a PEM file, {path} is none; convert it, as with openssl")
+        self.admin_headers()
+
+    def admin_headers(self) -> dict[str, str]:
+        """Returns the headers by which HTTP's guarded endpoints are asked; none where they are open.
+
+        Raises:
+            SettingsError: The file cannot be read, or holds no token.
+        """
+        if self.admin_token_file is None:
+            return {}
+        token = _read("admin_token_file", self.admin_token_file).strip()
+        if not _TOKEN.fullmatch(token):
+            raise SettingsError(
+                f"admin_token_file {self.admin_token_file} must hold one token of 16 or more letters, digits and -._~;"
+                " make one with: openssl rand -hex 32"
+            )
+        return {ADMIN_HEADER: token}
 
     def arguments(self, repository: Path, models: list[str]) -> list[str]:
         """Returns tritonserver's options.
@@ -86,7 +129,20 @@ class Settings:
             options.append(f"--cache-config=local,size={self.cache_mib * 2**20}")
         if any(map(_RATE_LIMITER.search, configs)):
             options.append("--rate-limit=execution_count")
-        return options + self._observed()
+        return options + self._secured() + self._observed()
+
+    def _secured(self) -> list[str]:
+        """Returns the options of TLS and of who may do what."""
+        options = []
+        if self.tls_certificate:
+            options += ["--grpc-use-ssl=1", f"--grpc-server-cert={self.tls_certificate}"]
+            options.append(f"--grpc-server-key={self.tls_key}")
+        if self.tls_client_ca:
+            options += ["--grpc-use-ssl-mutual=1", f"--grpc-root-cert={self.tls_client_ca}"]
+        for header, token in self.admin_headers().items():
+            guarded = f"{','.join(GUARDED)}:{header}={token}"
+            options += [f"--grpc-restricted-protocol={guarded}", f"--http-restricted-api={guarded}"]
+        return options
 
     def _observed(self) -> list[str]:
         """Returns the options of logs, traces and metrics."""
@@ -104,3 +160,10 @@ class Settings:
         if self.metrics_summaries:
             options.append("--metrics-config=summary_latencies=true")
         return options
+
+
+def _read(name: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise SettingsError(f"{name} must be a file that can be read, {path} cannot: {error.strerror}") from error
