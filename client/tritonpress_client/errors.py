@@ -117,6 +117,16 @@ def is_overloaded(error: grpc.RpcError) -> bool:
     return error.code() == grpc.StatusCode.UNAVAILABLE and bool(_OVERLOADED.search(error.details() or ""))
 
 
+def is_of_a_neighbour(error: grpc.RpcError) -> bool:
+    """Returns whether another request is refused that was in the same execution.
+
+    Triton's Python backend checks the lengths in a batch's texts before the model sees them, and refuses all of the
+    batch where one is wrong. Ours are right: they are written here.
+    """
+    refused = error.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL)
+    return refused and "incomplete string" in (error.details() or "")
+
+
 def translated(
     error: grpc.RpcError, *, target: str, model: str, timeout_s: float, attempts: int = 1
 ) -> TritonpressError:

@@ -29,6 +29,7 @@ from tritonpress_client.errors import (
     ServerUnreachableError,
     TritonpressError,
     error_kind,
+    is_of_a_neighbour,
     is_overloaded,
     translated,
 )
@@ -162,8 +163,10 @@ class Race:
         """Returns when the request is sent again after an error; None for never."""
         calls, retries, kind = self._calls, self._calls.options.retries, error_kind(error)
         elsewhere = calls.balancer.alternatives(self._model, self._tried)
-        again = kind is ServerUnreachableError or (
-            kind is ModelUnavailableError and (elsewhere or is_overloaded(error))
+        again = (
+            kind is ServerUnreachableError
+            or is_of_a_neighbour(error)
+            or (kind is ModelUnavailableError and (elsewhere or is_overloaded(error)))
         )
         if kind is AccessDeniedError and not self._denied:
             self._denied = again = expire_metadata(calls.options)
