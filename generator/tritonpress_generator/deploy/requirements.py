@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import re
@@ -11,6 +12,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from tritonpress_generator.errors import InputError
 
@@ -62,7 +65,21 @@ def lock(packages: Sequence[str], python: str, *, release: str) -> str:
 def _line(install: dict[str, Any]) -> str:
     about = install["metadata"]
     name = re.sub(r"[-_.]+", "-", about["name"]).lower()
-    return f"{name}=={about['version']} --hash=sha256:{install['download_info']['archive_info']['hashes']['sha256']}\n"
+    return f"{name}=={about['version']} --hash=sha256:{_sha256(install['download_info'])}\n"
+
+
+def _sha256(download: dict[str, Any]) -> str:
+    """Returns a wheel's hash from pip's report (PEP 610)."""
+    archive = download["archive_info"]
+    found: str | None = archive.get("hashes", {}).get("sha256")
+    if found is None and str(archive.get("hash", "")).startswith("sha256="):
+        found = archive["hash"].removeprefix("sha256=")
+    if found is None and download["url"].startswith("file:"):
+        # pip before 23.1 does not hash what lies on the disk.
+        found = hashlib.sha256(Path(url2pathname(urlsplit(download["url"]).path)).read_bytes()).hexdigest()
+    if found is None:
+        raise InputError(f"pip gives no sha256 of {download['url']}; update pip (python -m pip install --upgrade pip)")
+    return found
 
 
 def _reason(log: str, minor: str, release: str) -> str:
