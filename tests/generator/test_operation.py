@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from tiny_sources import write_recipe
 from tritonclient.grpc import model_config_pb2 as pb
@@ -22,6 +25,7 @@ from tritonpress_server import Settings, TritonServer
 
 NAME = "recommendation"
 LIMITED, IMPATIENT = 2, 3
+HELD_S = 1.0
 SERVE = {
     "max_batch_size": 2,
     "max_length": 48,
@@ -99,11 +103,27 @@ def test_high_priority_overtakes_a_flood(server: TritonServer) -> None:
     assert answered_after >= 50
 
 
+@contextmanager
+def held(server: TritonServer) -> Iterator[None]:
+    """Lets no step go on for a while, so that queues fill however quick the machine is."""
+    stubs = psutil.Process(server.pid).children(recursive=True)
+    for stub in stubs:
+        stub.suspend()
+    release = threading.Timer(HELD_S, lambda: [stub.resume() for stub in stubs])
+    release.start()
+    try:
+        yield
+    finally:
+        release.join()
+
+
 def test_a_full_queue_and_one_that_waits_too_long_refuse(server: TritonServer) -> None:
-    limited = ended(server.grpc_url, [(number, LIMITED) for number in range(2000, 2060)])
+    with held(server):
+        limited = ended(server.grpc_url, [(number, LIMITED) for number in range(2000, 2060)])
     assert any("maximum queue size" in outcome for _, outcome in limited)
     assert any(outcome == "answered" for _, outcome in limited)
-    impatient = ended(server.grpc_url, [(number, IMPATIENT) for number in range(3000, 3060)])
+    with held(server):
+        impatient = ended(server.grpc_url, [(number, IMPATIENT) for number in range(3000, 3060)])
     assert any("timeout expired" in outcome.lower() for _, outcome in impatient)
 
 
