@@ -22,15 +22,9 @@ FOLLOWING = 1000
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("repository", type=Path)
-    parser.add_argument("model", choices=INPUTS)
-    parser.add_argument("texts", nargs="+", help="one for each of the model's inputs")
     parser.add_argument("--starts", type=int, default=10, help="servers one after the other (%(default)s)")
-    arguments = parser.parse_args()
-    names = INPUTS[arguments.model]
-    if len(arguments.texts) != len(names):
-        parser.error(f"{arguments.model} takes {', '.join(names)}")
-    inputs = {name: np.array([[text]], object) for name, text in zip(names, arguments.texts, strict=True)}
+    arguments, texts = parse(parser)
+    inputs = {name: np.array([[text]], object) for name, text in texts.items()}
     below = 0
     print(f"{'start':>5}{'first ms':>10}{'p50 ms':>10}{'p99 ms':>10}")
     for start in range(arguments.starts):
@@ -40,6 +34,18 @@ def main() -> None:
         below += first_ms <= p99_ms
         print(f"{start + 1:>5}{first_ms:>10.2f}{p50_ms:>10.2f}{p99_ms:>10.2f}", flush=True)
     print(f"the first request was no slower than the p99 in {below} of {arguments.starts} starts")
+
+
+def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Returns the arguments, and the text of each of the model's inputs, which this adds to the parser."""
+    parser.add_argument("repository", type=Path)
+    parser.add_argument("model", choices=INPUTS)
+    parser.add_argument("texts", nargs="+", help="one for each of the model's inputs")
+    arguments = parser.parse_args()
+    names = INPUTS[arguments.model]
+    if len(arguments.texts) != len(names):
+        parser.error(f"{arguments.model} takes {', '.join(names)}")
+    return arguments, dict(zip(names, arguments.texts, strict=True))
 
 
 def _ask(url: str, model: str, inputs: dict[str, np.ndarray]) -> tuple[float, np.ndarray]:

@@ -23,7 +23,7 @@ from typing import Any
 import grpc
 import numpy as np
 import psutil
-from first_request import INPUTS
+from first_request import parse
 from tritonclient.grpc import service_pb2
 from tritonpress_client import Connection, TritonpressError
 from tritonpress_server import TritonServer
@@ -40,21 +40,15 @@ TYPES = ("BYTES", "FP32", "INT64", "BOOL", "UINT8", "FP16", "", "STRING", "BF16"
 def main() -> int:
     """Sends them, prints, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("repository", type=Path)
-    parser.add_argument("model", choices=INPUTS)
-    parser.add_argument("texts", nargs="+", help="one for each of the model's inputs")
     parser.add_argument("--requests", type=int, default=100_000, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--classes", action="store_true", help="also what is known to end Triton 2.51")
-    arguments = parser.parse_args()
-    names = INPUTS[arguments.model]
-    if len(arguments.texts) != len(names):
-        parser.error(f"{arguments.model} takes {', '.join(names)}")
+    arguments, texts = parse(parser)
     chance = random.Random(arguments.seed)
     changes = (*_CHANGES, _classified) if arguments.classes else _CHANGES
     with (
         TritonServer(arguments.repository, models=[arguments.model]) as server,
-        _Neighbour(server.grpc_url, arguments.model, dict(zip(names, arguments.texts, strict=True))) as neighbour,
+        _Neighbour(server.grpc_url, arguments.model, texts) as neighbour,
     ):
         process = psutil.Process(server.pid)
         seen: Counter[str] = Counter()
@@ -64,7 +58,7 @@ def main() -> int:
             call = channel.unary_unary(METHOD)  # bytes as they are
             for part in range(PARTS):
                 for _ in range(arguments.requests // PARTS):
-                    payload = _payload(chance, changes, arguments.model, dict(zip(names, arguments.texts, strict=True)))
+                    payload = _payload(chance, changes, arguments.model, texts)
                     seen[_send(call, payload, failures)] += 1
                 if not process.is_running():
                     failures.append("the server has ended")

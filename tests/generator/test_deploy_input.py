@@ -98,9 +98,7 @@ def test_repositories_that_are_not_as_their_manifests_say(tmp_path: Path, capsys
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "pins", [{"--extra-index-url": "https://x"}, {"numpy": "1.26.4;os"}, {"-r": "1"}, {"numpy@https://x": "1"}]
-)
+@pytest.mark.parametrize("pins", [{"--no-index": "1"}, {"numpy": "1.26.4;os"}, {"-r": "1"}, {"numpy@./wheel": "1"}])
 def test_a_list_of_packages_is_nothing_but_that(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], pins: dict[str, str]
 ) -> None:
