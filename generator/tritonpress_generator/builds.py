@@ -11,14 +11,10 @@ The switch is one rename of a `config.pbtxt`, which has the history in it: both 
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonpress_generator.errors import InputError
+from tritonpress_generator.workplace import replace
 
 HASH_LENGTH = 12
 _CANARY = "_canary"
@@ -206,10 +203,10 @@ def switch(
     if not (folder / "1" / "README").exists():
         (folder / "1").mkdir(parents=True, exist_ok=True)
         (folder / "1" / "README").write_text(_KEEP, encoding="utf-8")
-    _replace(folder / "config.pbtxt", config_text(config), work)
+    replace(folder / "config.pbtxt", config_text(config), work)
     if folder != target:
         # A folder that is new appears whole, and as a workload at once.
-        _replace(folder / "manifest.json", _json_text(manifest), work)
+        replace(folder / "manifest.json", _json_text(manifest), work)
         folder.rename(target)
     write_for_people(repository, ensemble, work)
     if canary:
@@ -219,14 +216,14 @@ def switch(
 
 def write_manifest(repository: Path, name: str, manifest: Mapping[str, Any], work: Path) -> None:
     """Writes the manifest of a build of `name`."""
-    _replace(repository / name / f"manifest.{manifest['build']}.json", _json_text(manifest), work)
+    replace(repository / name / f"manifest.{manifest['build']}.json", _json_text(manifest), work)
 
 
 def write_for_people(repository: Path, name: str, work: Path) -> None:
     """Writes `NAME/manifest.json`."""
     manifest = read_manifest(repository, name)
     text = _json_text({**manifest, "builds": listing(repository, owner(repository, name))})
-    _replace(repository / name / "manifest.json", text, work)
+    replace(repository / name / "manifest.json", text, work)
 
 
 def withdraw(repository: Path, name: str, work: Path) -> None:
@@ -273,50 +270,6 @@ def collect(repository: Path, name: str, keep: int, work: Path) -> list[str]:
     return gone
 
 
-@contextmanager
-def at_work(repository: Path, name: str, *, wait: bool) -> Iterator[Path]:
-    """Yields a folder for what is being written, while no other process changes the workload `name`.
-
-    It lies inside the repository, so that renaming stays within one file system, and inside the ensemble's folder,
-    since Triton takes every folder beside it for a model, hidden ones too.
-
-    Raises:
-        InputError: Another process changes it, and `wait` is False.
-    """
-    target = repository / name
-    lock = os.open(target, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise InputError(
-                f"{target}: another build, promote or rollback is changing it; wait until that has ended"
-            ) from None
-        _remove_litter(target)
-        with tempfile.TemporaryDirectory(prefix=f".build-{os.getpid()}-", dir=target) as work:
-            yield Path(work)
-    finally:
-        os.close(lock)
-
-
-def _remove_litter(target: Path) -> None:
-    """Removes what builds that were killed have left; a build that still runs keeps its own."""
-    for folder in target.glob(".build-*-*"):
-        owner = folder.name.split("-")[1]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 def _json_text(manifest: Mapping[str, Any]) -> str:
     """Returns a manifest as the text of its file."""
     return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-
-
-def _replace(target: Path, text: str, work: Path) -> None:
-    """Puts `text` at `target` in one step."""
-    new = work / f"{target.parent.name}.{target.name}"
-    with new.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(target)

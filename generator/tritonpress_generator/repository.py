@@ -28,7 +28,7 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as pb
 
-from tritonpress_generator import builds
+from tritonpress_generator import builds, workplace
 from tritonpress_generator.builds import HASH_LENGTH, config_text, read_config, read_manifest, workloads
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.kept import Kept
@@ -93,7 +93,7 @@ def write(
     """
     try:
         (repository / name).mkdir(parents=True, exist_ok=True)
-        with builds.at_work(repository, name, wait=True) as work:
+        with workplace.at_work(repository, name, wait=True) as work:
             build = _place(repository, work, name, steps, ensemble, manifest)
             before = [] if canary else _history(repository, name, build)
             folder = builds.switch(repository, name, build, work, before=before, canary=canary)
@@ -197,7 +197,7 @@ def record(repository: Path, name: str, known: Mapping[str, Any], files: Sequenc
     added = {str(path.relative_to(repository)): _entry(path) for path in files}
     changed = {**manifest, **known, "files": {**manifest["files"], **added}}
     try:
-        with builds.at_work(repository, name, wait=True) as work:
+        with workplace.at_work(repository, name, wait=True) as work:
             builds.write_manifest(repository, manifest.get("workload", name), changed, work)
             builds.write_for_people(repository, name, work)
     except OSError as exc:

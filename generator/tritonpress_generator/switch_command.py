@@ -65,19 +65,17 @@ def run(options: argparse.Namespace) -> None:
     from tritonpress_generator import switching
 
     with _reached():
-        settings = {
-            "servers": options.servers,
-            "keep": options.keep,
-            "timeout_s": options.timeout_s,
-            "options": connecting.options(options),
-        }
+        servers = switching.Servers(options.servers, options.timeout_s, connecting.options(options))
         if options.command == "rollback" and options.canary:
-            build = switching.withdraw(options.repository, options.name, **settings)
+            build = switching.withdraw(options.repository, options.name, servers=servers, keep=options.keep)
             print(f"{options.name}: build {build} is no canary any more")
         elif options.command == "promote":
-            _print(options, switching.promote(options.repository, options.name, options.build, **settings))
+            _print(
+                options,
+                switching.promote(options.repository, options.name, options.build, servers=servers, keep=options.keep),
+            )
         else:
-            _print(options, switching.rollback(options.repository, options.name, **settings))
+            _print(options, switching.rollback(options.repository, options.name, servers=servers, keep=options.keep))
 
 
 def bring_up(options: argparse.Namespace, name: str, ensemble: str) -> None:
@@ -93,14 +91,8 @@ def bring_up(options: argparse.Namespace, name: str, ensemble: str) -> None:
     from tritonpress_generator import switching
 
     with _reached():
-        switching.bring_up(
-            options.out,
-            name,
-            canary=options.canary,
-            servers=options.servers,
-            keep=options.keep,
-            options=connecting.options(options),
-        )
+        servers = switching.Servers(options.servers, options=connecting.options(options))
+        switching.bring_up(options.out, name, canary=options.canary, servers=servers, keep=options.keep)
     print(f"{ensemble}: served by {', '.join(options.servers)}")
 
 

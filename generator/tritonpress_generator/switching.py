@@ -15,13 +15,28 @@ from typing import Any
 
 from tritonpress_client import Options, TritonpressError
 
-from tritonpress_generator import builds
+from tritonpress_generator import builds, workplace
 from tritonpress_generator.errors import InputError, VerificationError
 from tritonpress_generator.model_control import ModelControl
 from tritonpress_generator.plans import pending
 from tritonpress_generator.repository import KEEP, changed_files
 
 TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Those that are told of a switch."""
+
+    targets: Sequence[str] = ()
+    """`HOST:PORT` of each."""
+    timeout_s: float = TIMEOUT_S
+    """How long one may take to load a model."""
+    options: Options | None = None
+    """How they are trusted, and what they ask of those who give orders."""
+
+
+NO_SERVERS = Servers()
 
 
 @dataclass(frozen=True)
@@ -41,10 +56,8 @@ def promote(
     name: str,
     build: str | None = None,
     *,
-    servers: Sequence[str] = (),
+    servers: Servers = NO_SERVERS,
     keep: int = KEEP,
-    timeout_s: float = TIMEOUT_S,
-    options: Options | None = None,
 ) -> Switched:
     """Returns what was done to make `name` serve `build`.
 
@@ -54,18 +67,15 @@ def promote(
         repository: The model repository.
         name: The workload's.
         build: One that lies there; default: the canary's.
-        servers: `HOST:PORT` of the servers that serve the repository; without, the files alone are switched.
+        servers: Those that serve the repository; without, the files alone are switched.
         keep: How many builds that no ensemble names stay.
-        timeout_s: How long a server may take to load a model.
-        options: How servers are trusted, and what they ask of those who give orders.
 
     Raises:
         InputError: There is no such workload or build, or it is being changed by another process.
         VerificationError: The build is not as it was written, or a server does not serve it: all is as it was.
         TritonpressError: A server does not answer; the repository is as it was.
     """
-    _check_workload(repository, name)
-    with _at_work(repository, name) as work, _connected(servers, timeout_s, options) as controls:
+    with _changing(repository, name, servers) as (work, controls):
         tried = builds.canary(repository, name)
         if build is None and tried is None:
             raise InputError(f"{name}: has no canary; say which build: {_choices(repository, name)}")
@@ -76,10 +86,8 @@ def rollback(
     repository: Path,
     name: str,
     *,
-    servers: Sequence[str] = (),
+    servers: Servers = NO_SERVERS,
     keep: int = KEEP,
-    timeout_s: float = TIMEOUT_S,
-    options: Options | None = None,
 ) -> Switched:
     """Returns what was done to make `name` serve the build that it served before; twice goes back by two.
 
@@ -89,8 +97,7 @@ def rollback(
         VerificationError: As `promote`.
         TritonpressError: As `promote`.
     """
-    _check_workload(repository, name)
-    with _at_work(repository, name) as work, _connected(servers, timeout_s, options) as controls:
+    with _changing(repository, name, servers) as (work, controls):
         now, found = builds.served(repository, name), builds.manifests(repository, name)
         before = builds.previous(repository, name)
         if not before or before[0] not in found:
@@ -111,10 +118,8 @@ def withdraw(
     repository: Path,
     name: str,
     *,
-    servers: Sequence[str] = (),
+    servers: Servers = NO_SERVERS,
     keep: int = KEEP,
-    timeout_s: float = TIMEOUT_S,
-    options: Options | None = None,
 ) -> str:
     """Returns the build that was `name`'s canary and is it no longer.
 
@@ -122,8 +127,7 @@ def withdraw(
         InputError: There is no canary; else as `promote`.
         TritonpressError: As `promote`.
     """
-    _check_workload(repository, name)
-    with _at_work(repository, name) as work, _connected(servers, timeout_s, options) as controls:
+    with _changing(repository, name, servers) as (work, controls):
         build = builds.canary(repository, name)
         if build is None:
             raise InputError(f"{name}: has no canary; builds that lie there: {_choices(repository, name)}")
@@ -139,10 +143,8 @@ def bring_up(
     name: str,
     *,
     canary: bool,
-    servers: Sequence[str],
+    servers: Servers,
     keep: int = KEEP,
-    timeout_s: float = TIMEOUT_S,
-    options: Options | None = None,
 ) -> None:
     """Makes servers take what a build has written.
 
@@ -150,16 +152,14 @@ def bring_up(
         repository: The model repository.
         name: The workload's.
         canary: Whether the build is its canary.
-        servers: `HOST:PORT` of each.
+        servers: Those that serve the repository.
         keep: How many builds that no ensemble names stay.
-        timeout_s: How long a server may take to load a model.
-        options: How servers are trusted, and what they ask of those who give orders.
 
     Raises:
         VerificationError: A server does not serve the build, or cannot load a model of it.
         TritonpressError: A server does not answer.
     """
-    with _at_work(repository, name) as work, _connected(servers, timeout_s, options) as controls:
+    with _at_work(repository, name) as work, _connected(servers) as controls:
         ensemble = builds.canary_name(name) if canary else name
         manifest = builds.read_manifest(repository, ensemble)
         for control in controls:
@@ -248,10 +248,18 @@ def _choices(repository: Path, name: str) -> str:
 
 
 @contextmanager
+def _changing(repository: Path, name: str, servers: Servers) -> Iterator[tuple[Path, list[ModelControl]]]:
+    """Yields a folder to write in and the servers, while nobody else changes the workload."""
+    _check_workload(repository, name)
+    with _at_work(repository, name) as work, _connected(servers) as controls:
+        yield work, controls
+
+
+@contextmanager
 def _at_work(repository: Path, name: str) -> Iterator[Path]:
     """Yields a folder to write in; says in one line what the disk refuses."""
     try:
-        with builds.at_work(repository, name, wait=False) as work:
+        with workplace.at_work(repository, name, wait=False) as work:
             yield work
     except OSError as exc:
         raise InputError(
@@ -260,12 +268,12 @@ def _at_work(repository: Path, name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _connected(servers: Sequence[str], timeout_s: float, options: Options | None) -> Iterator[list[ModelControl]]:
+def _connected(servers: Servers) -> Iterator[list[ModelControl]]:
     """Yields the servers, all of which answer."""
     controls: list[ModelControl] = []
     try:
-        for target in servers:
-            controls.append(ModelControl(target, timeout_s=timeout_s, options=options))
+        for target in servers.targets:
+            controls.append(ModelControl(target, timeout_s=servers.timeout_s, options=servers.options))
         yield controls
     finally:
         for control in controls:

@@ -17,7 +17,7 @@ import pytest
 from tiny_builds import write_other_sources
 from tritonpress_client import TritonpressError
 from tritonpress_client.connection import Connection
-from tritonpress_generator import builds, cli, repository, switching
+from tritonpress_generator import builds, cli, repository, switching, workplace
 from tritonpress_server import Settings, TritonServer
 
 NAME, CANARY = "recommendation", "recommendation_canary"
@@ -147,7 +147,7 @@ def test_a_canary_of_nothing_is_refused(tiny_sources: Path, tmp_path: Path, caps
 
 
 def test_a_workload_is_changed_by_one_process_at_a_time(model_repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with builds.at_work(model_repo, NAME, wait=True):
+    with workplace.at_work(model_repo, NAME, wait=True):
         assert run("promote", model_repo, NAME) == 2
     assert "another build, promote or rollback is changing it" in capsys.readouterr().err
     assert run("promote", model_repo, NAME) == 0
@@ -301,14 +301,14 @@ def test_a_server_takes_a_canary_and_gives_it_up(model_repo: Path) -> None:
         TritonServer(model_repo, models=[NAME]) as server,
         Connection(server.grpc_url, timeout_s=30) as connection,
     ):
-        switching.bring_up(model_repo, NAME, canary=True, servers=[server.grpc_url])
+        switching.bring_up(model_repo, NAME, canary=True, servers=switching.Servers([server.grpc_url]))
         load = Load(server.grpc_url, model_repo)
         assert load.build("red", connection.infer(NAME, query)) == old
         assert load.build("red", connection.infer(CANARY, query)) == new
         assert run("rollback", model_repo, NAME, "--canary", "--server", server.grpc_url) == 0
         assert {name for name, _ in server.served_models()} == {NAME, *steps[old]}
         # One that a kill has kept from being told is found out, and brought up to date.
-        with builds.at_work(model_repo, NAME, wait=True) as work:
+        with workplace.at_work(model_repo, NAME, wait=True) as work:
             builds.switch(model_repo, NAME, new, work, before=[old])
         assert run("rollback", model_repo, NAME, "--server", server.grpc_url) == 2
         assert run("promote", model_repo, NAME, new, "--server", server.grpc_url) == 0

@@ -16,7 +16,7 @@ from tritonpress_generator.bench.in_process import InProcess
 from tritonpress_generator.bench.messages import Messages, load
 from tritonpress_generator.bench.texts import Request, with_mixed_lengths
 from tritonpress_generator.build import Built, build_recipe
-from tritonpress_generator.cli import lengths_line
+from tritonpress_generator.build_report import lengths_line
 from tritonpress_generator.forms import Form, Source, compile_forms
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.recipe import Recipe, Stage

@@ -1,0 +1,82 @@
+"""What a build has come to, as a person reads it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from tritonpress_generator import calibration_texts, plugins, sensitivity
+from tritonpress_generator.build import LATENCY_TOKENS, Built
+from tritonpress_generator.plans import pending
+from tritonpress_generator.repository import size_bytes
+from tritonpress_generator.table import render
+
+
+def print_built(built: Built, recipe: Path, out: Path) -> None:
+    """Prints the table of a build's stages, what the gate has found, and what is to be done."""
+    metrics = list(built.rows[0].metrics)
+    first = built.rows[0]
+    header = ["stage", "size MB", f"ms at {LATENCY_TOKENS} tokens", "speed-up", *metrics]
+    rows = [
+        [
+            row.stage,
+            f"{row.size_bytes / 1e6:.1f}",
+            f"{row.latency_ms:.2f}",
+            f"{first.latency_ms / row.latency_ms:.1f}x",
+            *(f"{row.metrics[metric]:.4f}" for metric in metrics),
+        ]
+        for row in built.rows
+    ]
+    print(render(header, rows))
+    for word, done in built.manifest["graph"].items():
+        if "errors" in done:
+            print(f"\n{word}: what each part costs\n{sensitivity.table(done)}\n")
+    print(gate_line(built.manifest["gate"]))
+    print(lengths_line(built.manifest["lengths"]))
+    if line := calibration_texts.seen_line(built.manifest["calibration"]):
+        print(line)
+    if line := zeros_line(built.manifest):
+        print(line)
+    share = size_bytes(built.manifest) / first.size_bytes
+    size = f"{size_bytes(built.manifest) / 1e6:.1f} MB, {share:.0%} of the checkpoint"
+    print(f"wrote {os.fspath(built.folder)} and its steps, {size}")
+    for name, reason in built.manifest["refused"].items():
+        print(f"refused {name}: {reason}")
+    if scripts := pending.missing(out, built.manifest):
+        print("the times of its precisions are ONNX Runtime's on this CPU")
+    for script in scripts:
+        print(f"plan pending: on a machine with the GPU and Docker, run {os.fspath(script)} {os.fspath(recipe)}")
+
+
+def gate_line(gate: dict[str, Any]) -> str:
+    """Returns what the gate has found, and how certain that is."""
+    line = f"gate: {gate['metric']} {gate['served']:.4f}, limit {gate['limit']:.4f}"
+    if gate["agreement"] is not None:
+        line += f", agreement {gate['agreement']:.4f}"
+    if gate["kept"] is None:
+        return f"{line}: passed by the point estimate of {gate['examples']} examples"
+    low, high = (f"{share:.1%}" for share in gate["kept"])
+    sure = f"{gate['confidence']:.0%}"
+    return f"{line}: passed; keeps {low} to {high} of FP32's, certain at {sure} with {gate['examples']} examples"
+
+
+def zeros_line(manifest: dict[str, Any]) -> str | None:
+    """Returns what zeros gain in the engine that was built, None where nothing was set to 0."""
+    done = manifest["passes"].get("sparsify")
+    if done is None:
+        return None
+    engine = manifest["engine"]
+    gains = done["pattern"] in plugins.find("engines", engine, path="engine").SPARSE
+    what = "computes this pattern faster, with sparsity: true" if gains else "computes them all the same"
+    return f"{done['zeros']:.1%} of the encoder's weights are 0: {engine} {what}"
+
+
+def lengths_line(lengths: dict[str, Any]) -> str:
+    """Returns how requests of different lengths share the engine, and what else was measured."""
+    measured = lengths["measured"]
+    line = f"lengths: {lengths['form']}, {lengths['padding']:.1%} of the computed tokens are padding"
+    if not measured:
+        return line
+    figures = ", ".join(f"{form} {figure['texts_per_s']:.0f}" for form, figure in measured.items())
+    return f"{line} (texts/s: {figures})"

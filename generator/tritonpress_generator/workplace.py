@@ -1,0 +1,57 @@
+"""Where the files of a workload are written before they are put in their place, by one process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tritonpress_generator.errors import InputError
+
+
+@contextmanager
+def at_work(repository: Path, name: str, *, wait: bool) -> Iterator[Path]:
+    """Yields a folder for what is being written, while no other process changes the workload `name`.
+
+    It lies inside the repository, so that renaming stays within one file system, and inside the ensemble's folder,
+    since Triton takes every folder beside it for a model, hidden ones too.
+
+    Raises:
+        InputError: Another process changes it, and `wait` is False.
+    """
+    target = repository / name
+    lock = os.open(target, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise InputError(
+                f"{target}: another build, promote or rollback is changing it; wait until that has ended"
+            ) from None
+        _remove_litter(target)
+        with tempfile.TemporaryDirectory(prefix=f".build-{os.getpid()}-", dir=target) as work:
+            yield Path(work)
+    finally:
+        os.close(lock)
+
+
+def _remove_litter(target: Path) -> None:
+    """Removes what builds that were killed have left; a build that still runs keeps its own."""
+    for folder in target.glob(".build-*-*"):
+        owner = folder.name.split("-")[1]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def replace(target: Path, text: str, work: Path) -> None:
+    """Puts `text` at `target` in one step."""
+    new = work / f"{target.parent.name}.{target.name}"
+    with new.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(target)
