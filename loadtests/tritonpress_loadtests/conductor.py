@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,10 +31,11 @@ class Conductor:
         scenario: The scenario's file.
         url: What is loaded.
         processes: How many processes make the load of each stage.
+        security: Arguments that say how the server is trusted, and who asks.
     """
 
-    def __init__(self, scenario: Path, url: str, *, processes: int = 1) -> None:
-        self._command = [str(scenario), "--url", url]
+    def __init__(self, scenario: Path, url: str, *, processes: int = 1, security: Sequence[str] = ()) -> None:
+        self._command = [str(scenario), "--url", url, *security]
         self._count = processes
         self._stack = contextlib.ExitStack()
         self._started: dict[bool, list[_Generator]] = {}
