@@ -3,7 +3,7 @@
     python docs/two_servers.py model_repo                 # some 3 minutes, on a machine that does nothing else
     python docs/two_servers.py --rounds 2 --seconds 2     # a model that waits in place of computing: it needs no cores
 
-Two servers serve the repository's `recommendation`; closed loops of 16 ask one and both of them in turn, in slices. Each
+Two servers serve the repository's `recommendation`; closed loops of 16 ask one and both in turn, in slices. Each
 server has a part of the cores as large as the other's, and the client one that is left over, if there is one: the
 command says which. Where the client shares the servers' cores, that is in the ratio.
 """
