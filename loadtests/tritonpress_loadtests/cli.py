@@ -57,6 +57,7 @@ def _add_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("--processes", type=int, default=1, metavar="N", help="processes that make the load")
     command.add_argument("--metrics-url", metavar="HOST:PORT", help="Triton's Prometheus endpoint, for GPU and cache")
     command.add_argument("--server-pid", type=int, metavar="PID", help="tritonserver's, if its port does not tell it")
+    command.add_argument("--results-only", action="store_true", help="write results.json, and no page or plots")
     command.set_defaults(command=_run)
 
 
@@ -67,12 +68,18 @@ def _run(arguments: argparse.Namespace) -> int:
         processes=arguments.processes,
         server_pid=arguments.server_pid,
         metrics_url=arguments.metrics_url,
+        results_only=arguments.results_only,
     )
     try:
         results = run(arguments.scenario, arguments.url, arguments.out, options=options, progress=progress)
     finally:
         progress.clear()
-    print("\n".join(["", *summary(results), "", f"report: {arguments.out / 'report.html'}"]))
+    written = (
+        f"results: {arguments.out / 'results.json'}"
+        if arguments.results_only
+        else f"report: {arguments.out / 'report.html'}"
+    )
+    print("\n".join(["", *summary(results), "", written]))
     if results["interrupted"]:
         return 130
     bottleneck = any(stage["generator"]["bottleneck"] for stage in results["stages"])

@@ -23,7 +23,7 @@ from tritonpress_loadtests.conductor import Conductor, Progress
 from tritonpress_loadtests.course import breakpoint_found, course, recovery_found, warm_up
 from tritonpress_loadtests.errors import LoadGeneratorError, NothingMeasuredError, ScenarioError
 from tritonpress_loadtests.measured import merge
-from tritonpress_loadtests.report import write_report
+from tritonpress_loadtests.report import write_report, write_results
 from tritonpress_loadtests.results import Results, model_rows, stage_misses, summarise_stage, verdict
 from tritonpress_loadtests.scenario import LoadedScenario, load_scenario
 from tritonpress_loadtests.served_models import repository_sha256
@@ -46,6 +46,8 @@ class RunOptions:
     """The server's process, where it is not found by its port on this machine."""
     metrics_url: str | None = None
     """`HOST:PORT` of Triton's Prometheus endpoint."""
+    results_only: bool = False
+    """Whether `results.json` is all that is written: no page, no plots, no table."""
 
     def check(self) -> None:
         """Raises ScenarioError for a value out of range."""
@@ -71,8 +73,8 @@ def run(
 ) -> Results:
     """Returns the results (see `tritonpress_loadtests.results`) after writing them to `out_dir`.
 
-    Writes `results.json`, `report.html`, `stages.csv` and plots as PNG. SIGINT and SIGTERM end the stage in hand; what
-    was measured is reported with `interrupted` set.
+    Writes `results.json`, `report.html`, `stages.csv` and plots as PNG, or the first alone. SIGINT and SIGTERM end the
+    stage in hand; what was measured is reported with `interrupted` set.
 
     Args:
         scenario: The scenario's file.
@@ -122,7 +124,7 @@ def run(
         "versions": environment.versions(),
         "machine": environment.machine(),
     }
-    write_report(results, out_dir)
+    (write_results if options.results_only else write_report)(results, out_dir)
     return results
 
 
