@@ -55,6 +55,13 @@ def _add_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("--url", default="127.0.0.1:8001", help="HOST:PORT of Triton's gRPC endpoint (%(default)s)")
     command.add_argument("--duration-scale", type=float, default=1.0, metavar="X", help="multiply durations by X")
     command.add_argument("--processes", type=int, default=1, metavar="N", help="processes that make the load")
+    command.add_argument(
+        "--via",
+        action="append",
+        default=[],
+        metavar="COMMAND",
+        help="a process on another host too, such as 'ssh load2'",
+    )
     command.add_argument("--metrics-url", metavar="HOST:PORT", help="Triton's Prometheus endpoint, for GPU and cache")
     command.add_argument("--server-pid", type=int, metavar="PID", help="tritonserver's, if its port does not tell it")
     command.add_argument("--results-only", action="store_true", help="write results.json, and no page or plots")
@@ -66,6 +73,7 @@ def _run(arguments: argparse.Namespace) -> int:
     options = RunOptions(
         duration_scale=arguments.duration_scale,
         processes=arguments.processes,
+        via=tuple(arguments.via),
         server_pid=arguments.server_pid,
         metrics_url=arguments.metrics_url,
         results_only=arguments.results_only,

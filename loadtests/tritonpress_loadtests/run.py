@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -41,7 +42,9 @@ class RunOptions:
     duration_scale: float = 1.0
     """The scenario's durations are multiplied by it."""
     processes: int = 1
-    """How many processes make the load."""
+    """How many processes of this host make the load."""
+    via: tuple[str, ...] = ()
+    """Of each process on another host, the command that runs its last argument there by a shell: `ssh load2`."""
     server_pid: int | None = None
     """The server's process, where it is not found by its port on this machine."""
     metrics_url: str | None = None
@@ -53,13 +56,18 @@ class RunOptions:
         """Raises ScenarioError for a value out of range."""
         if not (math.isfinite(self.duration_scale) and self.duration_scale > 0):
             raise ScenarioError(f"`duration_scale` must be a finite number above 0, got {self.duration_scale:g}")
-        if not 1 <= self.processes <= _MOST_PROCESSES:
-            raise ScenarioError(f"`processes` must be in 1..{_MOST_PROCESSES}, got {self.processes}")
+        least = 0 if self.via else 1
+        if not least <= self.processes <= _MOST_PROCESSES:
+            raise ScenarioError(f"`processes` must be in {least}..{_MOST_PROCESSES}, got {self.processes}")
+        for command in self.via:
+            if not command.split() or shutil.which(command.split()[0]) is None:
+                raise ScenarioError(f"`via` must be a command that is found here, got {command!r}; such as 'ssh load2'")
 
     def words(self) -> list[str]:
         """Returns the options of the command that says the same."""
         words = [f"--duration-scale={self.duration_scale:g}"] if self.duration_scale != 1 else []
         words += [f"--processes={self.processes}"] if self.processes != 1 else []
+        words += [f"--via={command}" for command in self.via]
         return words + ([f"--metrics-url={self.metrics_url}"] if self.metrics_url else [])
 
 
@@ -102,7 +110,7 @@ def run(
     with (
         Connection(url, timeout_s=loaded.scenario.timeout_s) as connection,
         watch,
-        Conductor(loaded.path, url, processes=options.processes) as conductor,
+        Conductor(loaded, url, processes=options.processes, via=options.via) as conductor,
         _ended_by_signals(conductor),
     ):
         load = _Load(loaded, connection, watch, conductor, progress or (lambda event: None), server["served"])
@@ -116,7 +124,7 @@ def run(
         "started_at": started_at,
         "interrupted": conductor.interrupted,
         "duration_scale": options.duration_scale,
-        "processes": options.processes,
+        "processes": options.processes + len(options.via),
         "stages": stages,
         **_findings(loaded, stages),
         **server,
