@@ -55,6 +55,7 @@ def run(options: argparse.Namespace) -> None:
             scenario=options.scenario,
             server=options.server,
             connection=connecting.options(options),
+            security=connecting.security_words(options),
             cores=options.cores,
             cache=options.response_cache,
         )

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tritonpress_client import TritonpressError
+from tritonpress_client import TritonpressError, connecting
 
 from tritonpress_loadtests import plan_command
 from tritonpress_loadtests.compare import compare, load_pair, page
@@ -65,6 +65,7 @@ def _add_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("--metrics-url", metavar="HOST:PORT", help="Triton's Prometheus endpoint, for GPU and cache")
     command.add_argument("--server-pid", type=int, metavar="PID", help="tritonserver's, if its port does not tell it")
     command.add_argument("--results-only", action="store_true", help="write results.json, and no page or plots")
+    connecting.add_security_arguments(command)
     command.set_defaults(command=_run)
 
 
@@ -77,6 +78,8 @@ def _run(arguments: argparse.Namespace) -> int:
         server_pid=arguments.server_pid,
         metrics_url=arguments.metrics_url,
         results_only=arguments.results_only,
+        connection=connecting.options(arguments),
+        security=connecting.security_words(arguments),
     )
     try:
         results = run(arguments.scenario, arguments.url, arguments.out, options=options, progress=progress)

@@ -35,11 +35,20 @@ class Conductor:
         url: What is loaded.
         processes: How many processes of this host make the load of each stage.
         via: Of each process on another host, the command that runs its last argument there by a shell.
+        security: Arguments that say how the server is trusted, and who asks.
     """
 
-    def __init__(self, loaded: LoadedScenario, url: str, *, processes: int = 1, via: Sequence[str] = ()) -> None:
-        self._scenario, self._sha256 = str(loaded.path.resolve()), loaded.sha256
-        self._url = url
+    def __init__(
+        self,
+        loaded: LoadedScenario,
+        url: str,
+        *,
+        processes: int = 1,
+        via: Sequence[str] = (),
+        security: Sequence[str] = (),
+    ) -> None:
+        self._arguments = [str(loaded.path.resolve()), "--url", url, *security]
+        self._sha256 = loaded.sha256
         self._hosts = [*[None] * processes, *via]
         self._stack = contextlib.ExitStack()
         self._started: dict[bool, list[_Generator]] = {}
@@ -138,7 +147,7 @@ class Conductor:
 
     def _command(self, module: str, host: str | None) -> list[str]:
         """Returns what starts a process on this host, or another."""
-        arguments = ["-m", module, self._scenario, "--url", self._url]
+        arguments = ["-m", module, *self._arguments]
         if host is None:
             return [sys.executable, *arguments]
         return [*shlex.split(host), shlex.join(["python3", *arguments])]

@@ -30,6 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tritonpress_client import connecting
+
 from tritonpress_loadtests.scenario import LoadedScenario
 from tritonpress_loadtests.stages import Stage
 
@@ -87,8 +89,9 @@ def emit(event: dict[str, Any]) -> None:
 
 
 def parse_arguments(description: str | None) -> argparse.Namespace:
-    """Returns `scenario` and `url`."""
+    """Returns `scenario`, `url`, and how the server is trusted and asked."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenario", type=Path)
     parser.add_argument("--url", required=True)
+    connecting.add_security_arguments(parser)
     return parser.parse_args()

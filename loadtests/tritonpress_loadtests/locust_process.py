@@ -14,6 +14,7 @@ import psutil
 from gevent.event import Event
 from gevent.queue import Queue
 from locust.env import Environment
+from tritonpress_client import Options, connecting
 
 from tritonpress_loadtests.generator_protocol import BEAT_S, TICK_S, Order, emit, is_stop, parse_arguments, start_of
 from tritonpress_loadtests.recorder import Recorder
@@ -26,12 +27,12 @@ _USERS_A_PROCESS = 10_000
 class _LoadGenerator:
     """Runs stages of a scenario with one Locust environment."""
 
-    def __init__(self, loaded: LoadedScenario, url: str) -> None:
+    def __init__(self, loaded: LoadedScenario, url: str, options: Options) -> None:
         self._loaded = loaded
         self._stop = Event()
         self._measuring = False
         self._user = user_class(loaded)
-        self._user.host = url
+        self._user.host, self._user.options = url, options
         environment = Environment(user_classes=[self._user], catch_exceptions=False)
         environment.events.request.add_listener(self._on_request)  # type: ignore[no-untyped-call]
         self._runner = environment.create_local_runner()
@@ -133,7 +134,7 @@ def main() -> None:
     """Runs the stages that the conductor orders."""
     arguments = parse_arguments(__doc__)
     try:
-        _LoadGenerator(load_scenario(arguments.scenario), arguments.url).run()
+        _LoadGenerator(load_scenario(arguments.scenario), arguments.url, connecting.options(arguments)).run()
     except BrokenPipeError:
         sys.exit(1)
 

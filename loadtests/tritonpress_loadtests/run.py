@@ -7,16 +7,16 @@ import shlex
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
-from tritonpress_client import Connection
+from tritonpress_client import Connection, Options
 
 from tritonpress_loadtests import environment, server_side
 from tritonpress_loadtests.binding import binding_resource
@@ -51,6 +51,10 @@ class RunOptions:
     """`HOST:PORT` of Triton's Prometheus endpoint."""
     results_only: bool = False
     """Whether `results.json` is all that is written: no page, no plots, no table."""
+    connection: Options = field(default_factory=Options)
+    """How the server is trusted, and who asks."""
+    security: Sequence[str] = ()
+    """The arguments that say the same to the processes that make the load; see `connecting.security_words`."""
 
     def check(self) -> None:
         """Raises ScenarioError for a value out of range."""
@@ -68,7 +72,8 @@ class RunOptions:
         words = [f"--duration-scale={self.duration_scale:g}"] if self.duration_scale != 1 else []
         words += [f"--processes={self.processes}"] if self.processes != 1 else []
         words += [f"--via={command}" for command in self.via]
-        return words + ([f"--metrics-url={self.metrics_url}"] if self.metrics_url else [])
+        words += [f"--metrics-url={self.metrics_url}"] if self.metrics_url else []
+        return [*words, *self.security]
 
 
 def run(
@@ -100,7 +105,7 @@ def run(
     options = options or RunOptions()
     options.check()
     loaded = load_scenario(scenario)
-    server = server_side.check(loaded, url)
+    server = server_side.check(loaded, url, options.connection)
     watch = ServerWatch(url, pid=options.server_pid, metrics_url=options.metrics_url)
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -108,9 +113,9 @@ def run(
         raise ScenarioError(f"cannot make the folder {out_dir}: {exc.strerror}; give another --out") from exc
     started_at = datetime.now().astimezone().isoformat(timespec="seconds")
     with (
-        Connection(url, timeout_s=loaded.scenario.timeout_s) as connection,
+        Connection(url, timeout_s=loaded.scenario.timeout_s, options=options.connection) as connection,
         watch,
-        Conductor(loaded, url, processes=options.processes, via=options.via) as conductor,
+        Conductor(loaded, url, processes=options.processes, via=options.via, security=options.security) as conductor,
         _ended_by_signals(conductor),
     ):
         load = _Load(loaded, connection, watch, conductor, progress or (lambda event: None), server["served"])

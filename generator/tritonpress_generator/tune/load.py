@@ -7,7 +7,7 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,6 +61,9 @@ class Measured:
 
 class Traffic:
     """What users ask: a scenario's requests, or the golden ones of the builds."""
+
+    security: Sequence[str] = ()
+    """Arguments that say how the server is trusted, and who asks (`connecting.security_words`)."""
 
     def __init__(self, requests: list[dict[str, Any]], scenario: Mapping[str, Any], where: str) -> None:
         """Takes requests as a scenario has them, with absolute paths, and what else of a scenario holds."""
@@ -171,7 +174,7 @@ class Traffic:
             }
             (folder / "scenario.yaml").write_text(yaml.safe_dump(scenario), encoding="utf-8")
             command = [sys.executable, "-m", "tritonpress_loadtests.cli", "run", str(folder / "scenario.yaml")]
-            command += ["--out", str(folder / "out"), "--url", url, "--results-only"]
+            command += ["--out", str(folder / "out"), "--url", url, "--results-only", *self.security]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             results = folder / "out" / "results.json"
             if done.returncode == _INTERRUPTED:

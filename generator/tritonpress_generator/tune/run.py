@@ -8,7 +8,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ class TuneConfig:
     """`HOST:PORT` of a Triton that serves the repository and takes orders; default: an embedded one."""
     connection: Options | None = None
     """How that one is trusted."""
+    security: Sequence[str] = ()
+    """The arguments of `tritonpress-load` that say the same."""
     cores: int | None = None
     """Of the machine that serves; default: this one's."""
     cache: bool = False
@@ -117,6 +119,7 @@ def tune(path: Path, config: TuneConfig, work: Path, *, progress: Progress | Non
         names = [name for name in builds.workloads(path) if builds.owner(path, name) == name]
         manifests = {name: _manifest(path, name) for name in names}
         traffic = _traffic(path, config, manifests, Path(folder))
+        traffic.security = config.security
         manifests = {name: manifests[name] for name in traffic.models}
         configs: Configs = {}
         knobs: list[Knob] = []
