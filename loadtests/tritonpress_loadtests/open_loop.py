@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import gc
 import selectors
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -56,7 +55,8 @@ class _Sender:
         self.most_in_flight = 0
 
     def stop(self) -> None:
-        """Sends nothing more."""
+        """Sends nothing more; what says so on standard input is left to whoever reads the next order."""
+        asyncio.get_running_loop().remove_reader(sys.stdin)
         self._stopped.set()
 
     async def run(self, start_s: float) -> float:
@@ -147,20 +147,22 @@ async def _run_stage(loaded: LoadedScenario, url: str, options: Options, order: 
     """Runs a stage between two lines of the conductor; returns whether it wants more."""
     async with wire.channel(AsyncioTransport(), url, options) as channel:
         sender = _Sender(loaded, order, channel.unary_unary(wire.METHOD), options)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, sender.stop)
         # A server that cannot be reached shows in the requests.
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(channel.channel_ready(), _READY_S)
         emit({"event": "ready"})
-        go = sys.stdin.readline()
-        if not go:
+        start_s = start_of(sys.stdin.readline)
+        if start_s is None:
             return False
         # The schedule and the payloads are not garbage: the collector need not look at them during the load.
         gc.collect()
         gc.freeze()
         cpu_s = time.process_time()
-        start_s = start_of(go)
+        loop = asyncio.get_running_loop()
+        # Nothing but a wish to stop comes before the stage has been reported.
+        loop.add_reader(sys.stdin, sender.stop)
         duration_s = await sender.run(start_s)
+        loop.remove_reader(sys.stdin)
         emit(
             {
                 "event": "stage",
@@ -182,10 +184,12 @@ def main() -> None:
     # Timers fire when they are due, not up to 50 µs later; and select() waits for microseconds, where epoll rounds up.
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
     try:
-        for line in iter(sys.stdin.readline, ""):
+        while line := sys.stdin.readline():
+            if (order := Order.parse(line, loaded)) is None:
+                continue
             loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
             try:
-                if not loop.run_until_complete(_run_stage(loaded, arguments.url, options, Order.parse(line))):
+                if not loop.run_until_complete(_run_stage(loaded, arguments.url, options, order)):
                     break
             finally:
                 loop.close()

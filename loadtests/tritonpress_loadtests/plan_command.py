@@ -90,6 +90,11 @@ def lines(plan: dict[str, Any]) -> list[str]:
         f"one machine: keeps the limit up to {capacity['rate_per_s']:.0f}/s; the instances of {service['model']} bind",
         f"  {service['instances']} × up to {service['max_batch']} requests: an execution of n takes"
         f" {service['fixed_ms']:.2f} + {service['per_row_ms']:.2f} n ms, all else {service['rest_ms']:.2f} ms",
+        *(
+            f"  {other['model']}, for {other['share']:.0%} of them: {other['instances']} × up to {other['max_batch']},"
+            f" {other['fixed_ms']:.2f} + {other['per_row_ms']:.2f} n ms, all else {other['rest_ms']:.2f} ms"
+            for other in service["others"]
+        ),
         f"  largest batch measured: {service['batches_seen']}; rates up to {plan['measured_up_to_per_s']:.0f}/s",
         f"machines at the limit: {machines['at_limit']}, behind a balancer by {demand['policy'].replace('_', ' ')};"
         f" {percentile} {machines['p99_ms_after_loss']:.1f} ms",
