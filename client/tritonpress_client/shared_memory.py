@@ -72,7 +72,11 @@ def check_targets(targets: Sequence[str], options: Options) -> None:
 
 
 class Region:
-    """Memory that is shared with a server."""
+    """Memory that is shared with a server.
+
+    tritonclient's own (over `multiprocessing.shared_memory`) keeps the name, starts a process that watches over it, and
+    does not reserve the memory, so that a full /dev/shm ends whoever writes.
+    """
 
     __slots__ = ("generation", "memory", "name")
 
