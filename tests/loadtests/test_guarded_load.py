@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from certificates import TOKEN, Certificates, guard, write_certificates
+from certificates import TOKEN, Certificates, guard
 from noop_model import write_noop
-from scenarios import write_noop_scenario
+from scenarios import plain_locust, write_noop_scenario
 from tritonpress_loadtests.cli import main
 from tritonpress_server import TritonServer
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """Certificates for the module."""
-    return write_certificates(tmp_path_factory.mktemp("load_certificates"))
 
 
 @pytest.fixture(scope="module")
@@ -88,17 +79,6 @@ def test_what_is_missing_is_said_before_the_load(
 
 
 def test_plain_locust_takes_the_same_arguments(guarded: TritonServer, trusted: list[str], tmp_path: Path) -> None:
-    locustfile = Path(__file__).parents[2] / "loadtests" / "locustfile.py"
-    command = [sys.executable, "-m", "locust", "-f", str(locustfile), "--headless", "-u", "2", "-r", "2", "-t", "1s"]
-    done = subprocess.run(
-        [*command, "--host", guarded.grpc_url, "--json", *trusted],
-        env={**os.environ, "TRITONPRESS_SCENARIO": str(write_noop_scenario(tmp_path))},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    (entry,) = json.loads(done.stdout)
+    entry = plain_locust(write_noop_scenario(tmp_path), guarded.grpc_url, "-u", "2", "-r", "2", "-t", "1s", *trusted)
     assert entry["num_requests"] > 0
     assert entry["num_failures"] == 0

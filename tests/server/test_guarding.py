@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from certificates import TOKEN, Certificates, guard, write_certificates
+from certificates import TOKEN, Certificates, guard
 from tiny_models import add_one, write_model
 from tritonpress_client import Connection, Options, Tls, TritonpressError
 from tritonpress_client.cli import main as query
@@ -18,12 +18,6 @@ from tritonpress_server import SettingsError, TritonServer
 from tritonpress_server.settings import ADMIN_HEADER
 
 NUMBERS = {"x": np.zeros((1, 4), np.float32)}
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """Certificates for the module."""
-    return write_certificates(tmp_path_factory.mktemp("server_certificates"))
 
 
 @pytest.fixture(scope="module")
