@@ -165,7 +165,7 @@ def test_milder_candidates_end(space: Space, places: dict[str, Any], stages: lis
     assert candidate.graph == '["fuse"]'
 
 
-@settings(deadline=None, max_examples=2)
+@settings(deadline=None, max_examples=1)
 @given(st.integers(0, 1000), st.integers(3, 9))
 def test_proposals_are_new_depend_on_what_is_known_alone_and_end_with_the_space(
     space: Space, seed: int, count: int
