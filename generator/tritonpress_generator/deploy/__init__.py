@@ -76,14 +76,14 @@ def deploy(repository: Path, out: Path, wanted: Settings) -> Deployed:
     replicas = capacity.read(wanted.plan, p99_ms=wanted.p99_ms, models=found.models)
     objectives = Objectives(sorted(found.builds), replicas.p99_ms)
     packages = image.packages(found.packages, wanted)
-    lock = requirements.lock(packages, str(RELEASES[chosen].python), release=chosen) if packages else ""
+    locked = requirements.lock(packages, str(RELEASES[chosen].python), release=chosen) if packages else []
     line = command.command(found, execution_env=wanted.execution_env is not None)
     name = f"{wanted.image}:{chosen}-{found.digest}"
     copied = execution.repository(found) if wanted.execution_env else {}
     models = out / _MODELS if copied else repository
 
     files: dict[str, tree.Content] = {f"{_MODELS}/{path}": content for path, content in copied.items()}
-    context = image.files(release=chosen, lock=lock, command=line, settings=wanted)
+    context = image.files(release=chosen, locked=locked, command=line, settings=wanted)
     files |= {f"image/{path}": content for path, content in context.items()}
     board = dashboard.dashboard(objectives, gpu=found.needs_gpu)
     rules = monitoring.rules(objectives)
