@@ -158,6 +158,7 @@ def small_disk(folder: Path, size: str, *, inodes: int = 0) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+        folder.rmdir()
 
 
 def fill(folder: Path, *, leave_bytes: int) -> Path:

@@ -200,24 +200,23 @@ class _Killing(Progress):
 
 
 def _killed_while_writing(lab: Lab, recipe: Path, model_repo: Path, pristine: Path) -> int:
-    """Kills at each third touch of the repository, once all that is written has been computed."""
-    write, done, kills = repository.write, 0, 0
-    counted = lab.folder / "kills"
+    """Returns how many kills came after the switch, of one at each third touch of the repository.
+
+    All that is written has been computed before: it is written again and again, each time by another process. The last
+    is killed amid its writing, so that what it leaves can be served and built upon.
+    """
+    write, counted = repository.write, lab.folder / "kills"
 
     def again_and_again(*arguments: object, **options: object) -> Path:
-        nonlocal done, kills
+        kills = done = 0
         for allowed in range(0, 3_000, 3):
             _restore(pristine, model_repo)
-            child = os.fork()
-            if not child:
-                sys.addaudithook(_killer(str(model_repo), allowed))
-                write(*arguments, **options)  # type: ignore[arg-type]
-                os._exit(0)
-            _, status = os.waitpid(child, 0)
-            if not os.WIFSIGNALED(status):
+            if not _killed(lambda: write(*arguments, **options), str(model_repo), allowed):  # type: ignore[arg-type]
                 break
             kills += 1
             done += _check_killed(lab, model_repo, pristine, f"at touch {allowed}")
+        _restore(pristine, model_repo)
+        _killed(lambda: write(*arguments, **options), str(model_repo), allowed // 2)  # type: ignore[arg-type]
         counted.write_text(f"{kills} {done} {len(lab.broken)}", encoding="utf-8")
         os._exit(0)
 
@@ -229,8 +228,20 @@ def _killed_while_writing(lab: Lab, recipe: Path, model_repo: Path, pristine: Pa
     kills, done, broken = map(int, counted.read_text(encoding="utf-8").split())
     lab.say(f"killed at {kills} touches of the repository")
     lab.promise(kills > 10 and broken <= len(lab.broken), "it was whole after each of them")
-    # The last one was killed within the switch or after it, and is what is served and built upon.
+    half = sorted(path.name for path in model_repo.rglob(".*"))
+    lab.promise(bool(half), f"the last has left something, for the next build to remove: {', '.join(half)}")
     return done
+
+
+def _killed(work: Callable[[], object], folder: str, allowed: int) -> bool:
+    """Returns whether `work`, in a process of its own, was killed: it is at its touch of `folder` after `allowed`."""
+    child = os.fork()
+    if not child:
+        sys.addaudithook(_killer(folder, allowed))
+        work()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status)
 
 
 def _killer(folder: str, left: int) -> Callable[[str, tuple[object, ...]], None]:
@@ -291,6 +302,9 @@ def _recipes(lab: Lab) -> tuple[Path, Path]:
         sys.path.append(str(_TESTS))
         import tiny_builds
         import tiny_sources
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
 
         tiny_sources.write_checkpoint(folder / "checkpoint")
         tiny_sources.write_jsonl(folder / "catalogue.jsonl", tiny_sources.items())

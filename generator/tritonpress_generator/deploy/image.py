@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import tritonpress_generator
-from tritonpress_generator import sbom
 from tritonpress_generator.deploy import requirements
 from tritonpress_generator.deploy.settings import EXECUTION_ENV, GRPC, HTTP, METRICS, USER, Settings
 from tritonpress_generator.plans.releases import triton_image
@@ -18,8 +17,6 @@ _PACKAGE = Path(tritonpress_generator.__file__).parent
 _HOME = "/opt/tritonpress"
 PYTHON = f"{_HOME}/python"
 """Where the image has its packages."""
-SBOM = "sbom.cdx.json"
-"""What the image adds to NVIDIA's, with licences (CycloneDX); no part of the image."""
 HEALTHCHECK = ["python3", f"{_HOME}/healthcheck.py", str(HTTP)]
 UNPACK = ["python3", "-m", "tritonpress_generator.packing"]
 """The command of the image that unpacks and verifies a bundle."""
@@ -62,8 +59,6 @@ def files(
             context[f"tritonpress_generator/{path.relative_to(_PACKAGE).as_posix()}"] = path
     if settings.execution_env:
         context[Path(EXECUTION_ENV).name] = settings.execution_env
-    own = version("tritonpress")
-    context[SBOM] = sbom.document(settings.name, own, locked, kind="container", base_image=triton_image(release))
     return context
 
 
