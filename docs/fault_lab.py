@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -16,6 +19,12 @@ import numpy as np
 import psutil
 from tritonpress_client import Connection, TritonpressError
 from tritonpress_generator import repository
+
+CLOCK = "TRITONPRESS_FAULTS_CLOCK"
+"""The variable that names the file which says by how much the time of day is off."""
+CLIENTS = 4
+LOST = {"ServerUnreachableError", "ModelUnavailableError", "DeadlineExceededError"}
+"""What a client may be told of a server that is away."""
 
 
 @dataclass
@@ -60,6 +69,8 @@ class Load:
         self.right = 0
         self.wrong: list[str] = []
         self.failures: Counter[str] = Counter()
+        self.said: dict[str, str] = {}
+        """The last message of each class of failure."""
         self.strangers: list[str] = []
         """Errors that are none of the client's classes."""
         self.slowest_s = 0.0
@@ -109,6 +120,7 @@ class Load:
                     self._count(request, connection.infer(self._name, tensors))
                 except TritonpressError as exc:
                     self.failures[type(exc).__name__] += 1
+                    self.said[type(exc).__name__] = str(exc)
                     time.sleep(0.05)
                 self.slowest_s = max(self.slowest_s, time.monotonic() - began)
 
@@ -146,6 +158,8 @@ def judge(lab: Lab, load: Load, *, failures: set[str] | None = None) -> None:
         set(load.failures) <= allowed,
         f"clients are told {' or '.join(sorted(allowed))} at most" if allowed else "no request fails",
     )
+    for name in set(load.failures) - allowed:
+        lab.say(f"{name}: {load.said[name]}")
 
 
 @contextlib.contextmanager
@@ -170,3 +184,19 @@ def fill(folder: Path, *, leave_bytes: int) -> Path:
     with filler.open("rb+") as file:
         file.truncate(max(0, filler.stat().st_size - leave_bytes))
     return filler
+
+
+def with_a_clock_of_its_own() -> None:
+    """Runs this program again with `clock.c` in it and in what it starts, whose time of day a file sets off."""
+    if CLOCK in os.environ:
+        return
+    folder = Path(tempfile.mkdtemp(prefix="tritonpress-clock-"))
+    library = folder / "clock.so"
+    source = Path(__file__).with_name("clock.c")
+    try:
+        subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source)], check=True)
+    except OSError as exc:
+        sys.exit(f"clock-jump needs a C compiler, cc ({exc.strerror}); apt-get install gcc")
+    (folder / "leap").write_bytes(bytes(8))
+    environment = {**os.environ, "LD_PRELOAD": str(library), CLOCK: str(folder / "leap")}
+    os.execve(sys.executable, [sys.executable, *sys.argv], environment)

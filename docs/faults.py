@@ -7,7 +7,7 @@
     server-killed  tritonserver, and then tritonpress-serve, is killed under load, and started again
     disk-full      while building, unpacking, promoting, starting and serving (needs root, or unshare -rm)
     build-killed   kill -9 at each stage of a build, at each touch of the repository, and at random moments
-    clock-jump     the time of day leaps by an hour, forward and back, for server and clients (needs Debian's faketime)
+    clock-jump     the time of day leaps by an hour, forward and back, for server and clients (needs a C compiler)
     descriptors    the server, and then a client, has no file descriptor left
     soak           a steady load, with the memory of server, stubs and client; `--minutes`
 
@@ -20,22 +20,21 @@ import argparse
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
-import faults_of_files
-import faults_of_servers
-from fault_lab import Lab
+from fault_lab import Lab, with_a_clock_of_its_own
 
-FAULTS: dict[str, Callable[[Lab], None]] = {
-    "stub-killed": faults_of_servers.stub_killed,
-    "server-killed": faults_of_servers.server_killed,
-    "disk-full": faults_of_files.disk_full,
-    "build-killed": faults_of_files.build_killed,
-    "clock-jump": faults_of_servers.clock_jump,
-    "descriptors": faults_of_servers.descriptors,
-    "soak": faults_of_servers.soak,
+FAULTS = {
+    "stub-killed": "faults_of_servers",
+    "server-killed": "faults_of_servers",
+    "disk-full": "faults_of_files",
+    "build-killed": "faults_of_files",
+    "clock-jump": "fault_of_the_clock",
+    "descriptors": "fault_of_descriptors",
+    "soak": "fault_of_soaking",
 }
+"""The module of each, which is imported when it is asked for; the function is called as the fault is."""
 
 
 def main() -> int:
@@ -48,7 +47,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0, help="of a soak (%(default)g)")
     options = parser.parse_args()
     if options.fault == "clock-jump":
-        faults_of_servers.with_a_clock_of_its_own()
+        with_a_clock_of_its_own()
+    module = import_module(FAULTS[options.fault])
     with tempfile.TemporaryDirectory(prefix="tritonpress-faults-") as folder:
         repository = Path(folder) / "model_repo"
         for path in options.repository.iterdir():
@@ -58,7 +58,7 @@ def main() -> int:
         (Path(folder) / "work").mkdir()
         lab = Lab(repository, options.name, Path(folder) / "work", options.seconds, options.minutes)
         print(f"{options.fault}:", flush=True)
-        FAULTS[options.fault](lab)
+        getattr(module, options.fault.replace("-", "_"))(lab)
     print(f"{options.fault}: {f'{len(lab.broken)} promises broken' if lab.broken else 'every promise kept'}")
     return int(bool(lab.broken))
 
