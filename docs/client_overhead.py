@@ -1,6 +1,7 @@
 """What the client costs over bare tritonclient and over gRPC's stub, on the same requests to a model that does nothing.
 
-    python docs/client_overhead.py                # some 5 minutes; --rounds 2 --seconds 0.5 to try it
+    python docs/client_overhead.py                     # some 5 minutes; --rounds 2 --seconds 0.5 to try it
+    python docs/client_overhead.py --shared-memory     # what `Options.shared_memory` gains, by the size of the input
 
 All ways ask in turn in short slices. Blocking: one caller, p50 and calls a second. Async: 16 tasks of one process.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -19,15 +21,17 @@ import numpy as np
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from tritonclient.grpc import service_pb2_grpc
-from tritonpress_client import AsyncRecommender, Recommender
+from tritonpress_client import AsyncRecommender, Connection, Options, Recommender, SharedMemory
 from tritonpress_client.wire import add_text, infer_request
 from tritonpress_server import TritonServer
 
 OUTPUTS = ("ITEM_ID", "SCORE")
 TASKS = 16
+SIZES = ((1, 1_000), (4, 4_000), (16, 4_000), (32, 4_000), (32, 32_000))
+"""Of a request: how many texts, and each one's bytes."""
 CONFIG = """
 name: "recommendation" backend: "python" max_batch_size: 16
-input [{ name: "QUERY", data_type: TYPE_STRING, dims: [1] }]
+input [{ name: "QUERY", data_type: TYPE_STRING, dims: [-1] }]
 output [{ name: "ITEM_ID", data_type: TYPE_STRING, dims: [10] }, { name: "SCORE", data_type: TYPE_FP32, dims: [10] }]
 dynamic_batching {} instance_group [{ count: 1, kind: KIND_CPU }]
 """
@@ -128,10 +132,26 @@ async def in_async(url: str, rounds: int, seconds: float) -> None:
     report(f"async, {TASKS} tasks", {name: found[1:] for name, found in seen.items()})
 
 
+def in_shared_memory(url: str, rounds: int, seconds: float) -> None:
+    """Prints p50 and calls a second of one caller whose inputs travel in the message, or lie in shared memory."""
+    options = Options(shared_memory=SharedMemory(least_bytes=1))
+    with Connection(url) as plain, Connection(url, options=options) as shared:
+        for count, size in SIZES:
+            texts = {"QUERY": np.array([[b"x" * size] * count], dtype=object)}
+            connections = {"in the message": plain, "in shared memory": shared}
+            ways = {name: functools.partial(each.infer, "recommendation", texts) for name, each in connections.items()}
+            seen: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+            for name in [*ways, *(name for _ in range(rounds) for name in ways)]:
+                times = blocking_slice(ways[name], seconds)
+                seen[name].append((float(np.median(times)), len(times) / seconds))
+            report(f"{count} × {size:,} bytes", {name: found[1:] for name, found in seen.items()})
+
+
 def report(title: str, seen: dict[str, list[tuple[float, float]]]) -> None:
-    """Prints medians, and the ratio to tritonclient round by round: its median and the middle 80 %."""
-    print(f"{title:<22}{'p50 µs':>8}{'to bare µs':>12}{'calls/s':>10}{'to bare':>9}  middle 80 %")
-    bare = np.array(seen["tritonclient"])
+    """Prints medians, and the ratio to the first way round by round: its median and the middle 80 %."""
+    first, *_ = seen
+    print(f"{title:<22}{'p50 µs':>8}{'more µs':>12}{'calls/s':>10}{'ratio':>9}  middle 80 %  (to {first})")
+    bare = np.array(seen[first])
     for name, found in seen.items():
         figures = np.array(found)
         p50, rate = np.median(figures, axis=0)
@@ -142,12 +162,16 @@ def report(title: str, seen: dict[str, list[tuple[float, float]]]) -> None:
 
 
 def main() -> None:
-    """Measures both."""
+    """Measures one or the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared-memory", action="store_true", help="measure that")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=2.0, help="of a slice (%(default)s)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, TritonServer(write_model(Path(folder) / "repository")) as server:
+        if arguments.shared_memory:
+            in_shared_memory(server.grpc_url, arguments.rounds, arguments.seconds)
+            return
         blocking(server.grpc_url, arguments.rounds, arguments.seconds)
         asyncio.run(in_async(server.grpc_url, arguments.rounds, arguments.seconds))
 

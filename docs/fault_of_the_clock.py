@@ -16,6 +16,9 @@ from tritonpress_client import Connection, TritonpressError
 from tritonpress_generator import builds
 from tritonpress_server import TritonServer
 
+LEAPS = 8
+"""Whether one does harm, is chance: it has to meet somebody who waits."""
+
 
 def clock_jump(lab: Lab) -> None:
     """The time of day leaps while requests wait, while a client waits, and while a server drains."""
@@ -41,8 +44,9 @@ def _leap_under_load(lab: Lab, file: Path, seconds: int) -> None:
         # More than are executed at once, so that requests wait in the queue, whose timeout is 8 s.
         with load.by(4 * CLIENTS):
             load.wait_for_answers(20, 20)
-            _leap(file, seconds)
-            time.sleep(lab.seconds / 2)
+            for number in range(1, LEAPS + 1):
+                _leap(file, number * seconds)
+                time.sleep(lab.seconds / LEAPS)
             answered = load.wait_for_answers(1, 5)
             lab.promise(answered is not None, f"{seconds:+} s: requests are answered after it")
         judge(lab, load)

@@ -99,7 +99,8 @@ def _check(configuration: Configuration, repository: Path, folder: Path, seconds
             other = _breakpoint(configuration, server.grpc_url, folder / "breakpoint_planned", seconds, guess=first / 2)
             planned = _stages(configuration, server.grpc_url, folder / "planned_runs", seconds, other, PLANNED)
         model = fit_service([planned])
-        model = replace(model, replica=replace(model.replica, instances=configuration.instances))
+        stations = [replace(s, replica=replace(s.replica, instances=configuration.instances)) for s in model.stations]
+        model = ServiceModel(tuple(stations))
     return _print(configuration, model, (first * second) ** 0.5, (first, second), measured["stages"])
 
 

@@ -16,7 +16,7 @@ from tritonpress_client.errors import (
 from tritonpress_client.metadata import ModelMetadata, ModelStatus, ServerMetadata, TensorMetadata
 from tritonpress_client.model_client import Limits
 from tritonpress_client.observers import CallEnd, Observer
-from tritonpress_client.options import Balancing, Options, Retries, Tls
+from tritonpress_client.options import Balancing, Options, Retries, SharedMemory, Tls
 from tritonpress_client.question_answering import Answer, AsyncQuestionAnswering, QuestionAnswering
 from tritonpress_client.recommender import AsyncRecommender, Recommendation, Recommender
 from tritonpress_client.statistics import Duration, ModelStatistics
@@ -52,6 +52,7 @@ __all__ = [
     "ServerError",
     "ServerMetadata",
     "ServerUnreachableError",
+    "SharedMemory",
     "TensorMetadata",
     "Tls",
     "TritonpressError",

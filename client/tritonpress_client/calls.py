@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import time
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from tritonclient.grpc import service_pb2
@@ -22,6 +23,9 @@ from tritonpress_client.options import Options, checked_timeout
 from tritonpress_client.race import Race
 from tritonpress_client.targets import Targets
 from tritonpress_client.transport import Flight, Transport
+
+if TYPE_CHECKING:
+    from tritonpress_client.shared_memory import Regions
 
 _PROBE_S = 2.0
 _all_calls: weakref.WeakSet[Calls] = weakref.WeakSet()
@@ -37,6 +41,11 @@ class Calls:
         self.balancer = Balancer(options.balancing)
         self._targets = Targets(targets, self.balancer, transport, options)
         check_secrecy(self._targets.given, options)
+        self._regions: dict[Endpoint, Regions] = {}
+        if options.shared_memory is not None:
+            from tritonpress_client.shared_memory import check_targets
+
+            check_targets(self._targets.given, options)
         self._new_past()
         self._closed = False
         _all_calls.add(self)
@@ -54,6 +63,8 @@ class Calls:
         """Goes on in a forked process with connections of its own."""
         self._new_past()
         self.balancer.reset_after_fork()
+        for regions in self._regions.values():
+            regions.reset_after_fork()
 
     def deadline(self) -> float:
         """Returns until when a call that begins now may take, by `time.monotonic()`."""
@@ -62,6 +73,8 @@ class Calls:
     async def close(self) -> None:
         """Closes the channels."""
         self._closed = True
+        for regions in list(self._regions.values()):
+            await regions.close()
         for endpoint in self.balancer.endpoints:
             if (channel := endpoint.forget_channel()) is not None:
                 await self.transport.close_channel(channel)  # type: ignore[attr-defined]
@@ -108,19 +121,43 @@ class Calls:
                 if model
                 else ("ServerReady", service_pb2.ServerReadyRequest())
             )
-            call = self.transport.start(
-                endpoint.method(name),
-                request,
-                timeout_s=_PROBE_S,
-                metadata=sent_metadata(self.options, {}),
-                alone=True,
-            )
-            flight = await self.transport.first([Flight(endpoint, time.monotonic(), call)], None)
-            ready = flight is not None and flight.error is None and flight.response.ready
+            ready = (await self._ask(endpoint, name, request)).ready
         if ready:
             self.balancer.succeeded(endpoint)
         else:
             self.balancer.failed(endpoint, "the model is not ready")
+
+    def regions(self, endpoint: Endpoint) -> Regions | None:
+        """Returns the memory that is shared with a server; None where it is not asked for."""
+        settings = self.options.shared_memory
+        if settings is None:
+            return None
+        known = self._regions.get(endpoint)
+        if known is None:
+            from tritonpress_client.shared_memory import Regions
+
+            known = Regions(endpoint.target, settings, functools.partial(self._ask, endpoint))
+            known = self._regions.setdefault(endpoint, known)
+        return known
+
+    async def _ask(self, endpoint: Endpoint, method: str, request: Any) -> Any:
+        """Returns the answer of that server, which is asked once and given a moment.
+
+        Raises:
+            grpc.RpcError: It has none.
+        """
+        call = self.transport.start(
+            endpoint.method(method),
+            request,
+            timeout_s=_PROBE_S,
+            metadata=sent_metadata(self.options, {}),
+            alone=True,
+        )
+        flight = Flight(endpoint, time.monotonic(), call)
+        await self.transport.first([flight], None)
+        if flight.error is not None:
+            raise flight.error
+        return flight.response
 
 
 def _after_fork() -> None:

@@ -62,6 +62,15 @@ def options(arguments: argparse.Namespace) -> Options:
     )
 
 
+def security_words(arguments: argparse.Namespace) -> list[str]:
+    """Returns the arguments that say the same to another command: files' names, and nothing that is in them."""
+    words = ["--tls"] if arguments.tls else []
+    for name in ("ca", "certificate", "key", "token_file", "admin_token_file"):
+        path: Path | None = getattr(arguments, name)
+        words += [] if path is None else [f"--{name.replace('_', '-')}={path}"]
+    return words
+
+
 def _metadata(arguments: argparse.Namespace) -> Metadata | None:
     """Returns what goes with each request."""
     token_file: Path | None = arguments.token_file

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from google.protobuf import json_format
 from tritonclient.grpc import service_pb2
 
 from tritonpress_client import wire
@@ -107,14 +108,22 @@ class _Connection:
         return (await self._calls.call("ModelConfig", service_pb2.ModelConfigRequest(name=model), model=model)).config
 
     @both
-    async def load_model(self, model: str) -> None:
-        """Returns once the model is loaded as it lies in the repository; what it was answers until then.
+    async def load_model(self, model: str, config: Any = None) -> None:
+        """Returns once the model is loaded; what it was answers until then.
+
+        Args:
+            model: Its name.
+            config: Stands in for the one in the repository (`tritonclient.grpc.model_config_pb2.ModelConfig`).
 
         Raises:
             InvalidInputError: The server was not started with `--model-control-mode=explicit`.
             ServerError: It cannot be loaded; Triton's reason is in the message.
         """
-        await self._calls.call("RepositoryModelLoad", service_pb2.RepositoryModelLoadRequest(model_name=model))
+        request = service_pb2.RepositoryModelLoadRequest(model_name=model)
+        if config is not None:
+            text = json_format.MessageToJson(config, preserving_proto_field_name=True)
+            request.parameters["config"].string_param = text
+        await self._calls.call("RepositoryModelLoad", request)
 
     @both
     async def unload_model(self, model: str) -> None:

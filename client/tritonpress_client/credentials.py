@@ -60,11 +60,16 @@ def check_secrecy(targets: Sequence[str], options: Options) -> None:
     if options.metadata is None or options.tls is not None or options.clear_metadata:
         return
     for target in targets:
-        if not _THIS_HOST.fullmatch(target):
+        if not on_this_host(target):
             raise InvalidInputError(
                 f"`metadata` would go to {target} in the clear; set `tls`, or `clear_metadata` if the network encrypts",
                 target=target,
             )
+
+
+def on_this_host(target: str) -> bool:
+    """Returns whether an address is this host's by what it says."""
+    return _THIS_HOST.fullmatch(target) is not None
 
 
 def sent_metadata(options: Options, context: Mapping[str, str]) -> list[tuple[str, str]] | None:

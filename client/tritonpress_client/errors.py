@@ -30,6 +30,7 @@ _MODEL_IS_MISSING = re.compile(
 _OVERLOADED = re.compile(r"maximum queue size|request timeout expired", re.IGNORECASE)
 # gRPC's words for a peer that speaks something else than gRPC, which come with several codes.
 _NO_GRPC = re.compile(r"http2 header with status|trying to connect an http1|failed parsing http|HTTP/2.*frame", re.I)
+_REGION_LOST = re.compile(r"unable to find shared memory region", re.IGNORECASE)
 _RESTRICTED = re.compile(r"protocol is restricted", re.IGNORECASE)
 # Said with UNAVAILABLE by a server that polls its repository, or reads it once.
 _NO_CONTROL = re.compile(r"explicit model load / unload is not allowed", re.IGNORECASE)
@@ -137,6 +138,11 @@ def is_of_a_neighbour(error: grpc.RpcError) -> bool:
     return refused and "incomplete string" in (error.details() or "")
 
 
+def is_region_lost(error: grpc.RpcError) -> bool:
+    """Returns whether the server has refused a request, unread, since it does not know its shared memory."""
+    return bool(_REGION_LOST.search(error.details() or ""))
+
+
 def translated(
     error: grpc.RpcError, *, target: str, model: str, timeout_s: float, attempts: int = 1
 ) -> TritonpressError:
@@ -153,7 +159,8 @@ def translated(
     who = f"model {model!r} at {target}" if model else f"the server at {target}"
     tried = f" in {attempts} attempts" if attempts > 1 else ""
     messages = {
-        AccessDeniedError: f"{who} denies access; see `Options.metadata` and `Options.tls`; it says: {said}",
+        AccessDeniedError: f"{who} denies access; see `Options.metadata` and `Options.tls` (of commands:"
+        f" --admin-token-file, --ca, --certificate); it says: {said}",
         ModelUnavailableError: (
             f"{who} is not available{tried}; `tritonpress-query health --url {target}` lists what is served;"
             f" Triton says: {said}"

@@ -88,6 +88,20 @@ class Balancing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SharedMemory:
+    """Large inputs lie in memory that client and server share, in place of travelling in the request."""
+
+    least_bytes: int = 1 << 16
+    """Smaller inputs travel in the request, which is as fast."""
+    most_bytes: int = 1 << 26
+    """Of memory shared with each server; a request for which there is none left travels as it is."""
+
+    def __post_init__(self) -> None:
+        _at_least("SharedMemory.least_bytes", self.least_bytes, 1)
+        _at_least("SharedMemory.most_bytes", self.most_bytes, self.least_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """All that can be set of a connection; the defaults are meant for production."""
 
@@ -104,6 +118,8 @@ class Options:
     """Of requests, and what the server is asked to answer with."""
     priority: int = 0
     """Of every request, 1 the highest, where the model has priorities (`serve.queue`); 0: what is its default."""
+    shared_memory: SharedMemory | None = None
+    """For servers of this host that map this process's memory; where they guard that, `metadata` has their token."""
     keepalive_s: float = 30.0
     """How often the connection is tested while a call waits; a dead one is then noticed before the deadline."""
     observers: tuple[Observer, ...] = ()

@@ -31,6 +31,7 @@ from tritonpress_client.errors import (
     error_kind,
     is_of_a_neighbour,
     is_overloaded,
+    is_region_lost,
     translated,
 )
 from tritonpress_client.observers import log_event
@@ -38,6 +39,9 @@ from tritonpress_client.transport import Flight
 
 if TYPE_CHECKING:
     from tritonpress_client.calls import Calls
+
+
+_MOST_REGIONS_LOST = 2
 
 
 class Race:
@@ -54,6 +58,7 @@ class Race:
         self._tried: list[Endpoint] = []
         self._flights: list[Flight] = []
         self._denied = False
+        self._regions_lost = 0
 
     async def run(self, context: Mapping[str, str]) -> Any:
         """Returns the first answer."""
@@ -67,7 +72,7 @@ class Race:
         try:
             while True:
                 if next_start is not None and next_start <= time.monotonic():
-                    next_start = self._start(context, last)
+                    next_start = await self._start(context)
                 if not self._flights:
                     if next_start is None or next_start >= self._deadline:
                         raise self._unanswered(last) from (last[0] if last else None)
@@ -81,7 +86,7 @@ class Race:
                 if flight.error is None:
                     return flight.response
                 last = flight.error, flight.endpoint.target
-                next_start = self._after(flight.error)
+                next_start = self._after(flight)
                 if next_start is None and not self._flights:
                     raise self._unanswered(last) from flight.error
         except (ValueError, grpc.aio.UsageError) as exc:
@@ -89,11 +94,10 @@ class Race:
             raise InvalidInputError(f"the connection to {calls.address} is closed; open another one") from exc
         finally:
             for flight in self._flights:
-                calls.transport.cancel(flight)
-                calls.balancer.release(flight.endpoint)
                 flight.endpoint.probing = False
+            self._give_up()
 
-    def _start(self, context: Mapping[str, str], last: tuple[grpc.RpcError, str] | None) -> float | None:
+    async def _start(self, context: Mapping[str, str]) -> float | None:
         """Sends the request to the best server; returns when the next attempt begins if this one is not answered."""
         calls, retries = self._calls, self._calls.options.retries
         if self.attempts and not calls._budget.withdraw():
@@ -114,9 +118,14 @@ class Race:
             overtake_s = self._overtake_s(left_s)
         flight = Flight(endpoint, now, None)
         self._flights.append(flight)
+        request = self._request
+        regions = calls.regions(endpoint)
+        if regions is not None and self._method == "ModelInfer" and self._regions_lost < _MOST_REGIONS_LOST:
+            request, flight.region = await regions.placed(request)
+            left_s = max(0.0, self._deadline - time.monotonic())
         flight.call = calls.transport.start(
             endpoint.method(self._method),
-            self._request,
+            request,
             timeout_s=left_s,
             metadata=sent_metadata(calls.options, context),
             alone=overtake_s is None and len(self._flights) == 1,
@@ -137,6 +146,7 @@ class Race:
         self._flights.remove(flight)
         calls.balancer.release(endpoint)
         error = flight.error
+        self._free_region(flight)
         if error is None:
             calls.balancer.succeeded(endpoint)
             if calls.options.retries.hedge_after == "p95":
@@ -159,9 +169,38 @@ class Race:
         else:
             calls.balancer.succeeded(endpoint)
 
-    def _after(self, error: grpc.RpcError) -> float | None:
-        """Returns when the request is sent again after an error; None for never."""
+    def _free_region(self, flight: Flight) -> None:
+        """Gives the memory of a request's inputs back, once it has ended here, and perhaps not on the server."""
+        regions = self._calls.regions(flight.endpoint)
+        if regions is None or flight.region is None:
+            return
+        error = flight.error
+        if error is None:
+            answered = flight.response is not None
+        else:
+            lost = error_kind(error) in (ServerUnreachableError, DeadlineExceededError)
+            answered = not lost and error.code() != grpc.StatusCode.CANCELLED
+        regions.release(flight.region, answered=answered, unknown=error is not None and is_region_lost(error))
+
+    def _give_up(self) -> None:
+        """Lets the servers know that nobody waits for what is still on its way."""
+        for flight in self._flights:
+            self._calls.transport.cancel(flight)
+            self._calls.balancer.release(flight.endpoint)
+            self._free_region(flight)
+        self._flights.clear()
+
+    def _after(self, flight: Flight) -> float | None:
+        """Returns when the request is sent again after an attempt has failed; None for never."""
+        error: Any = flight.error
         calls, retries, kind = self._calls, self._calls.options.retries, error_kind(error)
+        if flight.region is not None and is_region_lost(error):
+            # Refused unread, by a server that was started anew: no attempt, and the next one has another region. One
+            # that loses that too is no single server: this request then travels as it is.
+            self._regions_lost += 1
+            self.attempts -= 1
+            self._tried.remove(flight.endpoint)
+            return time.monotonic()
         elsewhere = calls.balancer.alternatives(self._model, self._tried)
         again = (
             kind is ServerUnreachableError
@@ -172,10 +211,7 @@ class Race:
             self._denied = again = expire_metadata(calls.options)
             elsewhere = again
         if not again:
-            for flight in self._flights:
-                calls.transport.cancel(flight)
-                calls.balancer.release(flight.endpoint)
-            self._flights.clear()
+            self._give_up()
             return None
         if self.attempts >= retries.attempts:
             return None

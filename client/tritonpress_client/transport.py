@@ -20,14 +20,18 @@ Work = Callable[[], Coroutine[Any, Any, _R]]
 
 
 class Flight:
-    """A request that was sent: `call` is gRPC's object; `response` or `error` is set once it has ended."""
+    """A request that was sent: `call` is gRPC's object; `response` or `error` is set once it has ended.
 
-    __slots__ = ("call", "endpoint", "error", "response", "started")
+    `region` is the memory that its inputs lie in, where they are shared.
+    """
+
+    __slots__ = ("call", "endpoint", "error", "region", "response", "started")
 
     def __init__(self, endpoint: Any, started: float, call: Any) -> None:
         self.endpoint = endpoint
         self.started = started
         self.call = call
+        self.region: Any = None
         self.response: Any = None
         self.error: grpc.RpcError | None = None
 
@@ -201,7 +205,8 @@ class AsyncioTransport:
         return None
 
     def cancel(self, flight: Flight) -> None:
-        flight.call.cancel()
+        if flight.call is not None:
+            flight.call.cancel()
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from tritonpress_generator import deploy_command, switch_command
+from tritonpress_generator import deploy_command, switch_command, tune_command
 from tritonpress_generator.errors import GeneratorError
 from tritonpress_generator.table import render
 
@@ -22,9 +22,16 @@ _INTERRUPTED = {
     "pack": "nothing was written",
     "unpack": "nothing was written",
     "deploy": "the same command writes what is missing",
+    "tune": "the same command goes on from the last measurement",
     "promote": "the same command brings repository and servers together",
     "rollback": "promote, with the build that is to serve, brings repository and servers together",
 }
+_ELSEWHERE = {
+    "deploy": deploy_command,
+    "tune": tune_command,
+    **dict.fromkeys(switch_command.COMMANDS, switch_command),
+}
+"""Commands with modules of their own."""
 _WORK = "where the passes' trainings keep their states (default: distilled/NAME)"
 _DATA = "the folder of the data files (default: the recipe's)"
 
@@ -48,10 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
             _pack(options.repository, options.file)
         elif options.command == "unpack":
             _unpack(options.file, options.folder)
-        elif options.command == "deploy":
-            deploy_command.run(options)
-        elif options.command in switch_command.COMMANDS:
-            switch_command.run(options)
+        elif options.command in _ELSEWHERE:
+            _ELSEWHERE[options.command].run(options)
         else:
             return _verify(options.repository, options.server)
     except GeneratorError as exc:
@@ -115,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     unpack_parser.add_argument("file", type=Path, help="the bundle")
     unpack_parser.add_argument("folder", type=Path, help="a new folder")
     deploy_command.add_parser(commands)
+    tune_command.add_parser(commands)
     return parser
 
 

@@ -4,7 +4,8 @@
     ├── InputError           the input is at fault (recipe, checkpoint, data, repository): status 2
     ├── GateError            the build ran and what it made is beyond an agreed limit: status 1
     │   └── UndecidedError   or the examples are too few to say
-    └── VerificationError    the repository is served and answers otherwise than it should: status 1
+    ├── VerificationError    the repository is served and answers otherwise than it should: status 1
+    └── SloError             no config serves as quickly as it should: status 1
 
 A message is one line: the thing, the rule, the value found, the remedy.
 """
@@ -48,5 +49,11 @@ class UndecidedError(GateError):
 
 class VerificationError(GeneratorError):
     """The served repository does not answer as its manifest says."""
+
+    exit_status = 1
+
+
+class SloError(GeneratorError):
+    """No config of what is served keeps the limit on the latency."""
 
     exit_status = 1

@@ -14,6 +14,7 @@ def add_queue(config: pb.ModelConfig, serve: ServeConfig) -> None:
     if serve.dynamic_batching:
         batching = config.dynamic_batching
         batching.max_queue_delay_microseconds = serve.max_queue_delay_microseconds
+        batching.preferred_batch_size.extend(serve.preferred_batch_size)
         batching.SetInParent()
         add_priorities(config, serve)
         if (policy := _policy(serve.queue)).ByteSize():

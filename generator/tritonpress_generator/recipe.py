@@ -124,6 +124,9 @@ class ServeConfig(Settings):
     at its limit serves less (docs/measurements.md)."""
     max_queue_delay_microseconds: int = Field(default=0, ge=0, le=1_000_000)
     """How long the dynamic batcher waits for companions. 0: it takes what has queued while the engine was busy."""
+    preferred_batch_size: list[Annotated[int, Field(ge=2, le=1024)]] = []
+    """Executions of which the dynamic batcher waits for no more companions; for engines whose kernels are chosen for a
+    few sizes."""
     max_length: int = Field(default=256, ge=8)
     """The most tokens a sequence may have, special tokens included; the model's positions are the upper bound."""
     too_long: Literal["cut", "refuse"] = "cut"
@@ -151,6 +154,11 @@ class ServeConfig(Settings):
     def _queues_for_the_batcher(self) -> ServeConfig:
         if self.queue != QueueConfig() and not self.dynamic_batching:
             raise ValueError("queue needs dynamic_batching: true, whose queue it is; leave one of them out")
+        if self.preferred_batch_size and max(self.preferred_batch_size) > self.max_batch_size:
+            raise ValueError(
+                f"preferred_batch_size must be at most max_batch_size ({self.max_batch_size}), got "
+                f"{max(self.preferred_batch_size)}; lower it"
+            )
         if any(timeout <= self.max_queue_delay_microseconds for timeout in self.queue.timeouts):
             raise ValueError(
                 f"queue: default_timeout_microseconds must be above max_queue_delay_microseconds "

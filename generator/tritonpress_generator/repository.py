@@ -39,6 +39,7 @@ __all__ = [
     "changed_files",
     "check_writable",
     "config_text",
+    "place",
     "read_config",
     "read_manifest",
     "record",
@@ -94,7 +95,7 @@ def write(
     try:
         (repository / name).mkdir(parents=True, exist_ok=True)
         with workplace.at_work(repository, name, wait=True) as work:
-            build = _place(repository, work, name, steps, ensemble, manifest)
+            build = place(repository, work, name, steps, ensemble, manifest)
             before = [] if canary else _history(repository, name, build)
             folder = builds.switch(repository, name, build, work, before=before, canary=canary)
             builds.collect(repository, name, keep, work)
@@ -138,7 +139,7 @@ def check_canary(repository: Path, name: str) -> None:
     builds.canary(repository, name)
 
 
-def _place(
+def place(
     repository: Path,
     work: Path,
     name: str,
@@ -146,7 +147,19 @@ def _place(
     ensemble: Callable[[dict[str, str]], pb.ModelConfig],
     manifest: dict[str, Any],
 ) -> str:
-    """Returns the name of a build after writing its steps and its manifest, which change nothing of what serves."""
+    """Returns the name of a build after writing its steps and its manifest, which change nothing of what serves.
+
+    Args:
+        repository: The model repository.
+        work: A folder within it (`workplace.at_work`).
+        name: The workload's.
+        steps: In the order of the flow.
+        ensemble: Gives the ensemble's config for the steps' names, by role.
+        manifest: What is known of the build; the steps' names, files and hashes are added.
+
+    Raises:
+        OSError: The repository cannot be written.
+    """
     names: dict[str, str] = {}
     files: dict[str, dict[str, Any]] = {}
     for step in steps:

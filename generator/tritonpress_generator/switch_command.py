@@ -44,14 +44,19 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="a Triton that serves the repository, to be told by gRPC; may be repeated",
     )
+    add_security_arguments(parser)
+    parser.add_argument(
+        "--keep", type=_count, default=1, metavar="N", help="builds that stay beside those that serve (default: 1)"
+    )
+
+
+def add_security_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what says how a server is trusted, and who asks."""
     # As `tritonpress-query` has them, whose package is not imported for a command that asks no server.
     security = parser.add_argument_group("security, with --server")
     security.add_argument("--tls", action="store_true", help="TLS, with the system's authorities without --ca")
     for name, text in _SECURITY.items():
         security.add_argument(f"--{name}", type=Path, metavar="FILE", help=text)
-    parser.add_argument(
-        "--keep", type=_count, default=1, metavar="N", help="builds that stay beside those that serve (default: 1)"
-    )
 
 
 def run(options: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tritonpress_client import TritonpressError
+from tritonpress_client import TritonpressError, connecting
 
 from tritonpress_loadtests import plan_command
 from tritonpress_loadtests.compare import compare, load_pair, page
@@ -55,8 +55,17 @@ def _add_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("--url", default="127.0.0.1:8001", help="HOST:PORT of Triton's gRPC endpoint (%(default)s)")
     command.add_argument("--duration-scale", type=float, default=1.0, metavar="X", help="multiply durations by X")
     command.add_argument("--processes", type=int, default=1, metavar="N", help="processes that make the load")
+    command.add_argument(
+        "--via",
+        action="append",
+        default=[],
+        metavar="COMMAND",
+        help="a process on another host too, such as 'ssh load2'",
+    )
     command.add_argument("--metrics-url", metavar="HOST:PORT", help="Triton's Prometheus endpoint, for GPU and cache")
     command.add_argument("--server-pid", type=int, metavar="PID", help="tritonserver's, if its port does not tell it")
+    command.add_argument("--results-only", action="store_true", help="write results.json, and no page or plots")
+    connecting.add_security_arguments(command)
     command.set_defaults(command=_run)
 
 
@@ -65,14 +74,23 @@ def _run(arguments: argparse.Namespace) -> int:
     options = RunOptions(
         duration_scale=arguments.duration_scale,
         processes=arguments.processes,
+        via=tuple(arguments.via),
         server_pid=arguments.server_pid,
         metrics_url=arguments.metrics_url,
+        results_only=arguments.results_only,
+        connection=connecting.options(arguments),
+        security=connecting.security_words(arguments),
     )
     try:
         results = run(arguments.scenario, arguments.url, arguments.out, options=options, progress=progress)
     finally:
         progress.clear()
-    print("\n".join(["", *summary(results), "", f"report: {arguments.out / 'report.html'}"]))
+    written = (
+        f"results: {arguments.out / 'results.json'}"
+        if arguments.results_only
+        else f"report: {arguments.out / 'report.html'}"
+    )
+    print("\n".join(["", *summary(results), "", written]))
     if results["interrupted"]:
         return 130
     bottleneck = any(stage["generator"]["bottleneck"] for stage in results["stages"])

@@ -5,22 +5,25 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
+import shlex
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from tritonpress_loadtests.errors import LoadGeneratorError
+from tritonpress_loadtests.scenario import LoadedScenario
 from tritonpress_loadtests.stages import Stage
 
 Progress = Callable[[dict[str, Any]], None]
 
 _START_IN_S = 0.05
 _STOP_S = 10.0
+_QUESTIONS = 8
 _MODULES = {True: "tritonpress_loadtests.open_loop", False: "tritonpress_loadtests.locust_process"}
 
 
@@ -28,14 +31,25 @@ class Conductor:
     """Load generators of both loops, started when they are first needed; a context manager that ends them.
 
     Args:
-        scenario: The scenario's file.
+        loaded: The scenario.
         url: What is loaded.
-        processes: How many processes make the load of each stage.
+        processes: How many processes of this host make the load of each stage.
+        via: Of each process on another host, the command that runs its last argument there by a shell.
+        security: Arguments that say how the server is trusted, and who asks.
     """
 
-    def __init__(self, scenario: Path, url: str, *, processes: int = 1) -> None:
-        self._command = [str(scenario), "--url", url]
-        self._count = processes
+    def __init__(
+        self,
+        loaded: LoadedScenario,
+        url: str,
+        *,
+        processes: int = 1,
+        via: Sequence[str] = (),
+        security: Sequence[str] = (),
+    ) -> None:
+        self._arguments = [str(loaded.path.resolve()), "--url", url, *security]
+        self._sha256 = loaded.sha256
+        self._hosts = [*[None] * processes, *via]
         self._stack = contextlib.ExitStack()
         self._started: dict[bool, list[_Generator]] = {}
         self._lines: dict[bool, queue.Queue[tuple[int, dict[str, Any] | None]]] = {
@@ -56,7 +70,7 @@ class Conductor:
             if self.interrupted:
                 generator.process.kill()
             else:
-                generator.process.terminate()
+                generator.say({"stop": True})
         self.interrupted = True
 
     def run(self, stage: Stage, number: int, *, progress: Progress, before: Callable[[], None]) -> list[dict[str, Any]]:
@@ -73,14 +87,34 @@ class Conductor:
         """
         generators = self._generators(stage.is_open)
         for generator in generators:
-            order = {"stage": stage.model_dump(exclude_unset=True), "number": number}
-            generator.say({**order, "process": generator.place, "of": self._count})
+            order = {"stage": stage.model_dump(exclude_unset=True), "number": number, "sha256": self._sha256}
+            generator.say({**order, "process": generator.place, "of": len(self._hosts)})
         self._collect(stage.is_open, "ready", lambda ticks: None)
+        ahead_s = {generator.place: self._ahead_s(stage.is_open, generator) for generator in generators}
         before()
         start_s = time.monotonic() + _START_IN_S
         for generator in generators:
-            generator.say({"start_s": start_s})
+            generator.say({"start_s": start_s + ahead_s[generator.place]})
         return self._collect(stage.is_open, "stage", lambda ticks: progress(_sum(ticks)))
+
+    def _ahead_s(self, is_open: bool, generator: _Generator) -> float:
+        """Returns how far a process's clock is ahead of this one's, in s.
+
+        Source: Cristian 1989, "Probabilistic clock synchronization": of several questions the one that is answered the
+        quickest counts, and the answer was given in the middle of it; the error is at most half of what it took.
+        """
+        if self._hosts[generator.place] is None:
+            return 0.0
+        answers = []
+        for _ in range(_QUESTIONS):
+            asked_s = time.monotonic()
+            generator.say({"clock": True})
+            place, event = self._lines[is_open].get()
+            if event is None:
+                raise LoadGeneratorError(self._started[is_open][place].last_words())
+            answered_s = time.monotonic()
+            answers.append((answered_s - asked_s, event["monotonic_s"] - (asked_s + answered_s) / 2))
+        return float(min(answers)[1])
 
     def _collect(
         self, is_open: bool, kind: str, on_ticks: Callable[[list[dict[str, Any]]], None]
@@ -105,11 +139,18 @@ class Conductor:
         if is_open not in self._started:
             self._started[is_open] = [
                 self._stack.enter_context(
-                    _started(_MODULES[is_open], self._command, place, self._folder, self._lines[is_open])
+                    _started(self._command(_MODULES[is_open], host), place, self._folder, self._lines[is_open])
                 )
-                for place in range(self._count)
+                for place, host in enumerate(self._hosts)
             ]
         return self._started[is_open]
+
+    def _command(self, module: str, host: str | None) -> list[str]:
+        """Returns what starts a process on this host, or another."""
+        arguments = ["-m", module, *self._arguments]
+        if host is None:
+            return [sys.executable, *arguments]
+        return [*shlex.split(host), shlex.join(["python3", *arguments])]
 
     def _all(self) -> Iterator[_Generator]:
         for generators in self._started.values():
@@ -140,13 +181,12 @@ class _Generator:
 
 @contextlib.contextmanager
 def _started(
-    module: str, arguments: list[str], place: int, folder: Path, lines: queue.Queue[tuple[int, dict[str, Any] | None]]
+    command: list[str], place: int, folder: Path, lines: queue.Queue[tuple[int, dict[str, Any] | None]]
 ) -> Iterator[_Generator]:
     """Starts a process whose events go to `lines`, and None at its end; ends it in time."""
-    log_path = folder / f"{module}-{place}.txt"
-    with log_path.open("wb") as log:
+    with tempfile.NamedTemporaryFile(prefix=f"{place}-", suffix=".txt", dir=folder, delete=False) as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -163,7 +203,7 @@ def _started(
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
     try:
-        yield _Generator(process, place, log_path)
+        yield _Generator(process, place, Path(log.name))
     finally:
         if process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):

@@ -3,26 +3,36 @@
 `tritonpress_loadtests.conductor` starts `python -m tritonpress_loadtests.open_loop` (or `locust_process`) with a
 scenario, and says on standard input, stage after stage:
 
-    {"stage": {keys of a Stage}, "number": 0, "process": 0, "of": 1}    prepare: connect, make the schedule
-    {"start_s": 12345.6}                                                go, at that time of the monotonic clock
+    {"stage": {keys of a Stage}, "number": 0, "process": 0, "of": 1, "sha256": …}    prepare: connect, make the schedule
+    {"clock": true}                                                            what time is it by the monotonic clock?
+    {"start_s": 12345.6}                                                       go, at that time by the process's clock
+    {"stop": true}                                                             end the stage in hand early
 
 The process answers on standard output:
 
     {"event": "ready"}
+    {"event": "clock", "monotonic_s": …}
     {"event": "tick", "elapsed_s": …, "requests": …, "failed": …, "in_flight": …, "p50_ms": …}     twice a second
     {"event": "stage", "duration_s": …, "cpu_share": …, "rss_bytes": …, …}        see `Recorder.state`
 
-SIGTERM ends the stage in hand early. The end of standard input, or of the reader, ends the process.
+So a process may as well be on another host, behind a command that carries both ways, such as ssh. The end of standard
+input, or of the reader, ends the process.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tritonpress_client import connecting
+
+from tritonpress_loadtests.scenario import LoadedScenario
 from tritonpress_loadtests.stages import Stage
 
 TICK_S = 0.5
@@ -39,9 +49,16 @@ class Order:
     of: int
 
     @classmethod
-    def parse(cls, line: str) -> Order:
-        """Returns the order of a line."""
+    def parse(cls, line: str, loaded: LoadedScenario) -> Order | None:
+        """Returns the order of a line; None if it is to stop.
+
+        Ends the process where the order is of another scenario than the one that was read here.
+        """
         order = json.loads(line)
+        if is_stop(line):
+            return None
+        if order["sha256"] != loaded.sha256:
+            sys.exit(f"{loaded.path} or its queries differ from those of the host that leads; copy them here")
         return cls(Stage.model_validate(order["stage"]), order["number"], order["process"], order["of"])
 
     @property
@@ -51,9 +68,19 @@ class Order:
         return users // self.of + (self.process < users % self.of)
 
 
-def start_of(line: str) -> float:
-    """Returns when to go, by the monotonic clock in s."""
-    return float(json.loads(line)["start_s"])
+def is_stop(line: str) -> bool:
+    """Says whether a line ends the stage in hand; the end of standard input does so too."""
+    return not line or "stop" in json.loads(line)
+
+
+def start_of(next_line: Callable[[], str]) -> float | None:
+    """Returns when to go, by the monotonic clock in s; None for not at all. Until then it tells the time if asked."""
+    while not is_stop(line := next_line()):
+        order = json.loads(line)
+        if "start_s" in order:
+            return float(order["start_s"])
+        emit({"event": "clock", "monotonic_s": time.monotonic()})
+    return None
 
 
 def emit(event: dict[str, Any]) -> None:
@@ -62,8 +89,9 @@ def emit(event: dict[str, Any]) -> None:
 
 
 def parse_arguments(description: str | None) -> argparse.Namespace:
-    """Returns `scenario` and `url`."""
+    """Returns `scenario`, `url`, and how the server is trusted and asked."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenario", type=Path)
     parser.add_argument("--url", required=True)
+    connecting.add_security_arguments(parser)
     return parser.parse_args()

@@ -5,7 +5,6 @@ It is a process of its own because Locust patches the standard library for geven
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from typing import Any
@@ -13,9 +12,11 @@ from typing import Any
 import gevent
 import psutil
 from gevent.event import Event
+from gevent.queue import Queue
 from locust.env import Environment
+from tritonpress_client import Options, connecting
 
-from tritonpress_loadtests.generator_protocol import BEAT_S, TICK_S, Order, emit, parse_arguments, start_of
+from tritonpress_loadtests.generator_protocol import BEAT_S, TICK_S, Order, emit, is_stop, parse_arguments, start_of
 from tritonpress_loadtests.recorder import Recorder
 from tritonpress_loadtests.scenario import LoadedScenario, load_scenario
 from tritonpress_loadtests.users import user_class
@@ -26,34 +27,47 @@ _USERS_A_PROCESS = 10_000
 class _LoadGenerator:
     """Runs stages of a scenario with one Locust environment."""
 
-    def __init__(self, loaded: LoadedScenario, url: str) -> None:
+    def __init__(self, loaded: LoadedScenario, url: str, options: Options) -> None:
         self._loaded = loaded
         self._stop = Event()
+        self._measuring = False
         self._user = user_class(loaded)
-        self._user.host = url
+        self._user.host, self._user.options = url, options
         environment = Environment(user_classes=[self._user], catch_exceptions=False)
         environment.events.request.add_listener(self._on_request)  # type: ignore[no-untyped-call]
         self._runner = environment.create_local_runner()
-        gevent.signal_handler(signal.SIGTERM, self._stop.set)
+        self._lines: Queue[str] = Queue()
+        gevent.spawn(self._read)
+
+    def _read(self) -> None:
+        """Takes lines without keeping Locust's greenlets from running; a wish to stop reaches the stage in hand."""
+        line = "first"
+        while line:
+            line = str(gevent.get_hub().threadpool.apply(sys.stdin.readline))
+            if self._measuring and is_stop(line):
+                self._stop.set()
+            if not self._measuring or not line:
+                self._lines.put(line)
 
     def run(self) -> None:
         """Runs what is ordered until there are no more orders."""
         try:
-            while line := _next_line():
-                order = Order.parse(line)
+            while line := self._lines.get():
+                if (order := Order.parse(line, self._loaded)) is None:
+                    continue
                 self._user.first = order.process * _USERS_A_PROCESS
                 self._resize(order.users)
                 emit({"event": "ready"})
-                if not (go := _next_line()):
+                if (start_s := start_of(self._lines.get)) is None:
                     break
-                self._measure(order, start_of(go))
+                self._measure(order, start_s)
         finally:
             self._runner.quit()
 
     def _measure(self, order: Order, start_s: float) -> None:
         """Lets the users send for the stage's duration, waits for the last answers and reports."""
         duration_s = order.stage.duration_s
-        self._start_s = start_s
+        self._start_s, self._measuring = start_s, True
         self._recorder = Recorder(self._loaded.models, duration_s, self._loaded.scenario.timeout_s)
         self._stop.wait(max(0.0, start_s - time.monotonic()))
         cpu_s = time.process_time()
@@ -66,6 +80,7 @@ class _LoadGenerator:
         elapsed_s = time.monotonic() - start_s
         self._user.gate.drain()
         beat.kill()
+        self._measuring = False
         emit(
             {
                 "event": "stage",
@@ -76,7 +91,6 @@ class _LoadGenerator:
                 **self._recorder.state(),
             }
         )
-        # An order to stop is for the stage in hand; the conductor gives no other.
         self._stop.clear()
 
     def _on_request(self, *, exception: BaseException | None, context: dict[str, Any], **_: Any) -> None:
@@ -116,16 +130,11 @@ class _LoadGenerator:
         )
 
 
-def _next_line() -> str:
-    """Returns the next order without keeping Locust's greenlets from running; empty at the end."""
-    return str(gevent.get_hub().threadpool.apply(sys.stdin.readline))
-
-
 def main() -> None:
     """Runs the stages that the conductor orders."""
     arguments = parse_arguments(__doc__)
     try:
-        _LoadGenerator(load_scenario(arguments.scenario), arguments.url).run()
+        _LoadGenerator(load_scenario(arguments.scenario), arguments.url, connecting.options(arguments)).run()
     except BrokenPipeError:
         sys.exit(1)
 

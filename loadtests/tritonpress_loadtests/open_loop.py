@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import gc
 import selectors
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +19,9 @@ from collections.abc import Iterator
 import grpc
 import grpc.aio
 import psutil
+from tritonpress_client import Options, connecting
+from tritonpress_client.credentials import sent_metadata
+from tritonpress_client.transport import AsyncioTransport
 
 from tritonpress_loadtests import wire
 from tritonpress_loadtests.arrivals import Schedule, schedule
@@ -35,12 +37,15 @@ _NAP_S = 0.25  # how long an order to stop may wait
 class _Sender:
     """Runs one stage's share."""
 
-    def __init__(self, loaded: LoadedScenario, order: Order, call: grpc.aio.UnaryUnaryMultiCallable) -> None:
+    def __init__(
+        self, loaded: LoadedScenario, order: Order, call: grpc.aio.UnaryUnaryMultiCallable, options: Options
+    ) -> None:
         scenario = loaded.scenario
         self._timeout_s = scenario.timeout_s
         self._duration_s = order.stage.duration_s
         self._most = max(1, scenario.max_in_flight // order.of)
         self._call = call
+        self._options = options
         self._draws: Iterator[tuple[int, bytes]] = loaded.payloads(f"open {order.number} {order.process}")
         self._due_s = stage_schedule(loaded, order)[order.process :: order.of]
         self._in_flight: set[asyncio.Task[None]] = set()
@@ -50,7 +55,8 @@ class _Sender:
         self.most_in_flight = 0
 
     def stop(self) -> None:
-        """Sends nothing more."""
+        """Sends nothing more; what says so on standard input is left to whoever reads the next order."""
+        asyncio.get_running_loop().remove_reader(sys.stdin)
         self._stopped.set()
 
     async def run(self, start_s: float) -> float:
@@ -103,7 +109,7 @@ class _Sender:
 
     async def _ask(self, place: int, payload: bytes, due_s: float) -> None:
         try:
-            await self._call(payload, timeout=self._timeout_s)
+            await self._call(payload, timeout=self._timeout_s, metadata=sent_metadata(self._options, {}))
         except grpc.aio.AioRpcError as exc:
             self.recorder.failed(place, due_s, wire.error_text(exc.code().name, exc.details()))
         else:
@@ -137,24 +143,26 @@ def stage_schedule(loaded: LoadedScenario, order: Order) -> Schedule:
     return schedule(stage.arrivals, stage.rate_per_s or 0.0, stage.duration_s, seed=seed, folder=loaded.path.parent)
 
 
-async def _run_stage(loaded: LoadedScenario, url: str, order: Order) -> bool:
+async def _run_stage(loaded: LoadedScenario, url: str, options: Options, order: Order) -> bool:
     """Runs a stage between two lines of the conductor; returns whether it wants more."""
-    async with grpc.aio.insecure_channel(url, options=wire.CHANNEL_OPTIONS) as channel:
-        sender = _Sender(loaded, order, channel.unary_unary(wire.METHOD))
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, sender.stop)
+    async with wire.channel(AsyncioTransport(), url, options) as channel:
+        sender = _Sender(loaded, order, channel.unary_unary(wire.METHOD), options)
         # A server that cannot be reached shows in the requests.
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(channel.channel_ready(), _READY_S)
         emit({"event": "ready"})
-        go = sys.stdin.readline()
-        if not go:
+        start_s = start_of(sys.stdin.readline)
+        if start_s is None:
             return False
         # The schedule and the payloads are not garbage: the collector need not look at them during the load.
         gc.collect()
         gc.freeze()
         cpu_s = time.process_time()
-        start_s = start_of(go)
+        loop = asyncio.get_running_loop()
+        # Nothing but a wish to stop comes before the stage has been reported.
+        loop.add_reader(sys.stdin, sender.stop)
         duration_s = await sender.run(start_s)
+        loop.remove_reader(sys.stdin)
         emit(
             {
                 "event": "stage",
@@ -172,14 +180,16 @@ async def _run_stage(loaded: LoadedScenario, url: str, order: Order) -> bool:
 def main() -> None:
     """Runs the stages that the conductor orders."""
     arguments = parse_arguments(__doc__)
-    loaded = load_scenario(arguments.scenario)
+    loaded, options = load_scenario(arguments.scenario), connecting.options(arguments)
     # Timers fire when they are due, not up to 50 µs later; and select() waits for microseconds, where epoll rounds up.
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
     try:
-        for line in iter(sys.stdin.readline, ""):
+        while line := sys.stdin.readline():
+            if (order := Order.parse(line, loaded)) is None:
+                continue
             loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
             try:
-                if not loop.run_until_complete(_run_stage(loaded, arguments.url, Order.parse(line))):
+                if not loop.run_until_complete(_run_stage(loaded, arguments.url, options, order)):
                     break
             finally:
                 loop.close()

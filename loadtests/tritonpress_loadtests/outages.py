@@ -33,8 +33,7 @@ def during_outages(model: ServiceModel, demand: Demand, machines: int) -> list[d
     if zone > 1:
         courses["a zone is lost"] = (zone, (Outage(0, zone, from_s, math.inf, lost=True),))
     courses[f"a rolling update, {step} at a time"] = (step, _rolling(machines, step, from_s, to_s))
-    replica = model.replica
-    most = replica.instances * replica.max_batch / model.execution_s(replica.max_batch)
+    most = model.most_per_s()
     return [
         {
             "what": what,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from tritonpress_loadtests.demand import Demand, pool_requests, quantile_ms
 from tritonpress_loadtests.errors import ScenarioError
 from tritonpress_loadtests.outages import during_outages
 from tritonpress_loadtests.results import Results
-from tritonpress_loadtests.service_model import ServiceModel, fit_service
+from tritonpress_loadtests.service_model import Change, ServiceModel, Station, as_measured, fit_service
 from tritonpress_loadtests.simulator import Replica
 from tritonpress_loadtests.usl import fit_stages
 
@@ -26,7 +28,8 @@ _WORST_ERROR = 0.35
 def make_plan(runs: list[Results], demand: Demand) -> dict[str, Any]:
     """Returns the plan, as `plan.json` holds it.
 
-    service      of one machine: the model that binds, instances, max_batch, fixed_ms, per_row_ms, rest_ms
+    service      of one machine, of the model whose step binds: asked, share, model (the step), instances, max_batch,
+                 fixed_ms, per_row_ms, rest_ms, batches_seen; `others`: the same of the other models that are asked
     checks[]     each open stage against the simulation: rate_per_s, measured_ms, simulated_ms, error
     capacity     rate_per_s of one machine at the limit, and queue_us there (the mean)
     curve[]      {rate_per_s, p99_ms}: one machine by simulation, up to beyond its capacity
@@ -54,12 +57,8 @@ def make_plan(runs: list[Results], demand: Demand) -> dict[str, Any]:
         "schema": "tritonpress-plan/1",
         "demand": {**demand.__dict__, "rate_per_s": demand.rate_per_s},
         "service": {
-            "model": model.model,
-            **{key: getattr(model.replica, key) for key in ("instances", "max_batch")},
-            "fixed_ms": 1e3 * model.replica.fixed_s,
-            "per_row_ms": 1e3 * model.replica.per_row_s,
-            "rest_ms": 1e3 * model.rest_s,
-            "batches_seen": model.batches_seen,
+            **_station(model.binding),
+            "others": [_station(station) for station in model.stations[1:]],
         },
         "checks": checks,
         "measured_up_to_per_s": highest,
@@ -74,22 +73,32 @@ def make_plan(runs: list[Results], demand: Demand) -> dict[str, Any]:
     }
 
 
-def machine_capacity(model: ServiceModel, demand: Demand, replica: Replica | None = None) -> float:
+def _station(station: Station) -> dict[str, Any]:
+    return {
+        "asked": station.asked,
+        "share": station.share,
+        "model": station.step,
+        **{key: getattr(station.replica, key) for key in ("instances", "max_batch")},
+        "fixed_ms": 1e3 * station.replica.fixed_s,
+        "per_row_ms": 1e3 * station.replica.per_row_s,
+        "rest_ms": 1e3 * station.rest_s,
+        "batches_seen": station.batches_seen,
+    }
+
+
+def machine_capacity(model: ServiceModel, demand: Demand, change: Change = as_measured) -> float:
     """Returns the highest rate at which one machine keeps the limit, to 1 %, by simulation."""
-    replica = replica or model.replica
-    batch = replica.max_batch
-    most = replica.instances * batch / (replica.fixed_s + replica.per_row_s * batch)
-    low, high = 0.0, most
+    low, high = 0.0, model.most_per_s(change)
     while high - low > 0.01 * high:
         middle = (low + high) / 2
-        latency = quantile_ms(model.latencies_s(middle, count=_TRIAL_REQUESTS, replica=replica), demand)
+        latency = quantile_ms(model.latencies_s(middle, count=_TRIAL_REQUESTS, change=change), demand)
         low, high = (middle, high) if latency <= demand.p99_ms else (low, middle)
     return low
 
 
 def _check_limit(model: ServiceModel, demand: Demand) -> None:
     """Refuses a limit that a request cannot keep even alone."""
-    alone_ms = quantile_ms(model.latencies_s(0.01 / model.execution_s(1), count=20_000), demand)
+    alone_ms = quantile_ms(model.latencies_s(0.01 / model.binding.execution_s(1), count=20_000), demand)
     if alone_ms > demand.p99_ms:
         raise ScenarioError(
             f"a request alone takes {alone_ms:.1f} ms at this percentile, the limit is {demand.p99_ms:g} ms: no number"
@@ -106,8 +115,7 @@ def _checks(runs: list[Results], model: ServiceModel, demand: Demand) -> list[di
             sound = stage["latency_ms"] and stage["arrivals"] == "poisson" and not stage["generator"]["bottleneck"]
             if stage["loop"] == "open" and sound and stage["failed"] == 0:
                 rate = stage["offered_per_s"]
-                replica = replace(model.replica, instances=run["served"][model.model]["instances"])
-                times_s = model.latencies_s(rate, count=_TRIAL_REQUESTS, replica=replica)
+                times_s = model.latencies_s(rate, count=_TRIAL_REQUESTS, change=partial(_as_served, run))
                 simulated, measured = quantile_ms(times_s, demand), stage["latency_ms"][key]
                 check = {"rate_per_s": rate, "measured_ms": measured, "simulated_ms": simulated}
                 checks.append({**check, "error": simulated / measured - 1})
@@ -126,6 +134,11 @@ def _checks(runs: list[Results], model: ServiceModel, demand: Demand) -> list[di
             " run them longer, on a quiet machine, with the load generator on another one"
         )
     return sorted(checks, key=lambda check: check["rate_per_s"])
+
+
+def _as_served(run: Results, station: Station) -> Replica:
+    """Returns a station's replica with the instances of a run."""
+    return replace(station.replica, instances=run["served"][station.step]["instances"])
 
 
 def _machines(model: ServiceModel, demand: Demand, capacity: float) -> dict[str, Any]:
@@ -151,10 +164,10 @@ def _fewest_of_zones(needed: int, zones: int) -> int:
     return math.ceil(needed / (zones - 1)) * zones
 
 
-def _fewest(model: ServiceModel, demand: Demand, capacity: float, replica: Replica | None = None) -> int:
+def _fewest(model: ServiceModel, demand: Demand, capacity: float, change: Change = as_measured) -> int:
     """Returns the fewest machines that keep the limit behind the balancer."""
     machines = max(1, math.ceil(demand.rate_per_s / max(capacity, 1e-9) * 0.9))
-    while _pool_ms(model, demand, machines, replica) > demand.p99_ms:
+    while _pool_ms(model, demand, machines, change) > demand.p99_ms:
         machines = max(machines + 1, math.ceil(machines * 1.02))
         if machines > _MOST_MACHINES:
             raise ScenarioError(
@@ -164,11 +177,9 @@ def _fewest(model: ServiceModel, demand: Demand, capacity: float, replica: Repli
     return machines
 
 
-def _pool_ms(model: ServiceModel, demand: Demand, machines: int, replica: Replica | None = None) -> float:
+def _pool_ms(model: ServiceModel, demand: Demand, machines: int, change: Change = as_measured) -> float:
     count = pool_requests(demand, machines)
-    times_s = model.latencies_s(
-        demand.rate_per_s, count=count, replica=replica, replicas=machines, policy=demand.policy
-    )
+    times_s = model.latencies_s(demand.rate_per_s, count=count, change=change, replicas=machines, policy=demand.policy)
     return quantile_ms(times_s, demand)
 
 
@@ -181,28 +192,32 @@ def _curve(model: ServiceModel, demand: Demand, capacity: float) -> list[dict[st
 
 def _what_if(model: ServiceModel, demand: Demand) -> list[dict[str, Any]]:
     """Returns what changes would leave of the machines (before any loss), the best first."""
-    replica = model.replica
-    changes = {
-        "an execution takes 20 % less (another precision, a smaller model)": replace(
+    changes: dict[str, Callable[[Replica], Replica]] = {
+        "an execution takes 20 % less (another precision, a smaller model)": lambda replica: replace(
             replica, fixed_s=0.8 * replica.fixed_s, per_row_s=0.8 * replica.per_row_s
         ),
-        "texts are 20 % shorter": replace(replica, per_row_s=0.8 * replica.per_row_s),
-        "the batcher waits 2 ms longer": replace(replica, delay_s=replica.delay_s + 0.002),
-        "one instance more, on a core of its own": replace(replica, instances=replica.instances + 1),
+        "texts are 20 % shorter": lambda replica: replace(replica, per_row_s=0.8 * replica.per_row_s),
+        "the batcher waits 2 ms longer": lambda replica: replace(replica, delay_s=replica.delay_s + 0.002),
+        "one instance more, on a core of its own": lambda replica: replace(replica, instances=replica.instances + 1),
     }
     found = []
-    for change, other in changes.items():
-        capacity = machine_capacity(model, demand, other)
+    for said, changed in changes.items():
+        change = partial(_changed, changed)
+        capacity = machine_capacity(model, demand, change)
         if capacity > 0:
-            machines = _fewest(model, demand, capacity, other)
-            found.append({"change": change, "machines": machines, "rate_per_s": capacity})
+            machines = _fewest(model, demand, capacity, change)
+            found.append({"change": said, "machines": machines, "rate_per_s": capacity})
     return sorted(found, key=lambda entry: (entry["machines"], -entry["rate_per_s"]))
+
+
+def _changed(changed: Callable[[Replica], Replica], station: Station) -> Replica:
+    return changed(station.replica)
 
 
 def _at_rate(model: ServiceModel, rate_per_s: float) -> dict[str, float]:
     """Returns the mean queue time at that rate, which a cluster's scaling can hold."""
     count = _TRIAL_REQUESTS
     times_s = model.latencies_s(rate_per_s, count=count)
-    mean_s = float(np.nanmean(times_s)) - model.rest_s
     # In the mean a request is in its execution for at least as long as one of a batch of its own.
-    return {"queue_us": 1e6 * max(0.0, mean_s - model.execution_s(1))}
+    alone_s = sum(station.share * (station.rest_s + station.execution_s(1)) for station in model.stations)
+    return {"queue_us": 1e6 * max(0.0, float(np.nanmean(times_s)) - alone_s)}

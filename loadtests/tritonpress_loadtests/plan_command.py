@@ -8,8 +8,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError
+from tritonpress_server import strict_yaml
 
 from tritonpress_loadtests.demand import Demand
 from tritonpress_loadtests.errors import ScenarioError
@@ -90,6 +90,11 @@ def lines(plan: dict[str, Any]) -> list[str]:
         f"one machine: keeps the limit up to {capacity['rate_per_s']:.0f}/s; the instances of {service['model']} bind",
         f"  {service['instances']} × up to {service['max_batch']} requests: an execution of n takes"
         f" {service['fixed_ms']:.2f} + {service['per_row_ms']:.2f} n ms, all else {service['rest_ms']:.2f} ms",
+        *(
+            f"  {other['model']}, for {other['share']:.0%} of them: {other['instances']} × up to {other['max_batch']},"
+            f" {other['fixed_ms']:.2f} + {other['per_row_ms']:.2f} n ms, all else {other['rest_ms']:.2f} ms"
+            for other in service["others"]
+        ),
         f"  largest batch measured: {service['batches_seen']}; rates up to {plan['measured_up_to_per_s']:.0f}/s",
         f"machines at the limit: {machines['at_limit']}, behind a balancer by {demand['policy'].replace('_', ' ')};"
         f" {percentile} {machines['p99_ms_after_loss']:.1f} ms",
@@ -145,9 +150,9 @@ def _cost(plan: dict[str, Any], price: Price) -> dict[str, Any]:
 
 def _read_price(path: Path) -> Price:
     try:
-        return Price.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
-        raise ScenarioError(f"cannot read the prices {path}: {' '.join(str(exc).split())}") from exc
+        return Price.model_validate(strict_yaml.load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, strict_yaml.StrictYamlError) as exc:
+        raise ScenarioError(f"cannot read the prices {path}: {exc}") from exc
     except ValidationError as exc:
         error = exc.errors()[0]
         where = ".".join(map(str, error["loc"])) or "it"

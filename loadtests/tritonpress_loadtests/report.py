@@ -24,6 +24,11 @@ def write_report(results: Results, out_dir: Path) -> None:
     write_plots(results, out_dir)
     (out_dir / "report.html").write_text(page(results), encoding="utf-8")
     (out_dir / "stages.csv").write_text(stages_csv(results), encoding="utf-8")
+    write_results(results, out_dir)
+
+
+def write_results(results: Results, out_dir: Path) -> None:
+    """Writes `results.json`, whole or not at all."""
     text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
     unfinished = out_dir / "results.json.part"
     unfinished.write_text(text, encoding="utf-8")

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import shlex
+import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
-from tritonpress_client import Connection
+from tritonpress_client import Connection, Options
 
 from tritonpress_loadtests import environment, server_side
 from tritonpress_loadtests.binding import binding_resource
@@ -23,7 +24,7 @@ from tritonpress_loadtests.conductor import Conductor, Progress
 from tritonpress_loadtests.course import breakpoint_found, course, recovery_found, warm_up
 from tritonpress_loadtests.errors import LoadGeneratorError, NothingMeasuredError, ScenarioError
 from tritonpress_loadtests.measured import merge
-from tritonpress_loadtests.report import write_report
+from tritonpress_loadtests.report import write_report, write_results
 from tritonpress_loadtests.results import Results, model_rows, stage_misses, summarise_stage, verdict
 from tritonpress_loadtests.scenario import LoadedScenario, load_scenario
 from tritonpress_loadtests.served_models import repository_sha256
@@ -41,24 +42,38 @@ class RunOptions:
     duration_scale: float = 1.0
     """The scenario's durations are multiplied by it."""
     processes: int = 1
-    """How many processes make the load."""
+    """How many processes of this host make the load."""
+    via: tuple[str, ...] = ()
+    """Of each process on another host, the command that runs its last argument there by a shell: `ssh load2`."""
     server_pid: int | None = None
     """The server's process, where it is not found by its port on this machine."""
     metrics_url: str | None = None
     """`HOST:PORT` of Triton's Prometheus endpoint."""
+    results_only: bool = False
+    """Whether `results.json` is all that is written: no page, no plots, no table."""
+    connection: Options = field(default_factory=Options)
+    """How the server is trusted, and who asks."""
+    security: Sequence[str] = ()
+    """The arguments that say the same to the processes that make the load; see `connecting.security_words`."""
 
     def check(self) -> None:
         """Raises ScenarioError for a value out of range."""
         if not (math.isfinite(self.duration_scale) and self.duration_scale > 0):
             raise ScenarioError(f"`duration_scale` must be a finite number above 0, got {self.duration_scale:g}")
-        if not 1 <= self.processes <= _MOST_PROCESSES:
-            raise ScenarioError(f"`processes` must be in 1..{_MOST_PROCESSES}, got {self.processes}")
+        least = 0 if self.via else 1
+        if not least <= self.processes <= _MOST_PROCESSES:
+            raise ScenarioError(f"`processes` must be in {least}..{_MOST_PROCESSES}, got {self.processes}")
+        for command in self.via:
+            if not command.split() or shutil.which(command.split()[0]) is None:
+                raise ScenarioError(f"`via` must be a command that is found here, got {command!r}; such as 'ssh load2'")
 
     def words(self) -> list[str]:
         """Returns the options of the command that says the same."""
         words = [f"--duration-scale={self.duration_scale:g}"] if self.duration_scale != 1 else []
         words += [f"--processes={self.processes}"] if self.processes != 1 else []
-        return words + ([f"--metrics-url={self.metrics_url}"] if self.metrics_url else [])
+        words += [f"--via={command}" for command in self.via]
+        words += [f"--metrics-url={self.metrics_url}"] if self.metrics_url else []
+        return [*words, *self.security]
 
 
 def run(
@@ -71,8 +86,8 @@ def run(
 ) -> Results:
     """Returns the results (see `tritonpress_loadtests.results`) after writing them to `out_dir`.
 
-    Writes `results.json`, `report.html`, `stages.csv` and plots as PNG. SIGINT and SIGTERM end the stage in hand; what
-    was measured is reported with `interrupted` set.
+    Writes `results.json`, `report.html`, `stages.csv` and plots as PNG, or the first alone. SIGINT and SIGTERM end the
+    stage in hand; what was measured is reported with `interrupted` set.
 
     Args:
         scenario: The scenario's file.
@@ -90,7 +105,7 @@ def run(
     options = options or RunOptions()
     options.check()
     loaded = load_scenario(scenario)
-    server = server_side.check(loaded, url)
+    server = server_side.check(loaded, url, options.connection)
     watch = ServerWatch(url, pid=options.server_pid, metrics_url=options.metrics_url)
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -98,9 +113,9 @@ def run(
         raise ScenarioError(f"cannot make the folder {out_dir}: {exc.strerror}; give another --out") from exc
     started_at = datetime.now().astimezone().isoformat(timespec="seconds")
     with (
-        Connection(url, timeout_s=loaded.scenario.timeout_s) as connection,
+        Connection(url, timeout_s=loaded.scenario.timeout_s, options=options.connection) as connection,
         watch,
-        Conductor(loaded.path, url, processes=options.processes) as conductor,
+        Conductor(loaded, url, processes=options.processes, via=options.via, security=options.security) as conductor,
         _ended_by_signals(conductor),
     ):
         load = _Load(loaded, connection, watch, conductor, progress or (lambda event: None), server["served"])
@@ -114,7 +129,7 @@ def run(
         "started_at": started_at,
         "interrupted": conductor.interrupted,
         "duration_scale": options.duration_scale,
-        "processes": options.processes,
+        "processes": options.processes + len(options.via),
         "stages": stages,
         **_findings(loaded, stages),
         **server,
@@ -122,7 +137,7 @@ def run(
         "versions": environment.versions(),
         "machine": environment.machine(),
     }
-    write_report(results, out_dir)
+    (write_results if options.results_only else write_report)(results, out_dir)
     return results
 
 

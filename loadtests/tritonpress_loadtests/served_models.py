@@ -5,35 +5,29 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-import grpc
-from tritonclient.grpc import service_pb2, service_pb2_grpc
-
-from tritonpress_loadtests import wire
+from tritonpress_client import Connection
 
 
-def served_models(url: str, *, timeout_s: float) -> dict[str, dict[str, Any]]:
+def served_models(connection: Connection) -> dict[str, dict[str, Any]]:
     """Returns by model what its config says; ensembles have 0 instances.
 
     Keys: `instances`, `max_batch_size`, `queue_delay_us`, `batched`, `kind`, `config_sha256`.
 
     Raises:
-        grpc.RpcError: The server does not answer.
+        TritonpressError: The server does not answer, or guards what it has.
     """
-    with grpc.insecure_channel(url, options=wire.CHANNEL_OPTIONS) as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        index = stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(ready=True), timeout=timeout_s)
-        models = {}
-        for name in sorted({entry.name for entry in index.models}):
-            config = stub.ModelConfig(service_pb2.ModelConfigRequest(name=name), timeout=timeout_s).config
-            kinds = sorted({group.Kind.Name(group.kind).removeprefix("KIND_") for group in config.instance_group})
-            models[name] = {
-                "instances": sum(group.count for group in config.instance_group),
-                "max_batch_size": config.max_batch_size,
-                "queue_delay_us": config.dynamic_batching.max_queue_delay_microseconds,
-                "batched": config.HasField("dynamic_batching"),
-                "kind": ", ".join(kinds),
-                "config_sha256": hashlib.sha256(config.SerializeToString(deterministic=True)).hexdigest(),
-            }
+    models = {}
+    for name in sorted({status.name for status in connection.models() if status.ready}):
+        config = connection.model_config(name)
+        kinds = sorted({group.Kind.Name(group.kind).removeprefix("KIND_") for group in config.instance_group})
+        models[name] = {
+            "instances": sum(group.count for group in config.instance_group),
+            "max_batch_size": config.max_batch_size,
+            "queue_delay_us": config.dynamic_batching.max_queue_delay_microseconds,
+            "batched": config.HasField("dynamic_batching"),
+            "kind": ", ".join(kinds),
+            "config_sha256": hashlib.sha256(config.SerializeToString(deterministic=True)).hexdigest(),
+        }
     return models
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import grpc
-from tritonpress_client import Connection, ModelStatistics, ServerUnreachableError
+from tritonpress_client import Connection, ModelStatistics, Options
 
 from tritonpress_loadtests.scenario import LoadedScenario
 from tritonpress_loadtests.served_models import served_models
@@ -15,7 +14,7 @@ _MOST_SNAPSHOTS = 20  # a server that others load never stands still
 _SETTLING_S = 0.03
 
 
-def check(loaded: LoadedScenario, url: str) -> dict[str, Any]:
+def check(loaded: LoadedScenario, url: str, options: Options) -> dict[str, Any]:
     """Returns `server` and `served` of the results, after asking whether each model speaks its workload's contract.
 
     Raises:
@@ -23,14 +22,13 @@ def check(loaded: LoadedScenario, url: str) -> dict[str, Any]:
     """
     timeout_s = loaded.scenario.timeout_s
     for kind in loaded.requests:
-        with kind.workload.connect(url, model=kind.request.model, timeout_s=timeout_s) as client:
+        with kind.workload.connect(url, model=kind.request.model, timeout_s=timeout_s, options=options) as client:
             kind.workload.check(client)
-    with Connection(url, timeout_s=timeout_s) as connection:
+    with Connection(url, timeout_s=timeout_s, options=options) as connection:
         server = connection.server_metadata()
-    try:
-        served = served_models(url, timeout_s=timeout_s)
-    except grpc.RpcError as exc:
-        raise ServerUnreachableError(f"{url} does not say its models' configs: {exc}") from exc
+        served = served_models(connection)
+        # Asked before the load, so that a server that guards them is told of at once.
+        connection.statistics()
     return {"server": {"name": server.name, "version": server.version}, "served": served}
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from tritonpress_loadtests import histograms
 from tritonpress_loadtests.binding import busy_shares
 from tritonpress_loadtests.errors import ScenarioError
 from tritonpress_loadtests.histograms import Counts
-from tritonpress_loadtests.results import Results
+from tritonpress_loadtests.results import Results, asked_model
 from tritonpress_loadtests.simulator import Floats, Replica, simulate
 
 _LEAST_SHARE = 0.02
@@ -20,11 +21,15 @@ _HEAD_SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class ServiceModel:
-    """One machine of the measured kind: a queue before the model that binds, and a constant time for all else."""
+class Station:
+    """What requests of one model wait for: a queue before its step that binds, and a constant time for all else."""
 
-    model: str
-    """The step whose instances are the busiest."""
+    asked: str
+    """The model that is asked."""
+    share: float
+    """Of all requests, those that ask it."""
+    step: str
+    """Its step whose instances are the busiest."""
     replica: Replica
     rest_s: float
     """What a request spends elsewhere: other steps, the server, the way."""
@@ -46,53 +51,116 @@ class ServiceModel:
         """Returns the mean time of an execution of that many requests."""
         return self.replica.fixed_s + self.replica.per_row_s * batch
 
+
+Change = Callable[[Station], Replica]
+"""What a station's replica is instead of what was measured."""
+
+
+def as_measured(station: Station) -> Replica:
+    """Returns a station's replica as it was measured."""
+    return station.replica
+
+
+@dataclass(frozen=True)
+class ServiceModel:
+    """One machine of the measured kind: a station for each model that is asked.
+
+    They share the machine's cores, and how much they slow each other down is in the times of their executions, which
+    were measured under the same mix.
+    """
+
+    stations: tuple[Station, ...]
+    """The one that binds first."""
+
+    @property
+    def binding(self) -> Station:
+        """The station that is the first to be busy all of the time."""
+        return self.stations[0]
+
+    def most_per_s(self, change: Change = as_measured) -> float:
+        """Returns the rate at which the first station is busy all of the time, in requests/s of the mix."""
+        rates = []
+        for station in self.stations:
+            replica = change(station)
+            whole_s = replica.fixed_s + replica.per_row_s * replica.max_batch
+            rates.append(replica.instances * replica.max_batch / whole_s / station.share)
+        return min(rates)
+
     def latencies_s(
-        self, rate_per_s: float, *, count: int, replica: Replica | None = None, seed: int = 0, **pool: Any
+        self, rate_per_s: float, *, count: int, change: Change = as_measured, seed: int = 0, **pool: Any
     ) -> Floats:
         """Returns simulated latencies of Poisson arrivals at that rate, without the first tenth (an empty queue)."""
-        _, times_s = self.simulated_s(rate_per_s, count=count, replica=replica, seed=seed, **pool)
+        _, times_s = self.simulated_s(rate_per_s, count=count, change=change, seed=seed, **pool)
         return times_s[int(_HEAD_SHARE * count) :]
 
     def simulated_s(
-        self, rate_per_s: float, *, count: int, replica: Replica | None = None, seed: int = 0, **pool: Any
+        self, rate_per_s: float, *, count: int, change: Change = as_measured, seed: int = 0, **pool: Any
     ) -> tuple[Floats, Floats]:
         """Returns when Poisson arrivals at that rate are due, and their latencies, NaN where they failed.
 
         Args:
-            rate_per_s: Of all replicas.
+            rate_per_s: Of all replicas and models.
             count: How many requests.
-            replica: What each replica is; what was measured by default.
+            change: What each station's replica is; what was measured by default.
             seed: Fixes all draws.
             pool: The rest of `simulator.simulate`'s arguments.
         """
-        chance = np.random.default_rng([seed, count])
-        due_s = np.cumsum(chance.exponential(1 / rate_per_s, count))
-        times_s = simulate(due_s, self.factors(count, seed + 1), replica or self.replica, seed=seed, **pool)
-        return due_s, times_s + self.rest_s
+        due_s, times_s = [], []
+        for place, station in enumerate(self.stations):
+            # Those that ask one model of a Poisson process are a Poisson process too.
+            own = max(1, round(count * station.share))
+            chance = np.random.default_rng([seed, own, place])
+            moments = np.cumsum(chance.exponential(1 / (rate_per_s * station.share), own))
+            factors = station.factors(own, seed + 1 + place)
+            times_s.append(simulate(moments, factors, change(station), seed=seed, **pool) + station.rest_s)
+            due_s.append(moments)
+        moments = np.concatenate(due_s)
+        order = np.argsort(moments, kind="stable")
+        return moments[order], np.concatenate(times_s)[order]
 
 
 def fit_service(runs: list[Results]) -> ServiceModel:
-    """Returns the model of one machine, from all stages of runs of one repository.
+    """Returns the model of one machine, from all stages of runs of one repository and one mix.
 
     Raises:
-        ScenarioError: The server's statistics say nothing of an execution, or no stage is light enough.
+        ScenarioError: The server's statistics say nothing of an execution.
     """
-    stages = [(stage, run["served"]) for run in runs for stage in run["stages"] if stage["latency_ms"]]
+    requests = runs[0]["scenario"]["requests"]
+    total = sum(request["weight"] for request in requests)
+    asked = [request["model"] for request in requests]
+    found = [_fit_station(runs, model, asked) for model in asked]
+    stations = [
+        replace(station, share=request["weight"] / total) for (station, _), request in zip(found, requests, strict=True)
+    ]
+    busy = [share for _, share in found]
+    order = sorted(range(len(stations)), key=lambda place: -busy[place])
+    return ServiceModel(tuple(stations[place] for place in order))
+
+
+def _fit_station(runs: list[Results], asked: str, models: list[str]) -> tuple[Station, float]:
+    """Returns the station of one model, and the largest share of a stage's time in which its instances were busy."""
+    stages = [
+        (stage, run["served"]) for run in runs for stage in run["stages"] if stage["by_model"][asked]["latency_ms"]
+    ]
     shares: dict[str, float] = {}
     for stage, served in stages:
         for model, share in busy_shares(stage, served).items():
-            shares[model] = max(shares.get(model, 0.0), share)
+            if asked_model({"model": model}, models) == asked:
+                shares[model] = max(shares.get(model, 0.0), share)
     if not shares:
-        raise ScenarioError("the runs do not say how long executions took; run them again with this version")
-    model = max(shares, key=shares.__getitem__)
+        raise ScenarioError(
+            f"the runs do not say how long executions of {asked} took; run them again with this version"
+        )
+    step = max(shares, key=shares.__getitem__)
     fixed_s, per_row_s, largest = _fit_execution(
-        [row for stage, _ in stages for row in stage["models"] if row["model"] == model]
+        [row for stage, _ in stages for row in stage["models"] if row["model"] == step]
     )
-    lightest, served = min(stages, key=lambda entry: busy_shares(*entry).get(model, np.inf))
-    latencies = histograms.counts(histograms.merged([lightest["histogram"]]))
-    (row,) = [row for row in lightest["models"] if row["model"] == model]
-    rest_s = max(0.0, lightest["latency_ms"]["mean"] / 1e3 - row["queue_us"] / 1e6 - (fixed_s + per_row_s))
-    config = served[model]
+    lightest, served = min(stages, key=lambda entry: busy_shares(*entry).get(step, np.inf))
+    figures = lightest["by_model"][asked]
+    latencies = histograms.counts(histograms.merged([figures["histogram"]]))
+    (row,) = [row for row in lightest["models"] if row["model"] == step]
+    rest_s = max(0.0, figures["latency_ms"]["mean"] / 1e3 - row["queue_us"] / 1e6 - (fixed_s + per_row_s))
+    config = served[step]
     replica = Replica(
         instances=config["instances"],
         max_batch=max(1, config["max_batch_size"]) if config["batched"] else 1,
@@ -100,7 +168,7 @@ def fit_service(runs: list[Results]) -> ServiceModel:
         per_row_s=per_row_s,
         delay_s=config["queue_delay_us"] / 1e6,
     )
-    return ServiceModel(model, replica, rest_s, latencies, largest)
+    return Station(asked, 1.0, step, replica, rest_s, latencies, largest), shares[step]
 
 
 def _fit_execution(rows: list[dict[str, Any]]) -> tuple[float, float, int]:

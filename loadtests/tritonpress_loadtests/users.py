@@ -14,6 +14,9 @@ import grpc
 import grpc.experimental.gevent
 from gevent.event import Event
 from locust import User, constant, task
+from tritonpress_client import Options
+from tritonpress_client.credentials import sent_metadata
+from tritonpress_client.transport import BlockingTransport
 
 from tritonpress_loadtests import wire
 from tritonpress_loadtests.scenario import LoadedScenario
@@ -64,6 +67,8 @@ class ScenarioUser(User):
     wait_time = constant(0)
     loaded: ClassVar[LoadedScenario]
     gate: ClassVar[Gate]
+    options: ClassVar[Options] = Options()
+    """How the server is reached."""
     channel: ClassVar[grpc.Channel | None] = None
     first: ClassVar[int] = 0
     """The number of this process's first user, so that no two processes draw the same."""
@@ -78,7 +83,7 @@ class ScenarioUser(User):
         pool = gevent.get_hub().threadpool
         pool.maxsize = max(pool.maxsize, cls.started + 8)
         if cls.channel is None:
-            cls.channel = grpc.insecure_channel(self.host, options=wire.CHANNEL_OPTIONS)
+            cls.channel = wire.channel(BlockingTransport(), self.host, cls.options)
         self.call = cls.channel.unary_unary(wire.METHOD)
         self.gate.connected += 1
 
@@ -98,7 +103,8 @@ class ScenarioUser(User):
         with self.gate:
             sent, started_s = time.time(), time.monotonic()
             try:
-                self.call(payload, timeout=self.loaded.scenario.timeout_s)
+                metadata = sent_metadata(self.options, {})
+                self.call(payload, timeout=self.loaded.scenario.timeout_s, metadata=metadata)
             except grpc.RpcError as exc:
                 error = LoadedError(wire.error_text(exc.code().name, exc.details()))
             ended_s = time.monotonic()

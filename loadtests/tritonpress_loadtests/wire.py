@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tritonclient.grpc import service_pb2
+from tritonpress_client import Options
+from tritonpress_client.credentials import channel_credentials
+from tritonpress_client.transport import Transport
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 # One message may hold more answers than gRPC's default of 4 MiB.
 CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+
+
+def channel(transport: Transport, url: str, options: Options) -> Any:
+    """Returns a channel to the server, by TLS if that is asked for."""
+    return transport.channel(url, channel_credentials(options.tls), CHANNEL_OPTIONS, None)
 
 
 def encoded_request(model: str, inputs: Mapping[str, str], outputs: Sequence[str]) -> bytes:

@@ -21,6 +21,7 @@ def test_import_needs_tritonclient_grpc_and_numpy_only() -> None:
     foreign = {name.partition(".")[0] for name in extra} - {"tritonpress_client"}
     assert foreign <= sys.stdlib_module_names, foreign
     assert len(extra) <= 25, extra
+    assert "tritonpress_client.shared_memory" not in extra  # only where it is asked for
 
 
 def test_command_line_brings_nothing_heavy() -> None:

@@ -166,6 +166,7 @@ def test_build_mends_and_serves(tmp_path: Path, trained: Any) -> None:
     assert cli.main(["verify", str(out)]) == 0
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does_and_a_build_finds_it_done(
     tmp_path: Path, trained: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

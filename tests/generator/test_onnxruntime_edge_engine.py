@@ -47,7 +47,7 @@ def domains(folder: Path) -> set[str]:
     ("task", "steps", "lengths", "graph"),
     [
         ("classification", "single", "exact", ["fuse", {"fixed_point": {"bits": 16}}]),
-        ("classification", "ensemble", [16, 48], ["fuse", "quantize"]),
+        pytest.param("classification", "ensemble", [16, 48], ["fuse", "quantize"], marks=pytest.mark.slow),
         pytest.param(
             "question_answering",
             "scripting",
@@ -78,6 +78,7 @@ def test_built_and_verified(
     assert "are those of the build" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_ceiling_that_nothing_meets_ends_with_1_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

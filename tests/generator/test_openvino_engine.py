@@ -30,7 +30,7 @@ def recipe_for(folder: Path, task: str = "classification", **serve: object) -> P
     ("task", "steps", "lengths"),
     [
         pytest.param("classification", "single", "exact", marks=pytest.mark.slow),
-        ("classification", "ensemble", [16, 48]),
+        pytest.param("classification", "ensemble", [16, 48], marks=pytest.mark.slow),
         ("question_answering", "scripting", "exact"),
     ],
 )

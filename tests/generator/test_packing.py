@@ -185,6 +185,7 @@ print(packing, peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_is_bounded(tmp_path: Path) -> None:
     tensor = np.tile(trees.weights(8 << 20), 4)
     (tmp_path / "source").mkdir()

@@ -131,6 +131,7 @@ def test_file_that_changes_while_it_is_packed(tmp_path: Path, monkeypatch: pytes
             assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+@pytest.mark.slow
 def test_interrupted_unpack_leaves_nothing(tmp_path: Path) -> None:
     # Contents that differ in every block take long to unpack, and little to make.
     block = trees.weights(1 << 18)

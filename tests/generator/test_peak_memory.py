@@ -78,6 +78,7 @@ def test_16_bits_take_less_than_32(folders: dict[str, Path]) -> None:
     assert peak_memory.mib(fp32.one_sequence - fixed.one_sequence) > 0.5 * WEIGHTS_MIB
 
 
+@pytest.mark.slow
 def test_ceiling_is_held_to_the_highest_figure(folders: dict[str, Path]) -> None:
     most = peak_memory.mib(measure(folders["fixed"]).most)
     figures = engine.measured(folders["fixed"], engine.Config(memory_ceiling_mib=most + 16), ASKED)

@@ -164,6 +164,7 @@ def test_settings_are_checked(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_build_serves_the_pruned_model(tmp_path: Path, trained: Any) -> None:
     task = "classification"
     recipe = trained(task, tmp_path)

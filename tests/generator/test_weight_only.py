@@ -166,7 +166,7 @@ def test_openvino_keeps_the_codes(tmp_path: Path, bits: int, bound: float) -> No
     ("engine", "steps", "lengths", "bits"),
     [
         ("onnxruntime", "single", "ragged", 8),
-        ("onnxruntime", "ensemble", {"ragged": {"max_tokens": 800}}, 4),
+        pytest.param("onnxruntime", "ensemble", {"ragged": {"max_tokens": 800}}, 4, marks=pytest.mark.slow),
         pytest.param("onnxruntime_edge", "single", "exact", 8, marks=pytest.mark.slow),
         pytest.param("openvino", "ensemble", [16, 48], 8, marks=pytest.mark.slow),
     ],

@@ -31,5 +31,12 @@ def write_scenario(folder: Path, *, request: dict[str, Any] | None = None, **cha
     return path
 
 
+def write_noop_scenario(folder: Path, **changes: Any) -> Path:
+    """Returns the path of a scenario that asks the model of `noop_model`."""
+    (folder / "texts.jsonl").write_text('{"text": "one"}\n{"text": "another text"}\n')
+    request = {"workload": "classification", "model": "noop", "queries": "texts.jsonl"}
+    return write_scenario(folder, requests=[request], **changes)
+
+
 def _changed(entry: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in (entry | changes).items() if value is not None}

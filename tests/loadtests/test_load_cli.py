@@ -26,7 +26,9 @@ def test_a_run_prints_its_tables_and_ends_with_the_verdict(
     assert str(folder / "out" / "report.html") in out
 
     missed = write_scenario(folder, stages=SHORT, warm_up_s=0, slo={"p99_ms": 0.001})
-    assert main(["run", str(missed), *options]) == 1
+    (folder / "out" / "report.html").unlink()
+    assert main(["run", str(missed), *options, "--results-only"]) == 1
+    assert (folder / "out" / "results.json").exists() and not (folder / "out" / "report.html").exists()
     assert "limit missed: at 2 users p99 is" in capsys.readouterr().out
 
 

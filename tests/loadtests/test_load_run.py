@@ -214,5 +214,5 @@ def test_plain_locust_runs_the_same_users(folder: Path, tiny_server: TritonServe
     )
     assert done.returncode == 0, done.stderr
     (entry,) = json.loads(done.stdout)
-    assert entry["num_requests"] > 20
+    assert entry["num_requests"] >= 3  # each user asks
     assert entry["num_failures"] == 0

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from noop_model import write_noop
-from scenarios import write_scenario
+from scenarios import write_noop_scenario as scenario
 from tritonpress_loadtests.run import RunOptions, run
 from tritonpress_server import TritonServer
 
@@ -23,12 +23,6 @@ def noop_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServ
     """A server of a model that does nothing."""
     with TritonServer(write_noop(tmp_path_factory.mktemp("noop"))) as server:
         yield server
-
-
-def scenario(folder: Path, **changes: Any) -> Path:
-    (folder / "texts.jsonl").write_text('{"text": "one"}\n{"text": "another text"}\n')
-    request = {"workload": "classification", "model": "noop", "queries": "texts.jsonl"}
-    return write_scenario(folder, requests=[request], **changes)
 
 
 def test_both_loops_come_from_one_file_and_every_request_is_sent(tmp_path: Path, noop_server: TritonServer) -> None:

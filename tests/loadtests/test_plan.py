@@ -26,34 +26,39 @@ REST_S = 0.002
 RATES = (20, 120, 200, 290)
 
 
-def true_latencies_s(rate_per_s: float, *, seed: int, count: int = 60_000) -> np.ndarray[Any, Any]:
+def true_latencies_s(
+    rate_per_s: float, *, seed: int, count: int = 60_000, truth: Replica = TRUTH
+) -> np.ndarray[Any, Any]:
     chance = np.random.default_rng(seed)
     due_s = np.cumsum(chance.exponential(1 / rate_per_s, count))
-    return simulate(due_s, chance.gamma(8, 1 / 8, count), TRUTH, seed=seed)[count // 10 :] + REST_S
+    return simulate(due_s, chance.gamma(8, 1 / 8, count), truth, seed=seed)[count // 10 :] + REST_S
 
 
-def stage(rate_per_s: float) -> dict[str, Any]:
+def stage(rate_per_s: float, *, truth: Replica = TRUTH, model: str = "m") -> dict[str, Any]:
     """Returns what a stage at that rate would have measured of the true server."""
-    times_s = true_latencies_s(rate_per_s, seed=int(rate_per_s))
+    times_s = true_latencies_s(rate_per_s, seed=int(rate_per_s), truth=truth)
     histogram = histograms.new()
     for each_s in times_s.tolist():
         histogram.record_value(round(each_s * 1e6))
     recorded = histograms.counts(histogram)
     p50, p99, p999 = (histograms.quantiles(recorded, [0.5, 0.99, 0.999]) / 1e3).tolist()
     duration_s = len(times_s) / rate_per_s
-    alone_s = TRUTH.fixed_s + TRUTH.per_row_s
-    sizes = {"1": 1000} if rate_per_s < 100 else {"1": 800, "3": 200, "8": 100}
-    execution_ms = {size: 1e3 * (TRUTH.fixed_s + TRUTH.per_row_s * int(size)) for size in sizes}
-    row = {"model": "m_step", "batch_sizes": sizes, "execution_ms": execution_ms}
-    row["queue_us"] = max(0.0, 1e6 * (float(times_s.mean()) - REST_S - alone_s)) if rate_per_s < 100 else 1000.0
-    busy_s = min(0.99, rate_per_s / 400) * 2 * duration_s
+    alone_s = truth.fixed_s + truth.per_row_s
+    light = rate_per_s * alone_s < 1
+    sizes = {"1": 1000} if light else {"1": 800, "3": 200, str(truth.max_batch): 100}
+    execution_ms = {size: 1e3 * (truth.fixed_s + truth.per_row_s * int(size)) for size in sizes}
+    row = {"model": f"{model}_step", "batch_sizes": sizes, "execution_ms": execution_ms}
+    row["queue_us"] = max(0.0, 1e6 * (float(times_s.mean()) - REST_S - alone_s)) if light else 1000.0
+    busy_s = min(0.99, rate_per_s / 400 * alone_s / 0.01) * 2 * duration_s
     scale = busy_s / sum(count * execution_ms[size] / 1e3 for size, count in sizes.items())
     row["batch_sizes"] = {size: count * scale for size, count in sizes.items()}
+    latency_ms = {"mean": float(times_s.mean()) * 1e3, "p50": p50, "p99": p99, "p999": p999}
+    histogram = histograms.encoded(histogram)
     return {
         "label": f"{rate_per_s}/s", "loop": "open", "users": None, "arrivals": "poisson", "offered_per_s": rate_per_s,
         "throughput_per_s": rate_per_s, "duration_s": duration_s, "failed": 0, "models": [row], "warm_up_s": 0,
-        "latency_ms": {"mean": float(times_s.mean()) * 1e3, "p50": p50, "p99": p99, "p999": p999},
-        "histogram": histograms.encoded(histogram), "generator": {"bottleneck": ""},
+        "latency_ms": latency_ms, "by_model": {model: {"latency_ms": latency_ms, "histogram": histogram}},
+        "histogram": histogram, "generator": {"bottleneck": ""},
         "windows": {"width_s": 1.0, "answered_per_s": [rate_per_s] * 20, "p50_ms": [p50] * 20, "p99_ms": [p99] * 20},
     }  # fmt: skip
 
@@ -70,7 +75,7 @@ def truth() -> dict[str, Any]:
 
 
 def test_the_service_is_found_again(truth: dict[str, Any]) -> None:
-    model = fit_service([truth])
+    (model,) = fit_service([truth]).stations
     assert model.replica.fixed_s == pytest.approx(TRUTH.fixed_s, rel=0.01)
     assert model.replica.per_row_s == pytest.approx(TRUTH.per_row_s, rel=0.01)
     assert model.rest_s == pytest.approx(REST_S, abs=0.0005)
@@ -83,6 +88,46 @@ def test_capacity_and_latency_are_those_of_the_true_server(truth: dict[str, Any]
     capacity = machine_capacity(model, demand)
     assert 1e3 * np.quantile(true_latencies_s(0.97 * capacity, seed=9, count=400_000), 0.99) < 60 * 1.05
     assert 1e3 * np.quantile(true_latencies_s(1.03 * capacity, seed=9, count=400_000), 0.99) > 60 * 0.95
+
+
+SLOW = Replica(instances=1, max_batch=4, fixed_s=0.010, per_row_s=0.010)
+
+
+def mixed(rate_per_s: float) -> dict[str, Any]:
+    """Returns a stage of two models, of which a fourth of the requests asks the one that is slow."""
+    quick, slow = stage(0.75 * rate_per_s), stage(0.25 * rate_per_s, truth=SLOW, model="slow")
+    both = histograms.merged([quick["histogram"]] * 3 + [slow["histogram"]])
+    p50, p99, p999 = (histograms.quantiles(histograms.counts(both), [0.5, 0.99, 0.999]) / 1e3).tolist()
+    means = [each["latency_ms"]["mean"] for each in (quick, slow)]
+    # Both stages have as many requests; of the one that is asked less often they took longer to come.
+    share = quick["duration_s"] / slow["duration_s"]
+    (row,) = slow["models"]
+    row["batch_sizes"] = {size: count * share for size, count in row["batch_sizes"].items()}
+    return {
+        **quick, "offered_per_s": rate_per_s, "throughput_per_s": rate_per_s, "models": [*quick["models"], row],
+        "latency_ms": {"mean": 0.75 * means[0] + 0.25 * means[1], "p50": p50, "p99": p99, "p999": p999},
+        "histogram": histograms.encoded(both), "by_model": quick["by_model"] | slow["by_model"],
+    }  # fmt: skip
+
+
+def test_two_models_of_a_mix_have_a_queue_each(truth: dict[str, Any]) -> None:
+    config = truth["served"]["m_step"]
+    run = copy.deepcopy(truth)
+    run["scenario"]["requests"] = [{"model": "m", "weight": 3}, {"model": "slow", "weight": 1}]
+    run["served"]["slow_step"] = {**config, "instances": 1, "max_batch_size": 4}
+    run["stages"] = [mixed(rate) for rate in (20, 120, 200, 260)]
+    model = fit_service([run])
+    assert [(station.asked, station.share) for station in model.stations] == [("slow", 0.25), ("m", 0.75)]
+    assert model.most_per_s() == pytest.approx(4 / 0.050 / 0.25, rel=0.02)
+    for rate in (100, 180, 240):
+        parts = [true_latencies_s(0.75 * rate, seed=77, count=300_000)]
+        parts.append(true_latencies_s(0.25 * rate, seed=78, count=100_000, truth=SLOW))
+        times_s = np.concatenate(parts)
+        simulated = model.latencies_s(rate, count=200_000)
+        for quantile in (0.5, 0.99):
+            assert np.quantile(simulated, quantile) == pytest.approx(np.quantile(times_s, quantile), rel=0.08)
+    plan = make_plan([run], Demand(peak_per_s=1000, p99_ms=120))
+    assert (plan["service"]["asked"], [other["asked"] for other in plan["service"]["others"]]) == ("slow", ["m"])
 
 
 def test_a_plan_holds_what_it_promises(truth: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 from tritonpress_generator.errors import GateError, InputError
+from tritonpress_generator.journal import Journal
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.search import front
 from tritonpress_generator.search.estimate import Estimate, Estimator
@@ -20,7 +21,6 @@ from tritonpress_generator.search.measure import GRAPH, Workshop
 from tritonpress_generator.search.sampler import propose
 from tritonpress_generator.search.settings import Config
 from tritonpress_generator.search.space import Candidate, Space
-from tritonpress_generator.search.state import State
 from tritonpress_generator.search.trials import Trial, costs
 
 _REFERENCE = "reference"
@@ -29,7 +29,7 @@ _REFERENCE = "reference"
 class Loop:
     """Tries candidates until the time or the space is used up.
 
-    Whatever was computed before is taken from the state, so that a search that was killed does the same again up to
+    Whatever was computed before is taken from the journal, so that a search that was killed does the same again up to
     where it was.
     """
 
@@ -40,13 +40,13 @@ class Loop:
         config: Config,
         *,
         estimator: Estimator,
-        state: State,
+        journal: Journal,
         floor: float,
         say: Progress,
     ) -> None:
         """Takes what is searched; `floor` is the least metric on the held-out examples."""
         self._workshop, self._space, self._config = workshop, space, config
-        self._estimator, self._state, self._say = estimator, state, say
+        self._estimator, self._journal, self._say = estimator, journal, say
         self.floor = floor
         self._start = time.monotonic()
         self._seen: set[str] = set()
@@ -61,7 +61,7 @@ class Loop:
     @property
     def spent_s(self) -> float:
         """The time of this search so far, that of a killed one included."""
-        return time.monotonic() - self._start + self._state.replayed_s
+        return time.monotonic() - self._start + self._journal.replayed_s
 
     def begin(self) -> Trial:
         """Returns the trial of the model as it is, against which all others are timed.
@@ -150,7 +150,8 @@ class Loop:
         self, kind: str, candidate: Candidate, compute: Callable[[], dict[str, Any]], *, always: bool = False
     ) -> dict[str, Any] | None:
         """Returns a result that is known, or computes it; None if there is no time left, unless it is done `always`."""
-        result = self._state.get(kind, candidate)
+        key = f"{kind} {candidate.key}"
+        result = self._journal.get(key)
         if result is None and (always or not self.over(self._expected_s(candidate))):
             budget = f"{self.spent_s / 60:.1f} of {self._config.budget_minutes:g} min"
             self._say.stage(f"[{budget}] {kind}: {candidate.label}")
@@ -162,7 +163,7 @@ class Loop:
             except GateError as exc:  # of a graph pass that is held to the metric itself
                 result = {"refused": exc.reason}
             result["seconds"] = time.monotonic() - began
-            self._state.put(kind, candidate, result)
+            self._journal.put(key, {"kind": kind, "candidate": asdict(candidate)}, result)
             self._say.found(_said(result))
         if result is not None and "refused" in result:
             self.refused[candidate.label] = result["refused"]

@@ -14,6 +14,7 @@ from tritonpress_generator import recipe as recipes
 from tritonpress_generator.build import build, processor
 from tritonpress_generator.compression import Material
 from tritonpress_generator.errors import GateError, InputError, VerificationError
+from tritonpress_generator.journal import Journal
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.search.estimate import Estimator, prunable
 from tritonpress_generator.search.loop import Loop
@@ -21,7 +22,6 @@ from tritonpress_generator.search.measure import Rounds, Workshop
 from tritonpress_generator.search.points import REFERENCE, Point, gated, write
 from tritonpress_generator.search.settings import Config
 from tritonpress_generator.search.space import Candidate, Space
-from tritonpress_generator.search.state import State
 from tritonpress_generator.search.trials import Trial
 from tritonpress_generator.structure import depth
 from tritonpress_generator.workload import Workload
@@ -133,8 +133,8 @@ def _begun(
     estimator = Estimator(material.original, material, samples=_ESTIMATED_ON, length=space.length)
     workshop = Workshop(workload, material, space, config, folder / "engines")
     floor = recipe.gate.keep * workshop.baseline()
-    state = State(folder / f"against-{space.reference.key}.jsonl")
-    return Loop(workshop, space, config, estimator=estimator, state=state, floor=floor, say=say), workshop
+    journal = Journal(folder / f"against-{space.reference.key}.jsonl")
+    return Loop(workshop, space, config, estimator=estimator, journal=journal, floor=floor, say=say), workshop
 
 
 def _in_turn(

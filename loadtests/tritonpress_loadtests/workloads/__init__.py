@@ -7,6 +7,8 @@ import pkgutil
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, cast
 
+from tritonpress_client import Options
+
 from tritonpress_loadtests.errors import ScenarioError
 from tritonpress_loadtests.query_files import Reader
 
@@ -21,7 +23,7 @@ class Workload(Protocol):
     OUTPUTS: tuple[str, ...]
     """The outputs that are asked for."""
 
-    def connect(self, url: str, *, model: str, timeout_s: float) -> AbstractContextManager[Any]:
+    def connect(self, url: str, *, model: str, timeout_s: float, options: Options) -> AbstractContextManager[Any]:
         """Returns a client of the model; nothing is sent yet."""
 
     def check(self, client: Any) -> None:

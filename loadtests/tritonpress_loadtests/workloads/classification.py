@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tritonpress_client import Classifier
+from tritonpress_client import Classifier, Options
 
 from tritonpress_loadtests.query_files import jsonl, tsv
 
@@ -11,9 +11,9 @@ INPUTS = {"TEXT": "text"}
 OUTPUTS = ("LABEL", "SCORE")
 
 
-def connect(url: str, *, model: str, timeout_s: float) -> Classifier:
+def connect(url: str, *, model: str, timeout_s: float, options: Options) -> Classifier:
     """Returns a client of the model; nothing is sent yet."""
-    return Classifier(url, model=model, timeout_s=timeout_s)
+    return Classifier(url, model=model, timeout_s=timeout_s, options=options)
 
 
 def check(client: Classifier) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tritonpress_client import QuestionAnswering
+from tritonpress_client import Options, QuestionAnswering
 
 from tritonpress_loadtests.errors import ScenarioError
 from tritonpress_loadtests.query_files import Query, jsonl
@@ -33,9 +33,9 @@ INPUTS = {"QUESTION": "question", "CONTEXT": "context"}
 OUTPUTS = ("ANSWER", "SCORE", "START", "END")
 
 
-def connect(url: str, *, model: str, timeout_s: float) -> QuestionAnswering:
+def connect(url: str, *, model: str, timeout_s: float, options: Options) -> QuestionAnswering:
     """Returns a client of the model; nothing is sent yet."""
-    return QuestionAnswering(url, model=model, timeout_s=timeout_s)
+    return QuestionAnswering(url, model=model, timeout_s=timeout_s, options=options)
 
 
 def check(client: QuestionAnswering) -> None:

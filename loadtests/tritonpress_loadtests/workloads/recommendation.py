@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tritonpress_client import Recommender
+from tritonpress_client import Options, Recommender
 
 from tritonpress_loadtests.query_files import jsonl
 
@@ -11,9 +11,9 @@ INPUTS = {"QUERY": "query"}
 OUTPUTS = ("ITEM_ID", "SCORE")
 
 
-def connect(url: str, *, model: str, timeout_s: float) -> Recommender:
+def connect(url: str, *, model: str, timeout_s: float, options: Options) -> Recommender:
     """Returns a client of the model; nothing is sent yet."""
-    return Recommender(url, model=model, timeout_s=timeout_s)
+    return Recommender(url, model=model, timeout_s=timeout_s, options=options)
 
 
 def check(client: Recommender) -> None:

@@ -1,0 +1,152 @@
+"""The search: each knob's values in turn, each held to a rate that is higher than what the best so far sustains.
+
+A value that is worth nothing is given up after one measurement, since it is asked at once for more than the best has
+given; one that sustains it climbs until it does not. This is a coordinate ascent with racing (Maron and Moore 1993,
+"Hoeffding races": what cannot win any more is not measured further), on a figure that a load test gives: the highest
+rate whose 99th percentile stays within the limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from tritonpress_generator.tune.knobs import Knob, Setting
+from tritonpress_generator.tune.load import Measured
+
+STEP = 1.05
+"""A value must sustain this multiple of the best rate: less cannot be told from noise."""
+_STRIDE = 1.15
+_DOWN = 0.7
+_LOWEST_SHARE = 1 / 32
+
+
+class OverBudgetError(Exception):
+    """There is no time for another measurement."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A setting with the highest rate at which it kept the limit."""
+
+    setting: Setting
+    kept: Measured
+    missed: Measured | None
+    """The lowest rate at which it did not; None if none was tried."""
+
+    @property
+    def rate_per_s(self) -> float:
+        """The rate that was kept."""
+        return self.kept.rate_per_s
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A value that was tried."""
+
+    knob: Knob
+    setting: Setting
+    point: Point | None
+    """What became of it; None if it did not sustain more than the best before it."""
+    at: Measured
+    """What decided."""
+
+
+@dataclass
+class Climb:
+    """The search in hand; what it has found so far is there at every moment, also when it runs out of time.
+
+    Attributes:
+        measure: Returns what a setting gives at a rate; raises `OverBudgetError` when there is no time for it.
+        limit_ms: The limit on p99.
+        start: The rate at which the first setting is asked, 1/s: what it sustains at most, whatever the latency.
+    """
+
+    measure: Callable[[Setting, float], Measured]
+    limit_ms: float
+    start: float
+    first: Point | None = None
+    """The setting as it was."""
+    best: Point | None = None
+    tried: list[Tried] = field(default_factory=list)
+    nearest: Measured | None = None
+    """Where nothing has kept the limit: what came nearest."""
+    nearest_setting: Setting | None = None
+    complete: bool = False
+    """Whether no knob can be turned any more to gain; else the time was over."""
+
+    def run(self, knobs: Sequence[Knob]) -> None:
+        """Searches until nothing is gained any more, or there is no time left."""
+        now = {knob.key: knob.now for knob in knobs}
+        try:
+            self.first = self.best = self._breakpoint(now, self.start)
+            if self.best is None:
+                self._begin_elsewhere(now, knobs)
+            while self._round(knobs):
+                pass
+            self.complete = True
+        except OverBudgetError:
+            return
+
+    def _begin_elsewhere(self, now: Setting, knobs: Sequence[Knob]) -> None:
+        """Tries each knob alone at a low rate: the setting as it is misses the limit at any."""
+        for knob in knobs:
+            for value in knob.values:
+                if self.best is None and value != now[knob.key]:
+                    setting = {**now, knob.key: value}
+                    self.best = self._breakpoint(setting, self.start * _LOWEST_SHARE)
+                    at = self.best.kept if self.best else self.nearest
+                    if at is not None:
+                        self.tried.append(Tried(knob, setting, self.best, at))
+
+    def _round(self, knobs: Sequence[Knob]) -> bool:
+        """Turns each knob once; returns whether one of them gained."""
+        gained = False
+        for knob in knobs:
+            for value in knob.values:
+                if self.best is None:
+                    return False
+                setting = {**self.best.setting, knob.key: value}
+                if any(other.setting == setting for other in self.tried) or setting == self.best.setting:
+                    continue
+                if self.first is not None and setting == self.first.setting:
+                    continue
+                gained |= self._race(knob, setting, self.best.rate_per_s)
+        return gained
+
+    def _race(self, knob: Knob, setting: Setting, rate: float) -> bool:
+        """Holds a setting to more than the best gives; returns whether it is the best now."""
+        at = self.measure(setting, rate * STEP)
+        if not at.keeps(self.limit_ms):
+            self.tried.append(Tried(knob, setting, None, at))
+            return False
+        self.best = self._highest(setting, at)
+        self.tried.append(Tried(knob, setting, self.best, self.best.kept))
+        return True
+
+    def _highest(self, setting: Setting, kept: Measured, missed: Measured | None = None) -> Point:
+        """Returns the highest rate that is kept, between one that is and one that is not, or above."""
+        try:
+            while missed is None or missed.rate_per_s / kept.rate_per_s > STEP * 1.001:
+                between = kept.rate_per_s * _STRIDE if missed is None else (missed.rate_per_s * kept.rate_per_s) ** 0.5
+                at = self.measure(setting, between)
+                if at.keeps(self.limit_ms):
+                    kept = at
+                else:
+                    missed = at
+        except OverBudgetError:
+            # What was found of it counts; the next measurement ends the search.
+            pass
+        return Point(setting, kept, missed)
+
+    def _breakpoint(self, setting: Setting, rate: float) -> Point | None:
+        """Returns the highest rate that is kept, from any; None if even a low one is not."""
+        missed: Measured | None = None
+        while rate >= self.start * _LOWEST_SHARE * 0.999:
+            at = self.measure(setting, rate)
+            if at.keeps(self.limit_ms):
+                return self._highest(setting, at, missed)
+            if self.nearest is None or at.p99_ms < self.nearest.p99_ms:
+                self.nearest, self.nearest_setting = at, setting
+            missed, rate = at, rate * _DOWN
+        return None

@@ -1,0 +1,25 @@
+"""What a long measurement writes down as it goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tritonpress_generator.journal import Journal
+
+
+def test_gives_back_what_was_put_and_cuts_off_what_a_kill_has_left(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "journal.jsonl"
+    journal = Journal(path)
+    journal.put("trial one", {"layers": 1}, {"score": 0.5, "seconds": 2.0})
+    journal.put("score one", {"layers": 1}, {"score": 0.25, "seconds": 3.0})
+    whole = path.read_bytes()
+    with path.open("ab") as file:
+        file.write(b'{"key": "trial t')
+    again = Journal(path)
+    assert again.get("trial one") == {"score": 0.5, "seconds": 2.0}
+    assert again.get("trial one") is not None
+    assert again.get("trial two") is None
+    assert again.replayed_s == 2.0
+    assert path.read_bytes() == whole
+    again.put("trial two", {"layers": 2}, {"score": 0.75, "seconds": 1.0})
+    assert Journal(path).get("trial two") == {"score": 0.75, "seconds": 1.0}
