@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,21 @@ class Lab:
             self.broken.append(text)
 
 
+@contextlib.contextmanager
+def asking(ask: Callable[[], None], clients: int, stop: threading.Event) -> Iterator[None]:
+    """Runs `ask` in so many threads, which it leaves once `stop` is set."""
+    stop.clear()
+    threads = [threading.Thread(target=ask) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
 class Load:
     """Clients that ask the build's golden requests on and on, and hold each answer to what the manifest says."""
 
@@ -78,17 +93,11 @@ class Load:
     @contextlib.contextmanager
     def by(self, clients: int) -> Iterator[None]:
         """Asks from so many clients, each a request at a time."""
-        self._stop.clear()
         before, threading.excepthook = threading.excepthook, self._end_of_a_thread
-        threads = [threading.Thread(target=self._ask) for _ in range(clients)]
-        for thread in threads:
-            thread.start()
         try:
-            yield
+            with asking(self._ask, clients, self._stop):
+                yield
         finally:
-            self._stop.set()
-            for thread in threads:
-                thread.join()
             threading.excepthook = before
 
     def _end_of_a_thread(self, arguments: threading.ExceptHookArgs) -> None:
