@@ -23,6 +23,7 @@ import grpc
 import numpy as np
 import psutil
 from first_request import parse
+from mutations import spoilt
 from tritonclient.grpc import service_pb2
 from tritonpress_client import Connection, TritonpressError
 from tritonpress_server import TritonServer
@@ -145,7 +146,7 @@ def _payload(chance: random.Random, changes: Sequence[_Change], model: str, text
         for _ in range(chance.randint(1, 3)):
             chance.choice(changes)(chance, request)
         return bytes(request.SerializeToString())
-    return _spoilt(chance, bytes(request.SerializeToString()))
+    return spoilt(chance, bytes(request.SerializeToString()))
 
 
 def _text(chance: random.Random) -> str | bytes:
@@ -165,25 +166,6 @@ def _text(chance: random.Random) -> str | bytes:
 
 def _bytes(text: str | bytes) -> bytes:
     return text if isinstance(text, bytes) else text.encode()
-
-
-def _spoilt(chance: random.Random, message: bytes) -> bytes:
-    """Returns the message with bytes changed, left out, doubled or added."""
-    spoilt = bytearray(message)
-    for _ in range(chance.randint(1, 4)):
-        if not spoilt:
-            break
-        at = chance.randrange(len(spoilt))
-        kind = chance.randrange(4)
-        if kind == 0:
-            spoilt[at] = chance.randrange(256)
-        elif kind == 1:
-            del spoilt[at : at + chance.randint(1, 20)]
-        elif kind == 2:
-            spoilt[at:at] = spoilt[at : at + chance.randint(1, 40)]
-        else:
-            spoilt[at:at] = chance.randbytes(chance.randint(1, 20))
-    return bytes(spoilt)
 
 
 def _tensor(chance: random.Random, request: Any) -> Any:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from fault_lab import asking
 from tritonpress_client import TritonpressError
 from tritonpress_client.connection import Connection
 from tritonpress_server import TritonServer
@@ -40,22 +41,13 @@ class Asked:
         self.latencies: list[float] = []
         self.errors: dict[str, int] = {}
         self._stop = threading.Event()
-        self._threads: list[threading.Thread] = []
 
     @contextlib.contextmanager
     def by(self, clients: int) -> Iterator[None]:
         """Asks from so many clients, each a request at a time."""
         self.latencies, self.errors = [], {}
-        self._stop.clear()
-        threads = [threading.Thread(target=self._ask) for _ in range(clients)]
-        for thread in threads:
-            thread.start()
-        try:
+        with asking(self._ask, clients, self._stop):
             yield
-        finally:
-            self._stop.set()
-            for thread in threads:
-                thread.join()
 
     def _ask(self) -> None:
         with Connection(self.server.grpc_url, timeout_s=20) as connection:

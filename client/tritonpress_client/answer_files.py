@@ -111,7 +111,7 @@ class AnswerFile:
         try:
             self._check_fragment(content[len(whole) :], first=not whole)
             kept = self._read_csv(whole) if self._is_csv else self._read_jsonl(whole)
-        except (ValueError, KeyError, TypeError, IndexError, csv.Error) as exc:
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError, csv.Error) as exc:
             file.close()
             raise InvalidInputError(f"{self.path} is there and no file of answers; give another --out") from exc
         file.seek(kept)

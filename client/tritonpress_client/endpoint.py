@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
@@ -9,10 +10,13 @@ import grpc
 from tritonclient.grpc import service_pb2_grpc
 
 from tritonpress_client.credentials import channel_credentials
+from tritonpress_client.errors import ServerUnreachableError
 from tritonpress_client.options import Options
 from tritonpress_client.transport import Transport
 
 _COMPRESSION = {None: None, "gzip": grpc.Compression.Gzip, "deflate": grpc.Compression.Deflate}
+_DESCRIPTORS = 16
+"""That gRPC may want for its first channel: its event loop, and a socket a name's address."""
 _abandoned: list[Any] = []
 
 
@@ -73,11 +77,32 @@ class Endpoint:
         self.outstanding, self.probing = 0, False
 
     def _connect(self, owner: object) -> None:
+        self._check_descriptors()
         credentials = channel_credentials(self._options.tls)
         compression = _COMPRESSION[self._options.compression]
         self._channel = self._transport.channel(self.target, credentials, self._arguments(), compression)
         self._owner = owner
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    def _check_descriptors(self) -> None:
+        """Says of a process without file descriptors what gRPC would end it for, by abort().
+
+        Raises:
+            ServerUnreachableError: There are too few.
+        """
+        opened: list[int] = []
+        try:
+            for _ in range(_DESCRIPTORS):
+                opened.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError as exc:
+            raise ServerUnreachableError(
+                f"a connection to {self.target} needs {_DESCRIPTORS} file descriptors, this process has fewer left "
+                f"({exc.strerror}); close some, or raise its limit (ulimit -n)",
+                target=self.target,
+            ) from exc
+        finally:
+            for descriptor in opened:
+                os.close(descriptor)
 
     def _arguments(self) -> list[tuple[str, Any]]:
         """Returns the channel's arguments."""

@@ -36,6 +36,16 @@ _RESTRICTED = re.compile(r"protocol is restricted", re.IGNORECASE)
 _NO_CONTROL = re.compile(r"explicit model load / unload is not allowed", re.IGNORECASE)
 
 
+SHOWN = 1_500
+"""Characters of a message."""
+
+
+def one_line(message: str) -> str:
+    """Returns a message as one line; of one that is very long the middle is left out, so that the remedy stays."""
+    line = " ".join(message.split())
+    return line if len(line) <= SHOWN else f"{line[: SHOWN // 2]} … {line[-SHOWN // 2 :]}"
+
+
 class TritonpressError(Exception):
     """Every error of this package.
 
@@ -47,7 +57,7 @@ class TritonpressError(Exception):
     """
 
     def __init__(self, message: str, *, target: str = "", model: str = "", attempts: int = 0) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(one_line(message))
         self.target = target
         self.model = model
         self.attempts = attempts

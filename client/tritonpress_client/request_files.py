@@ -92,7 +92,7 @@ def _rows(path: Path, keys: tuple[str, ...]) -> Iterator[Request]:
 def _entry(path: Path, number: int, line: str, keys: tuple[str, ...]) -> dict[str, str]:
     try:
         entry = json.loads(line)
-    except json.JSONDecodeError as exc:
+    except (ValueError, RecursionError) as exc:
         raise InvalidInputError(f"{path}:{number} is not JSON ({exc}); write one object a line") from exc
     if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in keys):
         wanted = ", ".join(f'"{key}": TEXT' for key in keys)

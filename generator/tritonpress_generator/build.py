@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import tempfile
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tritonpress_generator import evaluate, form_choice, forms, gate, ladder, repository
+from tritonpress_generator import evaluate, form_choice, forms, gate, ladder, repository, workplace
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.answering import Answers, golden
 from tritonpress_generator.compression import Material
@@ -119,8 +118,8 @@ def build_recipe(
     say.stage(f"gate: {recipe.gate.metric}")
     metrics = workload.scores(workload.answers(form.fp32_infer), answers).metrics
     rows.append(Row("ONNX FP32", form.fp32.ByteSize(), _latency(form.fp32_infer, signature), metrics))
-    with tempfile.TemporaryDirectory(prefix="tritonpress-") as engines:
-        chosen = _climb(workload, form, answers, Path(engines))
+    with workplace.scratch() as engines:
+        chosen = _climb(workload, form, answers, engines)
         rows += chosen.rows
 
         say.stage(f"repository {out}")

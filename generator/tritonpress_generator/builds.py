@@ -11,6 +11,7 @@ The switch is one rename of a `config.pbtxt`, which has the history in it: both 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -21,7 +22,9 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from tritonpress_generator import manifest
 from tritonpress_generator.errors import InputError
+from tritonpress_generator.manifest import ManifestError
 from tritonpress_generator.workplace import replace
 
 HASH_LENGTH = 12
@@ -46,8 +49,10 @@ def read_config(folder: Path) -> pb.ModelConfig:
     """
     path = folder / "config.pbtxt"
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device would be waited for
+            raise OSError("is no file")
         return text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig())
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as exc:
+    except (OSError, UnicodeDecodeError, RecursionError, text_format.ParseError) as exc:
         raise InputError(f"{path}: cannot be read ({' '.join(str(exc).split())}); build the workload again") from exc
 
 
@@ -114,12 +119,10 @@ def manifests(repository: Path, name: str) -> dict[str, dict[str, Any]]:
     """Returns the manifests of the builds of `name` that lie there, by build; one that cannot be read is left out."""
     found: dict[str, dict[str, Any]] = {}
     for path in sorted((repository / name).glob("manifest.*.json")):
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            build, _ = manifest["build"], manifest["steps"]
-        except (OSError, ValueError, TypeError, KeyError):
-            continue
-        found[str(build)] = manifest
+        with contextlib.suppress(ManifestError):
+            content = manifest.read(path)
+            if path.name == f"manifest.{content['build']}.json":
+                found[content["build"]] = content
     return found
 
 
@@ -132,13 +135,9 @@ def read_manifest(repository: Path, name: str, build: str | None = None) -> dict
     build = build or served(repository, name)
     path = repository / owner(repository, name) / f"manifest.{build}.json"
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"steps", "files", "golden"} - set(manifest)
-    except (OSError, ValueError, TypeError) as exc:
+        return manifest.read(path)
+    except ManifestError as exc:
         raise InputError(f"{path}: cannot be read ({exc}); build the workload again") from exc
-    if missing:
-        raise InputError(f"{path}: must have {', '.join(sorted(missing))}; build the workload again")
-    return manifest
 
 
 def listing(repository: Path, name: str) -> list[dict[str, str]]:
@@ -188,9 +187,9 @@ def switch(
     """
     ensemble = canary_name(name) if canary else name
     try:
-        manifest = json.loads((repository / name / f"manifest.{build}.json").read_text(encoding="utf-8"))
-        config = text_format.Parse(manifest["ensemble"], pb.ModelConfig())
-    except (ValueError, KeyError, TypeError, text_format.ParseError) as exc:
+        content = manifest.read(repository / name / f"manifest.{build}.json")
+        config = text_format.Parse(content["ensemble"], pb.ModelConfig())
+    except (ManifestError, KeyError, RecursionError, text_format.ParseError) as exc:
         raise InputError(f"{name}: the manifest of build {build} cannot be read ({exc!r}); build it again") from exc
     config.name = ensemble
     config.parameters["build"].string_value = build
@@ -206,7 +205,7 @@ def switch(
     replace(folder / "config.pbtxt", config_text(config), work)
     if folder != target:
         # A folder that is new appears whole, and as a workload at once.
-        replace(folder / "manifest.json", _json_text(manifest), work)
+        replace(folder / "manifest.json", _json_text(content), work)
         folder.rename(target)
     write_for_people(repository, ensemble, work)
     if canary:
@@ -214,15 +213,15 @@ def switch(
     return target
 
 
-def write_manifest(repository: Path, name: str, manifest: Mapping[str, Any], work: Path) -> None:
+def write_manifest(repository: Path, name: str, content: Mapping[str, Any], work: Path) -> None:
     """Writes the manifest of a build of `name`."""
-    replace(repository / name / f"manifest.{manifest['build']}.json", _json_text(manifest), work)
+    replace(repository / name / f"manifest.{content['build']}.json", _json_text(content), work)
 
 
 def write_for_people(repository: Path, name: str, work: Path) -> None:
     """Writes `NAME/manifest.json`."""
-    manifest = read_manifest(repository, name)
-    text = _json_text({**manifest, "builds": listing(repository, owner(repository, name))})
+    content = read_manifest(repository, name)
+    text = _json_text({**content, "builds": listing(repository, owner(repository, name))})
     replace(repository / name / "manifest.json", text, work)
 
 
@@ -261,7 +260,7 @@ def collect(repository: Path, name: str, keep: int, work: Path) -> list[str]:
     gone = [row["build"] for row in rows if row["state"] in {"previous", "kept"}][keep:]
     for build in gone:
         (repository / name / f"manifest.{build}.json").unlink()
-    stays = {step for manifest in manifests(repository, name).values() for step in manifest["steps"].values()}
+    stays = {step for content in manifests(repository, name).values() for step in content["steps"].values()}
     for step in sorted(idle - stays):
         (repository / step).rename(work / step)
         shutil.rmtree(work / step)
@@ -270,6 +269,6 @@ def collect(repository: Path, name: str, keep: int, work: Path) -> list[str]:
     return gone
 
 
-def _json_text(manifest: Mapping[str, Any]) -> str:
+def _json_text(content: Mapping[str, Any]) -> str:
     """Returns a manifest as the text of its file."""
-    return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -1,29 +1,14 @@
-"""Reads YAML strictly, and says in one line what of it is wrong."""
+"""Holds what a file says to its settings, and says in one line what of it is wrong."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from tritonpress_generator.errors import InputError
 
 _UNION_BRANCHES = {"str", "list[int]", "dict[str,any]", "literal['point']", "constrained-float"}
-
-
-class UniqueKeyLoader(yaml.SafeLoader):
-    """YAML without a key written twice: the plain loader lets the last one win without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Returns the mapping of `node`, or refuses it."""
-        keys = [(key.tag, key.value) for key, _ in node.value]
-        for (tag, key), (node_of_key, _) in zip(keys, node.value, strict=True):
-            if keys.count((tag, key)) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is written twice", node_of_key.start_mark
-                )
-        return super().construct_mapping(node, deep=deep)
 
 
 def checked(model: type[Any], data: Any, *, where: str, key: str = "") -> Any:

@@ -61,7 +61,7 @@ class Checkpoint:
             return {}
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as exc:
+        except (ValueError, RecursionError) as exc:
             raise InputError(f"checkpoint {self.source}: {name} is not JSON ({exc}); fetch it again") from exc
         if not isinstance(data, dict):
             raise InputError(f"checkpoint {self.source}: {name} must be a JSON object; fetch it again")

@@ -12,11 +12,18 @@ A message is one line: the thing, the rule, the value found, the remedy.
 
 from __future__ import annotations
 
+SHOWN = 1_500
+"""Characters of a message; of what is longer the middle is left out, so that the remedy stays."""
+
 
 class GeneratorError(Exception):
     """Every error of this package."""
 
     exit_status = 2
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.split())
+        super().__init__(line if len(line) <= SHOWN else f"{line[: SHOWN // 2]} … {line[-SHOWN // 2 :]}")
 
 
 class InputError(GeneratorError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,7 +13,7 @@ import onnx
 import onnx.inliner
 from tokenizers import Tokenizer
 
-from tritonpress_generator import export
+from tritonpress_generator import export, workplace
 from tritonpress_generator.answering import alone
 from tritonpress_generator.checkpoint import Checkpoint
 from tritonpress_generator.engines import Asked
@@ -95,9 +94,9 @@ class Form:
 
     def workers(self, engine: Stage, threads: Sequence[int | None]) -> list[Infer]:
         """Returns an engine that takes the form's inputs for each of `threads`, of which each may use so many."""
-        with tempfile.TemporaryDirectory(prefix="tritonpress-") as folder:
-            engine.module.build(self.rungs(engine), Path(folder), engine.config, self.asked)
-            return [engine.module.load(Path(folder), engine.config, threads=count) for count in threads]
+        with workplace.scratch() as folder:
+            engine.module.build(self.rungs(engine), folder, engine.config, self.asked)
+            return [engine.module.load(folder, engine.config, threads=count) for count in threads]
 
 
 def compile_forms(recipe: Recipe, source: Source) -> dict[str, Form]:

@@ -20,7 +20,7 @@ class Kept:
     def get(self, key: str) -> Any | None:
         """Returns the value that was put under `key`; None if there is none, or it cannot be read any more."""
         if key not in self._values and self._folder is not None:
-            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
                 entry = json.loads(_file(self._folder, key).read_text(encoding="utf-8"))
                 if entry["key"] == key:
                     self._values[key] = entry["value"]

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from tritonpress_server import strict_yaml
 
 from tritonpress_generator import plugins
-from tritonpress_generator.checked import UniqueKeyLoader, checked
+from tritonpress_generator.checked import checked
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.scores import AGREEMENT
 
@@ -235,13 +236,14 @@ def load(path: Path) -> Recipe:
         InputError: The file cannot be read, a key is unknown, a value is out of range, a word names no file.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(strict_yaml.MOST_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as exc:
         raise InputError(f"recipe {path}: cannot be read ({exc}); give the path of a YAML recipe") from exc
     try:
-        data = yaml.load(text, Loader=UniqueKeyLoader)
-    except yaml.YAMLError as exc:
-        raise InputError(f"recipe {path}: is not YAML ({' '.join(str(exc).split())})") from exc
+        data = strict_yaml.load(text)
+    except strict_yaml.StrictYamlError as exc:
+        raise InputError(f"recipe {path}: is not YAML that can be read ({exc}); correct it") from exc
     if not isinstance(data, dict):
         raise InputError(f"recipe {path}: must be a mapping with the keys {', '.join(_RecipeText.model_fields)}")
     return of(data, path=path, text=text)

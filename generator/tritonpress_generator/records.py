@@ -59,7 +59,7 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             parsed = json.loads(line)
-        except json.JSONDecodeError as exc:
+        except (ValueError, RecursionError) as exc:
             raise InputError(f"{path}:{number}: is not JSON ({exc}); one object a line") from exc
         if not isinstance(parsed, dict):
             raise InputError(f"{path}:{number}: must be a JSON object, got {type(parsed).__name__}; one object a line")

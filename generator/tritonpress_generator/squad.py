@@ -85,7 +85,7 @@ def _entries(path: Path) -> Iterator[tuple[str, Any, dict[str, Any]]]:
             for paragraph in article["paragraphs"]:
                 for entry in paragraph["qas"]:
                     yield str(article.get("title", "")), paragraph["context"], dict(entry)
-    except json.JSONDecodeError as exc:
+    except (json.JSONDecodeError, RecursionError) as exc:
         raise InputError(f"{path}: is not JSON ({exc}); give a file of SQuAD's form") from exc
     except (KeyError, TypeError, AttributeError, ValueError) as exc:
         raise InputError(

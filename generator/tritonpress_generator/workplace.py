@@ -12,6 +12,20 @@ from pathlib import Path
 
 from tritonpress_generator.errors import InputError
 
+_SCRATCH = "tritonpress-work-"
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """Yields a folder for what is needed for a while; those of processes that were killed are removed.
+
+    It lies where the system has such folders (`TMPDIR`).
+    """
+    place = Path(tempfile.gettempdir())
+    _remove_litter(place, _SCRATCH)
+    with tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-", dir=place) as folder:
+        yield Path(folder)
+
 
 @contextmanager
 def at_work(repository: Path, name: str, *, wait: bool) -> Iterator[Path]:
@@ -32,17 +46,17 @@ def at_work(repository: Path, name: str, *, wait: bool) -> Iterator[Path]:
             raise InputError(
                 f"{target}: another build, promote or rollback is changing it; wait until that has ended"
             ) from None
-        _remove_litter(target)
+        _remove_litter(target, ".build-")
         with tempfile.TemporaryDirectory(prefix=f".build-{os.getpid()}-", dir=target) as work:
             yield Path(work)
     finally:
         os.close(lock)
 
 
-def _remove_litter(target: Path) -> None:
-    """Removes what builds that were killed have left; a build that still runs keeps its own."""
-    for folder in target.glob(".build-*-*"):
-        owner = folder.name.split("-")[1]
+def _remove_litter(target: Path, prefix: str) -> None:
+    """Removes what processes that were killed have left; one that still runs keeps its own."""
+    for folder in target.glob(f"{prefix}*-*"):
+        owner = folder.name.removeprefix(prefix).partition("-")[0]
         if owner.isdigit() and not Path(f"/proc/{owner}").exists():
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -10,11 +10,16 @@ What the server is to blame for before a run comes as `tritonpress_client.Triton
 
 from __future__ import annotations
 
+from tritonpress_client.errors import one_line
+
 
 class LoadTestError(Exception):
     """Every error of this package; the message is one line."""
 
     exit_status = 2
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
 
 class ScenarioError(LoadTestError):

@@ -8,8 +8,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError
+from tritonpress_server import strict_yaml
 
 from tritonpress_loadtests.demand import Demand
 from tritonpress_loadtests.errors import ScenarioError
@@ -150,9 +150,9 @@ def _cost(plan: dict[str, Any], price: Price) -> dict[str, Any]:
 
 def _read_price(path: Path) -> Price:
     try:
-        return Price.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
-        raise ScenarioError(f"cannot read the prices {path}: {' '.join(str(exc).split())}") from exc
+        return Price.model_validate(strict_yaml.load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, strict_yaml.StrictYamlError) as exc:
+        raise ScenarioError(f"cannot read the prices {path}: {exc}") from exc
     except ValidationError as exc:
         error = exc.errors()[0]
         where = ".".join(map(str, error["loc"])) or "it"

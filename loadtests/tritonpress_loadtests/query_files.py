@@ -28,7 +28,7 @@ def jsonl(*keys: str) -> Reader:
         for number, line in _lines(text):
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError as exc:
+            except (ValueError, RecursionError) as exc:
                 raise ScenarioError(f"{path}:{number} is not JSON ({exc}); write one object a line") from exc
             if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in keys):
                 raise ScenarioError(f"{path}:{number} must be an object with text under: {', '.join(keys)}")

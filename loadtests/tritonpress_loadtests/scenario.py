@@ -10,9 +10,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
+from tritonpress_server import strict_yaml
 
 from tritonpress_loadtests import arrivals, stages, wire, workloads
 from tritonpress_loadtests.errors import ScenarioError
@@ -157,9 +157,9 @@ def load_scenario(path: Path) -> LoadedScenario:
     """
     text = _read(path, "scenario")
     try:
-        scenario = Scenario.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as exc:
-        raise ScenarioError(f"{path} is not YAML: {' '.join(str(exc).split())}") from exc
+        scenario = Scenario.model_validate(strict_yaml.load(text))
+    except strict_yaml.StrictYamlError as exc:
+        raise ScenarioError(f"{path} is not YAML that can be read: {exc}") from exc
     except ValidationError as exc:
         raise ScenarioError(f"{path}: {_explain(exc.errors()[0])}") from exc
     sha256 = hashlib.sha256(text.encode())

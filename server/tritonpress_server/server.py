@@ -115,6 +115,11 @@ class TritonServer:
             except PortInUseError:
                 if attempt == PORT_TRIES or None not in self._wanted_ports.values():
                     raise
+            except OSError as error:
+                raise ServerStartError(
+                    f"{tempfile.gettempdir()!r} must have room for Triton's backends and log: {error.strerror}; make "
+                    "some, or set TMPDIR to another folder"
+                ) from error
 
     def stop(self, timeout_s: float | None = None) -> None:
         """Drains and ends Triton; kills it if that takes too long. Does nothing if it does not run.

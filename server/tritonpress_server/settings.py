@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from tritonpress_server.errors import SettingsError
+from tritonpress_server.resting import files
 
 _TRUE_CACHE = re.compile(r"response_cache\s*:?\s*{\s*enable\s*:\s*(true|1)\b")
 _RATE_LIMITER = re.compile(r"rate_limiter\s*:?\s*{")
@@ -119,7 +120,7 @@ class Settings:
                 otherwise pass over without a word.
             models: What is loaded at the start; without effect where the server polls, or loads all there is.
         """
-        configs = [path.read_text(encoding="utf-8", errors="replace") for path in repository.glob("*/config.pbtxt")]
+        configs = [path.read_text(encoding="utf-8", errors="replace") for path in files(repository, "*/config.pbtxt")]
         options = [f"--model-control-mode={self.model_control}", f"--exit-timeout-secs={self.drain_s}"]
         if self.model_control == "explicit":
             options += [f"--load-model={name}" for name in models]

@@ -208,6 +208,8 @@ def test_wrong_arguments_end_with_2_and_one_line(arguments: list[str], capsys: p
     ("name", "content", "words"),
     [
         ("queries.jsonl", b"red lamp\n", ":1 is not JSON"),
+        ("queries.jsonl", b"[" * 100_000, ":1 is not JSON"),
+        ("queries.jsonl", b"9" * 5_000, ":1 is not JSON"),
         ("queries.jsonl", b'{"query": "a"}\n{"text": "a"}\n', ':2 must be an object with "query": TEXT'),
         ("queries.txt", b"\n \n", "holds no query"),
         ("queries.txt", b"caf\xe9\n", "is not UTF-8"),

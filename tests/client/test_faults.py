@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import time
 
 import pytest
@@ -173,3 +175,27 @@ def test_a_model_that_one_server_lacks_is_asked_of_the_other(servers: tuple[Serv
             connection.model_metadata("nothing")
         assert caught.value.attempts == 2
         assert connection.ready("recommendation")
+
+
+FEW_DESCRIPTORS = """
+import os, resource
+from tritonpress_client import Connection, ServerUnreachableError
+own, most = len(os.listdir("/proc/self/fd")) - 1, resource.getrlimit(resource.RLIMIT_NOFILE)
+for left in range(0, 18, 3):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (own + left, most[1]))
+    try:
+        with Connection("127.0.0.1:1", timeout_s=0.5) as connection:
+            connection.ready()
+    except ServerUnreachableError as exc:
+        print("file descriptors" in str(exc), exc.target)
+resource.setrlimit(resource.RLIMIT_NOFILE, most)
+assert len(os.listdir("/proc/self/fd")) - 1 == own
+"""
+
+
+def test_a_process_without_file_descriptors_is_told_so_and_lives() -> None:
+    """gRPC ends a process whose first channel finds none (abort)."""
+    command = [sys.executable, "-c", FEW_DESCRIPTORS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["True 127.0.0.1:1"] * 6

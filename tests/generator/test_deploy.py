@@ -243,6 +243,14 @@ def test_hadolint_takes_the_dockerfile(out: Path, tmp_path: Path) -> None:
     assert "DL3006" in unpinned.stdout
 
 
+def test_the_bill_of_materials_is_of_what_is_installed(out: Path) -> None:
+    bill = json.loads((out / "sbom.cdx.json").read_text())
+    base, *packages = bill["components"]
+    assert f"{base['name']}:{base['version']}" == json.loads((out / "deploy.json").read_text())["base_image"]
+    lines = (out / "image" / "requirements.txt").read_text().splitlines()[1:]
+    assert [f"{p['name']}=={p['version']} --hash=sha256:{p['hashes'][0]['content']}" for p in packages] == lines
+
+
 def test_the_image_is_root_s_and_nobody_s(out: Path) -> None:
     lines = (out / "image" / "Dockerfile").read_text().splitlines()
     users = [line for line in lines if line.startswith("USER")]

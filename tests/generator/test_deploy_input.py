@@ -169,7 +169,9 @@ def test_hashes_are_those_of_the_wheels(tmp_path: Path, monkeypatch: pytest.Monk
     hashes = use_index(tmp_path, monkeypatch, PINS)
     # Another build of the same version for a newer libc than the container's is passed over.
     write_wheel(tmp_path, "numpy", PINS["numpy"], tag="cp312-cp312-manylinux_2_90_x86_64")
-    text = requirements.lock([f"{name}=={version}" for name, version in PINS.items()], "3.12.3", release="26.08")
+    locked = requirements.lock([f"{name}=={version}" for name, version in PINS.items()], "3.12.3", release="26.08")
+    assert [package.licence for package in locked] == ["MIT"] * 3
+    text = requirements.text(locked)
     assert text.startswith("# ")
     assert text.splitlines()[1:] == [f"{name}=={PINS[name]} --hash=sha256:{hashes[name]}" for name in sorted(PINS)]
 

@@ -69,6 +69,7 @@ def test_csv_and_jsonl_give_the_same_items(tmp_path: Path) -> None:
         ),
         (b"[1]\n", r":1: must be a JSON object, got list"),
         (b"{\n", r":1: is not JSON"),
+        (b"[" * 100_000, r":1: is not JSON"),
         (b"\n", "at least one item"),
     ],
 )

@@ -99,6 +99,7 @@ def test_files_of_both_versions_are_read(tmp_path: Path) -> None:
         (lambda p: write(p, GOOD, context=" "), "'context' must be text"),
         (write, "must have at least one question, got none"),
         (lambda p: p.write_text("{"), "is not JSON"),
+        (lambda p: p.write_text("[" * 100_000), "is not JSON"),
         (lambda p: p.write_text("[1]"), "must have SQuAD's form"),
         (lambda p: p.write_text('{"data": [{"paragraphs": [{"qas": [{}]}]}]}'), "must have SQuAD's form.*context"),
         (lambda p: p.write_bytes(b'{\n"data": "\xff"}'), r"x.json:2: must be UTF-8, got byte 0xff"),

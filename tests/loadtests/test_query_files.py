@@ -64,6 +64,8 @@ def test_tsv_is_read_by_its_header_and_without_quoting(tmp_path: Path) -> None:
         ("recommendation", "q.jsonl", "", r"`queries` \S+q.jsonl holds no query; write at least one"),
         ("recommendation", "q.jsonl", "\n\n", "holds no query"),
         ("recommendation", "q.jsonl", "red lamp\n", r"q.jsonl:1 is not JSON"),
+        ("recommendation", "q.jsonl", "[" * 100_000, r"q.jsonl:1 is not JSON"),
+        ("question_answering", "q.json", "9" * 5_000, r"q.json is not JSON"),
         ("recommendation", "q.jsonl", '{"query": "a"}\n{"text": "a"}\n', ":2 must be an object with text under: query"),
         ("recommendation", "q.jsonl", '{"query": 3}\n', ":1 must be an object"),
         ("recommendation", "q.jsonl", b'{"query": "caf\xe9"}\n', "is not UTF-8"),

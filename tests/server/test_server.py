@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -218,3 +219,9 @@ def _leftovers(server: int) -> list[Path]:
     arguments = Path(f"/proc/{server}/cmdline").read_text().split("\0")
     (folder,) = (Path(word.partition("=")[2]).parent for word in arguments if word.startswith("--backend-directory="))
     return [folder, *Path("/dev/shm").glob(f"{folder.name}*")]
+
+
+def test_a_full_or_missing_tmpdir_is_said(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(ServerStartError, match=r"must have room for .*: No such file.*set TMPDIR"):
+        TritonServer(repository).start()

@@ -1,6 +1,7 @@
 """What is set of a server, as tritonserver's options and as `tritonpress-serve`'s."""
 
 import json
+import os
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -115,3 +116,19 @@ def test_a_server_that_polls_takes_a_model_that_comes_later(repository: Path, tm
             time.sleep(0.1)
         one = np.zeros((1, 4), np.float32)
         np.testing.assert_array_equal(infer(server.grpc_url, "second", {"x": one})["y"], one + 1)
+
+
+def test_what_is_no_file_in_the_place_of_one_is_passed_over(repository: Path) -> None:
+    """A folder, a pipe, a link that leads to itself: nothing waits, and nothing is raised."""
+    for name, make in {
+        "folder": Path.mkdir,
+        "pipe": os.mkfifo,
+        "loop": lambda path: path.symlink_to(path.name),
+        "device": lambda path: path.symlink_to("/dev/zero"),
+    }.items():
+        (repository / name).mkdir()
+        make(repository / name / "config.pbtxt")
+        make(repository / name / "manifest.0.json")
+    (repository / "folder" / "manifest.1.json").write_text("[" * 100_000)
+    assert resting(repository) == set()
+    assert Settings().arguments(repository, [])[0] == "--model-control-mode=explicit"

@@ -4,6 +4,7 @@
     compose/      one machine: Triton, a proxy with TLS, Prometheus with rules, Grafana with a dashboard
     kubernetes/   base; overlays of each kind of machine; a component for the Prometheus operator; a rule that gives the
                   autoscaler the queue time
+    sbom.cdx.json what the image adds to NVIDIA's, with hashes and licences (CycloneDX)
     deploy.json   what was generated of what
 
 Each decision (names, ports, images, limits) is made in one file: `settings.py`.
@@ -20,6 +21,7 @@ from typing import Any
 from tritonpress_server.errors import PortInUseError
 from tritonpress_server.ports import choose_ports
 
+from tritonpress_generator import sbom
 from tritonpress_generator.deploy import (
     capacity,
     command,
@@ -45,6 +47,7 @@ from tritonpress_generator.plans.releases import RELEASES, triton_image
 _HOST = "127.0.0.1"
 _MODELS = "model_repository"
 """A copy of the repository, where it has configs of its own."""
+_SBOM = "sbom.cdx.json"
 
 
 @dataclass(frozen=True)
@@ -76,15 +79,19 @@ def deploy(repository: Path, out: Path, wanted: Settings) -> Deployed:
     replicas = capacity.read(wanted.plan, p99_ms=wanted.p99_ms, models=found.models)
     objectives = Objectives(sorted(found.builds), replicas.p99_ms)
     packages = image.packages(found.packages, wanted)
-    lock = requirements.lock(packages, str(RELEASES[chosen].python), release=chosen) if packages else ""
+    locked = requirements.lock(packages, str(RELEASES[chosen].python), release=chosen) if packages else []
     line = command.command(found, execution_env=wanted.execution_env is not None, guarded=wanted.guarded)
     name = f"{wanted.image}:{chosen}-{found.digest}"
     copied = execution.repository(found) if wanted.execution_env else {}
     models = out / _MODELS if copied else repository
 
     files: dict[str, tree.Content] = {f"{_MODELS}/{path}": content for path, content in copied.items()}
-    context = image.files(release=chosen, lock=lock, command=line, settings=wanted)
+    context = image.files(release=chosen, locked=locked, command=line, settings=wanted)
     files |= {f"image/{path}": content for path, content in context.items()}
+    base_image = triton_image(chosen)
+    files[_SBOM] = sbom.document(
+        wanted.image, f"{chosen}-{found.digest}", locked, kind="container", base_image=base_image
+    )
     board = dashboard.dashboard(objectives, gpu=found.needs_gpu)
     rules = monitoring.rules(objectives)
     stack = compose.compose(found, wanted, image=name, repository=tree.relative(models, out / "compose"))
@@ -98,7 +105,7 @@ def deploy(repository: Path, out: Path, wanted: Settings) -> Deployed:
     files |= _yaml("kubernetes", {"prometheus-adapter.yaml": monitoring.adapter_rules()})
     about = {
         "release": chosen,
-        "base_image": triton_image(chosen),
+        "base_image": base_image,
         "image": name,
         "python": RELEASES[chosen].python,
         "onnxruntime": RELEASES[chosen].onnxruntime,

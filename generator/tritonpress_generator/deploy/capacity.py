@@ -109,5 +109,5 @@ def _parse(path: Path) -> Plan:
         where = ".".join(map(str, error["loc"])) or "it"
         said = re.sub(r"\s+", " ", error["msg"]).lower()
         raise InputError(f"{path}: `{where}`: {said}; give a plan.json of tritonpress-load plan") from exc
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise InputError(f"{path}: cannot be read ({exc}); give a plan.json of tritonpress-load plan") from exc

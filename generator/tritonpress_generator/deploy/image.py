@@ -8,8 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import tritonpress_generator
+from tritonpress_generator.deploy import requirements
 from tritonpress_generator.deploy.settings import EXECUTION_ENV, GRPC, HTTP, METRICS, USER, Settings
 from tritonpress_generator.plans.releases import triton_image
+from tritonpress_generator.sbom import Package
 
 _PACKAGE = Path(tritonpress_generator.__file__).parent
 _HOME = "/opt/tritonpress"
@@ -43,16 +45,18 @@ def packages(served: Sequence[str], settings: Settings) -> list[str]:
     return sorted(needed)
 
 
-def files(*, release: str, lock: str, command: Sequence[str], settings: Settings) -> dict[str, str | bytes | Path]:
+def files(
+    *, release: str, locked: Sequence[Package], command: Sequence[str], settings: Settings
+) -> dict[str, str | bytes | Path]:
     """Returns the files of the build's context by their paths; a path stands for its file's content."""
     context: dict[str, str | bytes | Path] = {
-        "Dockerfile": _dockerfile(release, command, bool(lock), settings),
+        "Dockerfile": _dockerfile(release, command, bool(locked), settings),
         "healthcheck.py": _PACKAGE / "deploy" / "image_files" / "healthcheck.py",
     }
     if settings.guarded:
         context["guarded.py"] = _PACKAGE / "deploy" / "image_files" / "guarded.py"
-    if lock:
-        context["requirements.txt"] = lock
+    if locked:
+        context["requirements.txt"] = requirements.text(locked)
     if settings.bundle:
         packing = sorted((_PACKAGE / "packing").rglob("*.py"))
         for path in (*(_PACKAGE / name for name in _UNPACK_FILES), *packing):

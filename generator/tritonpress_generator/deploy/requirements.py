@@ -15,7 +15,9 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from tritonpress_generator import licences
 from tritonpress_generator.errors import InputError
+from tritonpress_generator.sbom import Package, normalised
 
 # Of glibc 2.35, which the oldest release of the table has (Ubuntu 22.04), and before; pip takes none by itself.
 _PLATFORMS = [*(f"manylinux_2_{minor}_x86_64" for minor in range(35, 16, -1)), "manylinux2014_x86_64"]
@@ -25,8 +27,8 @@ _HEADER = """\
 """
 
 
-def lock(packages: Sequence[str], python: str, *, release: str) -> str:
-    """Returns a requirements file with the sha256 of each package's wheel for the container's Python, x86-64.
+def lock(packages: Sequence[str], python: str, *, release: str) -> list[Package]:
+    """Returns the packages with their licences and the sha256 of their wheels for the container's Python, x86-64.
 
     pip asks the index that it is set up for, and downloads no more than it must.
 
@@ -59,13 +61,18 @@ def lock(packages: Sequence[str], python: str, *, release: str) -> str:
         if done.returncode:
             raise InputError(f"{_reason(done.stderr, minor, release)}; {_remedy(minor, release)}")
         installs = json.loads(report.read_text(encoding="utf-8"))["install"]
-    return _HEADER + "".join(sorted(map(_line, installs)))
+    return sorted(map(_package, installs))
 
 
-def _line(install: dict[str, Any]) -> str:
+def text(packages: Sequence[Package]) -> str:
+    """Returns the requirements file of locked packages."""
+    return _HEADER + "".join(f"{one.name}=={one.version} --hash=sha256:{one.sha256}\n" for one in packages)
+
+
+def _package(install: dict[str, Any]) -> Package:
     about = install["metadata"]
-    name = re.sub(r"[-_.]+", "-", about["name"]).lower()
-    return f"{name}=={about['version']} --hash=sha256:{_sha256(install['download_info'])}\n"
+    name, licence = normalised(about["name"]), licences.of_report(about)
+    return Package(name, about["version"], licence, _sha256(install["download_info"]))
 
 
 def _sha256(download: dict[str, Any]) -> str:

@@ -109,7 +109,7 @@ def _packages(repository: Path, manifests: Mapping[str, dict[str, Any]], python:
     for name, manifest in manifests.items():
         for step in set(manifest["steps"].values()) & set(python):
             path = repository / step / "1" / "requirements.txt"
-            versions = {package: version(package) for package in _STEP_PACKAGES} | manifest["versions"]
+            versions = {package: version(package) for package in _STEP_PACKAGES} | manifest.get("versions", {})
             lines = [f"{package}=={versions[package]}" for package in _STEP_PACKAGES]
             for line in path.read_text(encoding="utf-8").split() if path.is_file() else lines:
                 if not _PIN.fullmatch(line):

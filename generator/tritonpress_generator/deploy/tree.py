@@ -41,7 +41,7 @@ def earlier(out: Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads((out / RECORD).read_text(encoding="utf-8"))
         if record["schema"] != SCHEMA or not isinstance(record["files"], dict):
             raise ValueError(f"of schema {record['schema']}")
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
         raise InputError(
             f"--out {out}: must be a new folder, or one that tritonpress deploy wrote, has no {RECORD} that can be"
             f" read ({exc}); give another"

@@ -16,7 +16,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +26,7 @@ import onnxruntime
 from pydantic import Field
 from tritonclient.grpc import model_config_pb2 as pb
 
-from tritonpress_generator import peak_memory
+from tritonpress_generator import peak_memory, workplace
 from tritonpress_generator.engines import Asked
 from tritonpress_generator.engines.onnxruntime import check_native, session_infer
 from tritonpress_generator.errors import GateError, InputError
@@ -79,8 +78,7 @@ def build(graphs: Mapping[str, onnx.ModelProto], version_dir: Path, config: Conf
     """
     check_native([*graphs.values()][-1], asked, where="engine.onnxruntime_edge")
     version_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="tritonpress-") as work:
-        folder = Path(work)
+    with workplace.scratch() as folder:
         onnx.save([*graphs.values()][-1], folder / "model.onnx")
         _convert(folder)
         shutil.copyfile(folder / f"model.{_LEVEL}.ort", version_dir / MODEL)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -21,7 +20,7 @@ import peft
 import torch
 from pydantic import Field, model_validator
 
-from tritonpress_generator import export
+from tritonpress_generator import export, workplace
 from tritonpress_generator.compression import Compressed, Material, copied, original_layers
 from tritonpress_generator.examples import collate, finite
 from tritonpress_generator.pretrained import encoder_of, merged
@@ -96,7 +95,7 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
         if config.fake_quantize is not None:
             linears = [part for part in encoder_of(student.model).modules() if isinstance(part, torch.nn.Linear)]
             stack.callback(fake_quantize(linears, weight_codes=2 ** (config.fake_quantize - 1) - 1))
-        work = material.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritonpress-")))
+        work = material.work or stack.enter_context(workplace.scratch())
         folder = work / f"distill-{fingerprint[:12]}"
         before = evaluate()[metric]
         job = loop.Trained(head, features, collate, lesson.losses, evaluate, metric, fingerprint)

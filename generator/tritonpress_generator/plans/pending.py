@@ -18,6 +18,7 @@ from typing import Any
 import onnx
 from tritonpress_server.backends.tensorrt import cuda_calls
 
+from tritonpress_generator.errors import InputError
 from tritonpress_generator.plans import builder, releases
 
 SETTINGS = "plan.json"
@@ -142,5 +143,15 @@ def plans(folder: Path) -> dict[Path, dict[str, Any]]:
     found = {}
     for path in sorted([*folder.glob("model.plan"), *folder.glob("model_*.plan")]):
         stamp = path.with_name(f"{path.name}.json")
-        found[path] = json.loads(stamp.read_text(encoding="utf-8")) if stamp.exists() else {}
+        found[path] = _stamp(stamp) if stamp.exists() else {}
     return found
+
+
+def _stamp(path: Path) -> dict[str, Any]:
+    try:
+        stamp = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(stamp, dict):
+            raise ValueError("is no mapping")
+    except (OSError, ValueError, RecursionError) as exc:
+        raise InputError(f"{path}: cannot be read ({exc}); build the plan again") from exc
+    return stamp

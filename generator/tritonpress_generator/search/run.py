@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from tritonpress_generator import form_choice, forms, repository
+from tritonpress_generator import form_choice, forms, repository, workplace
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.build import build, processor
 from tritonpress_generator.compression import Material
@@ -84,8 +83,8 @@ def search(
         )
     config = recipe.search or Config()
     workload = Workload.load(recipe, say)
-    with tempfile.TemporaryDirectory(prefix="tritonpress-") as temporary:
-        own = work or Path(temporary)
+    with workplace.scratch() as temporary:
+        own = work or temporary
         material = workload.material(data, own)
         folder = own / f"search-{_fingerprint(workload, material, config)[:12]}"
         loop, workshop = _begun(workload, material, config, folder, say)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tritonpress_server import strict_yaml
 
 from tritonpress_generator.errors import InputError
 
@@ -89,8 +90,8 @@ class Traffic:
             InputError: It cannot be read, or names no requests. What else is wrong with it, `tritonpress-load` says.
         """
         try:
-            scenario = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+            scenario = strict_yaml.load(path.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError) as exc:
             raise InputError(f"scenario {path}: cannot be read ({' '.join(str(exc).split())})") from exc
         requests = scenario.get("requests") if isinstance(scenario, dict) else None
         if not isinstance(requests, list) or not all(

@@ -17,7 +17,7 @@ def squad(path: Path, text: str) -> list[Query]:
     """Returns all questions of a SQuAD file (v1.1 or v2.0) with their contexts; its answers are not read."""
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as exc:
+    except (ValueError, RecursionError) as exc:
         raise ScenarioError(f"{path} is not JSON ({exc}); a *.json file must be in SQuAD's format") from exc
     queries = []
     for at_article, article in _objects(path, content, "data", ""):

@@ -1,0 +1,35 @@
+"""Folders for what is written: what killed processes have left goes, what others use stays."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from tritonpress_generator import workplace
+
+KILLED = """
+import os, signal, sys, tempfile
+from tritonpress_generator import workplace
+tempfile.tempdir = sys.argv[1]
+with workplace.scratch() as folder:
+    (folder / "engine").write_bytes(bytes(1000))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    (left,) = tmp_path.iterdir()
+    assert (left / "engine").exists()
+    names = (f"tritonpress-work-{os.getppid()}-x", "tritonpress-work-me-x", "tritonpress-1")
+    others = [tmp_path / name for name in names]
+    for folder in others:
+        folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with workplace.scratch() as folder, workplace.scratch() as second:
+        assert sorted(tmp_path.iterdir()) == sorted([*others, folder, second])
+    assert sorted(tmp_path.iterdir()) == sorted(others)
