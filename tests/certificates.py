@@ -1,10 +1,14 @@
-"""Certificates for the tests: an authority, a server's and a client's, by openssl."""
+"""Certificates for the tests (an authority, a server's and a client's, by openssl), and servers that want them."""
 
 from __future__ import annotations
 
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+from tritonpress_server import Settings
+
+TOKEN = "0123456789abcdef"
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,17 @@ def write_certificates(folder: Path) -> Certificates:
         openssl(*signed, "-extfile", "names", "-out", f"{name}.pem", folder=folder)
     files = ("ca.pem", "server.pem", "server.key", "client.pem", "client.key")
     return Certificates(*(folder / name for name in files))
+
+
+def guard(certificates: Certificates, token_file: Path) -> Settings:
+    """Returns the settings of a server with mutual TLS that asks for `TOKEN`, which it writes into the file."""
+    token_file.write_text(TOKEN + "\n", encoding="utf-8")
+    return Settings(
+        tls_certificate=str(certificates.server),
+        tls_key=str(certificates.server_key),
+        tls_client_ca=str(certificates.ca),
+        admin_token_file=str(token_file),
+    )
 
 
 def openssl(command: str, *arguments: str, folder: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from certificates import Certificates, write_certificates
 from tiny_sources import TASKS, items, queries, write_checkpoint, write_jsonl, write_recipe, write_task
 from tritonpress_server.runtime import OUR_BACKENDS
 
@@ -75,6 +76,12 @@ def task_server(
         build(task_sources / task / "recipe.yaml", repository)
     with TritonServer(repository) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """An authority, and what it has signed."""
+    return write_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture(scope="session")

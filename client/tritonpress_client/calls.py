@@ -74,7 +74,7 @@ class Calls:
         """Closes the channels."""
         self._closed = True
         for regions in list(self._regions.values()):
-            await regions.close()
+            await regions.close(time.monotonic() + _PROBE_S)
         for endpoint in self.balancer.endpoints:
             if (channel := endpoint.forget_channel()) is not None:
                 await self.transport.close_channel(channel)  # type: ignore[attr-defined]
@@ -121,7 +121,7 @@ class Calls:
                 if model
                 else ("ServerReady", service_pb2.ServerReadyRequest())
             )
-            ready = (await self._ask(endpoint, name, request)).ready
+            ready = (await self._ask(endpoint, name, request, time.monotonic() + _PROBE_S)).ready
         if ready:
             self.balancer.succeeded(endpoint)
         else:
@@ -136,12 +136,13 @@ class Calls:
         if known is None:
             from tritonpress_client.shared_memory import Regions
 
-            known = Regions(endpoint.target, settings, functools.partial(self._ask, endpoint))
+            ask = functools.partial(self._ask, endpoint)
+            known = Regions(endpoint.target, settings, ask, self.transport.sleep)
             known = self._regions.setdefault(endpoint, known)
         return known
 
-    async def _ask(self, endpoint: Endpoint, method: str, request: Any) -> Any:
-        """Returns the answer of that server, which is asked once and given a moment.
+    async def _ask(self, endpoint: Endpoint, method: str, request: Any, deadline: float) -> Any:
+        """Returns the answer of that server, which is asked once, and given a moment at most.
 
         Raises:
             grpc.RpcError: It has none.
@@ -149,7 +150,7 @@ class Calls:
         call = self.transport.start(
             endpoint.method(method),
             request,
-            timeout_s=_PROBE_S,
+            timeout_s=min(_PROBE_S, max(0.001, deadline - time.monotonic())),
             metadata=sent_metadata(self.options, {}),
             alone=True,
         )

@@ -63,11 +63,11 @@ def options(arguments: argparse.Namespace) -> Options:
 
 
 def security_words(arguments: argparse.Namespace) -> list[str]:
-    """Returns the arguments that say the same to another command: files' names, and nothing that is in them."""
+    """Returns the arguments that say the same to another command, wherever it runs: files by name, not by content."""
     words = ["--tls"] if arguments.tls else []
     for name in ("ca", "certificate", "key", "token_file", "admin_token_file"):
         path: Path | None = getattr(arguments, name)
-        words += [] if path is None else [f"--{name.replace('_', '-')}={path}"]
+        words += [] if path is None else [f"--{name.replace('_', '-')}={path.absolute()}"]
     return words
 
 

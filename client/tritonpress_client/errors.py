@@ -138,6 +138,12 @@ def is_of_a_neighbour(error: grpc.RpcError) -> bool:
     return refused and "incomplete string" in (error.details() or "")
 
 
+def is_unanswered(error: grpc.RpcError) -> bool:
+    """Returns whether the server has said nothing, and may still work on the request."""
+    gave_up = error.code() == grpc.StatusCode.CANCELLED
+    return gave_up or error_kind(error) in (ServerUnreachableError, DeadlineExceededError)
+
+
 def is_region_lost(error: grpc.RpcError) -> bool:
     """Returns whether the server has refused a request, unread, since it does not know its shared memory."""
     return bool(_REGION_LOST.search(error.details() or ""))

@@ -91,7 +91,7 @@ class Balancing:
 class SharedMemory:
     """Large inputs lie in memory that client and server share, in place of travelling in the request."""
 
-    least_bytes: int = 1 << 16
+    least_bytes: int = 1 << 18
     """Smaller inputs travel in the request, which is as fast."""
     most_bytes: int = 1 << 26
     """Of memory shared with each server; a request for which there is none left travels as it is."""

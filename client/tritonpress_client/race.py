@@ -32,6 +32,7 @@ from tritonpress_client.errors import (
     is_of_a_neighbour,
     is_overloaded,
     is_region_lost,
+    is_unanswered,
     translated,
 )
 from tritonpress_client.observers import log_event
@@ -121,7 +122,7 @@ class Race:
         request = self._request
         regions = calls.regions(endpoint)
         if regions is not None and self._method == "ModelInfer" and self._regions_lost < _MOST_REGIONS_LOST:
-            request, flight.region = await regions.placed(request)
+            request, flight.region = await regions.placed(request, now + self._share_s(left_s))
             left_s = max(0.0, self._deadline - time.monotonic())
         flight.call = calls.transport.start(
             endpoint.method(self._method),
@@ -134,10 +135,13 @@ class Race:
 
     def _overtake_s(self, left_s: float) -> float:
         """Returns after how long another server is asked as well."""
-        retries = self._calls.options.retries
-        share_s = left_s / (retries.attempts - self.attempts + 1)
+        retries, share_s = self._calls.options.retries, self._share_s(left_s)
         after = self._calls._latencies.p95_s() if retries.hedge_after == "p95" else retries.hedge_after
         return share_s if after is None else min(after, share_s)
+
+    def _share_s(self, left_s: float) -> float:
+        """Returns this attempt's share of the time that is left."""
+        return left_s / (self._calls.options.retries.attempts - self.attempts + 1)
 
     def _land(self, flight: Flight) -> None:
         """Counts what came of an attempt."""
@@ -175,11 +179,7 @@ class Race:
         if regions is None or flight.region is None:
             return
         error = flight.error
-        if error is None:
-            answered = flight.response is not None
-        else:
-            lost = error_kind(error) in (ServerUnreachableError, DeadlineExceededError)
-            answered = not lost and error.code() != grpc.StatusCode.CANCELLED
+        answered = flight.response is not None if error is None else not is_unanswered(error)
         regions.release(flight.region, answered=answered, unknown=error is not None and is_region_lost(error))
 
     def _give_up(self) -> None:

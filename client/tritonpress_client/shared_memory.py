@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import itertools
 import logging
+import math
 import mmap
 import os
 import re
@@ -29,17 +30,17 @@ from tritonclient.grpc import service_pb2
 from tritonpress_client.credentials import on_this_host
 from tritonpress_client.errors import (
     AccessDeniedError,
-    DeadlineExceededError,
     InvalidInputError,
-    ServerUnreachableError,
     TritonpressError,
     error_kind,
+    is_unanswered,
 )
 from tritonpress_client.observers import log_event
 from tritonpress_client.options import Options, SharedMemory
 
-Ask = Callable[[str, Any], Awaitable[Any]]
-"""Asks the server, by gRPC's method and its message; raises grpc.RpcError."""
+Ask = Callable[[str, Any, float], Awaitable[Any]]
+"""Asks the server, by gRPC's method, its message and until when; raises grpc.RpcError."""
+Sleep = Callable[[float], Awaitable[None]]
 
 # Where POSIX shared memory lies on Linux.
 _FOLDER = Path("/dev/shm")
@@ -47,6 +48,8 @@ _LEAST_REGION_BYTES = 1 << 18
 _ALIGNMENT = 64
 _PAUSE_S = 5.0
 _SWEEP_S = 1.0
+_PATIENCE_S = 0.05
+_MOMENT_S = 0.002
 # From here on a server counts a region's requests; before, one that is unregistered in use ends it (server #3207).
 _LEAST_TRITON = (2, 50)
 _FULL = (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT)
@@ -69,7 +72,11 @@ def check_targets(targets: Sequence[str], options: Options) -> None:
 
 
 class Region:
-    """Memory that is shared with a server."""
+    """Memory that is shared with a server.
+
+    tritonclient's own (over `multiprocessing.shared_memory`) keeps the name, starts a process that watches over it, and
+    does not reserve the memory, so that a full /dev/shm ends whoever writes.
+    """
 
     __slots__ = ("generation", "memory", "name")
 
@@ -99,12 +106,14 @@ class Regions:
         target: The server's address, for messages.
         settings: How much memory, and for what.
         ask: Asks that server.
+        sleep: Waits.
     """
 
-    def __init__(self, target: str, settings: SharedMemory, ask: Ask) -> None:
+    def __init__(self, target: str, settings: SharedMemory, ask: Ask, sleep: Sleep) -> None:
         self._target = target
         self._settings = settings
         self._ask = ask
+        self._sleep = sleep
         self._new_past(generation=0)
 
     def _new_past(self, *, generation: int) -> None:
@@ -120,8 +129,12 @@ class Regions:
         """Goes on in a forked process, without the parent's regions."""
         self._new_past(generation=self._generation + 1)
 
-    async def placed(self, request: Any) -> tuple[Any, Region | None]:
+    async def placed(self, request: Any, deadline: float) -> tuple[Any, Region | None]:
         """Returns a `ModelInferRequest` whose large inputs lie in a region, and that region.
+
+        Args:
+            request: With its inputs in it; it stays as it is.
+            deadline: By `time.monotonic()`, for what the server must be asked before.
 
         Returns:
             The request itself and None where no input is large, or no memory is left.
@@ -132,7 +145,7 @@ class Regions:
         contents = list(request.raw_input_contents)
         large = [len(content) >= self._settings.least_bytes for content in contents]
         sizes = [_aligned(len(content)) for content in itertools.compress(contents, large)]
-        region = await self._lease(sum(sizes)) if sizes else None
+        region = await self._lease(sum(sizes), deadline) if sizes else None
         if region is None:
             return request, None
         placed = service_pb2.ModelInferRequest(
@@ -171,19 +184,19 @@ class Regions:
             else:
                 (self._free if answered else self._retired).append(region)
 
-    async def close(self) -> None:
+    async def close(self, deadline: float) -> None:
         """Unregisters all of them."""
         with self._lock:
             self._retired += self._free
             self._free.clear()
             self._next_sweep = 0.0
-        await self._sweep()
+        await self._sweep(deadline, patience_s=math.inf)
         with self._lock:
             for region in self._retired:
                 self._close(region)
             self._retired.clear()
 
-    async def _lease(self, byte_size: int) -> Region | None:
+    async def _lease(self, byte_size: int, deadline: float) -> Region | None:
         """Returns a region with room for that much; None where there is none."""
         with self._lock:
             fitting = [region for region in self._free if len(region.memory) >= byte_size]
@@ -200,32 +213,29 @@ class Regions:
             while missing > 0 and self._free:
                 self._retired.append(self._free.pop())
                 missing -= len(self._retired[-1].memory)
-        await self._sweep()
-        with self._lock:
-            if self._byte_size + wanted > self._settings.most_bytes:
-                return None
-            self._byte_size += wanted
-        made: Region | None = None
-        try:
-            made = await self._registered(wanted)
-        finally:
-            if made is None:
-                with self._lock:
-                    self._byte_size -= wanted
-        return made
-
-    async def _registered(self, byte_size: int) -> Region | None:
-        """Returns a new region that the server knows; None where the memory, or the server, is not there."""
+        await self._sweep(deadline)
         generation = self._generation
+        if self._known_generation != generation:
+            try:
+                await self._check_version(deadline)
+            except grpc.RpcError as exc:
+                self._pause(exc)
+                return None
+            self._known_generation = generation
+        made = self._made(wanted, generation)
+        return made if made is not None and await self._register(made, deadline) else None
+
+    def _made(self, byte_size: int, generation: int) -> Region | None:
+        """Returns a new region, which the server does not know yet; None where there is no memory left."""
+        with self._lock:
+            if self._byte_size + byte_size > self._settings.most_bytes:
+                return None
+            self._byte_size += byte_size
         try:
-            if self._known_generation != generation:
-                await self._check_version()
-                self._known_generation = generation
-            region = Region(byte_size, generation)
-        except grpc.RpcError as exc:
-            self._pause(exc)
-            return None
+            return Region(byte_size, generation)
         except OSError as exc:
+            with self._lock:
+                self._byte_size -= byte_size
             if exc.errno not in _FULL:
                 raise InvalidInputError(
                     f"`shared_memory` needs a folder {_FOLDER} that can be written ({exc.strerror}); leave it out",
@@ -234,20 +244,30 @@ class Regions:
             log_event(logging.WARNING, "shared_memory_full", target=self._target, reason=exc.strerror)
             self._paused_until = time.monotonic() + _PAUSE_S
             return None
+
+    async def _register(self, region: Region, deadline: float) -> bool:
+        """Returns whether the server knows the region now."""
         registration = service_pb2.SystemSharedMemoryRegisterRequest(
-            name=region.name, key=f"/{region.name}", offset=0, byte_size=byte_size
+            name=region.name, key=f"/{region.name}", offset=0, byte_size=len(region.memory)
         )
+        ended = registered = False
         try:
-            await self._ask("SystemSharedMemoryRegister", registration)
+            await self._ask("SystemSharedMemoryRegister", registration, deadline)
+            registered = True
         except grpc.RpcError as exc:
+            ended = not is_unanswered(exc)
             self._pause(exc)
-            return None
         finally:
             region.unlink()
-        return region
+            with self._lock:
+                if ended:
+                    self._close(region)
+                elif not registered:
+                    self._retired.append(region)  # perhaps the server has it, and the answer was lost
+        return registered
 
-    async def _check_version(self) -> None:
-        version = (await self._ask("ServerMetadata", service_pb2.ServerMetadataRequest())).version
+    async def _check_version(self, deadline: float) -> None:
+        version = (await self._ask("ServerMetadata", service_pb2.ServerMetadataRequest(), deadline)).version
         if is_too_old(version):
             least = ".".join(map(str, _LEAST_TRITON))
             raise InvalidInputError(
@@ -259,7 +279,7 @@ class Regions:
     def _pause(self, error: grpc.RpcError) -> None:
         """Lets requests travel in messages for a while after a server could not be asked, or raises what it said."""
         kind, said = error_kind(error), error.details() or "no reason given"
-        if kind in (ServerUnreachableError, DeadlineExceededError) or error.code() == grpc.StatusCode.CANCELLED:
+        if is_unanswered(error):
             # Whatever ails it, the request itself will show.
             self._paused_until = time.monotonic() + _PAUSE_S
             return
@@ -272,27 +292,40 @@ class Regions:
             target=self._target,
         ) from error
 
-    async def _sweep(self) -> None:
-        """Unregisters those that were given up, if the server does not use them any more."""
+    async def _sweep(self, deadline: float, *, patience_s: float = _PATIENCE_S) -> None:
+        """Unregisters those that were given up, and that the server does not use any more.
+
+        It says that it uses one for a moment after its answer, which is waited for.
+        """
         with self._lock:
             if not self._retired or time.monotonic() < self._next_sweep:
                 return
             self._next_sweep = time.monotonic() + _SWEEP_S
             retired, self._retired = self._retired, []
-        while retired:
-            region = retired.pop()
-            try:
-                named = service_pb2.SystemSharedMemoryUnregisterRequest(name=region.name)
-                await self._ask("SystemSharedMemoryUnregister", named)
-            except grpc.RpcError as exc:
-                with self._lock:
-                    self._retired.append(region)
-                    if not _IN_USE.search(exc.details() or ""):
-                        self._retired += retired
-                        return
-            else:
-                with self._lock:
-                    self._close(region)
+        end = time.monotonic() + patience_s
+        try:
+            while retired := [region for region in retired if not await self._unregistered(region, deadline)]:
+                if time.monotonic() >= min(end, deadline):
+                    return
+                await self._sleep(_MOMENT_S)
+        except grpc.RpcError:
+            return  # it cannot be asked: another time
+        finally:
+            with self._lock:
+                self._retired += [region for region in retired if not region.memory.closed]
+
+    async def _unregistered(self, region: Region, deadline: float) -> bool:
+        """Returns whether the region is given up; False where the server uses it."""
+        named = service_pb2.SystemSharedMemoryUnregisterRequest(name=region.name)
+        try:
+            await self._ask("SystemSharedMemoryUnregister", named, deadline)
+        except grpc.RpcError as exc:
+            if _IN_USE.search(exc.details() or ""):
+                return False
+            raise
+        with self._lock:
+            self._close(region)
+        return True
 
     def _close(self, region: Region) -> None:
         """Gives the memory up; under the lock."""

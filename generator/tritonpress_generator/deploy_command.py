@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 _PORTS = {"grpc": 8001, "https": 8443, "prometheus": 9090, "grafana": 3000}
-_SETTINGS = ("release", "name", "image", "bundle", "plan", "p99_ms", "mig", "execution_env")
+_SETTINGS = ("release", "name", "image", "bundle", "plan", "p99_ms", "mig", "execution_env", "guarded")
 
 
 def add_parser(commands: Any) -> None:
@@ -26,6 +26,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--p99-ms", type=float, metavar="M", help="limit of the alerts (default: the plan's, or 100)")
     parser.add_argument("--mig", default="1g.10gb", metavar="PROFILE", help="of the overlay mig (default: %(default)s)")
     parser.add_argument("--execution-env", type=Path, metavar="FILE", help="conda-pack for the Python steps")
+    parser.add_argument(
+        "--no-admin-token",
+        dest="guarded",
+        action="store_false",
+        help="model control, statistics and shared memory for whoever reaches gRPC (default: for a secret's token)",
+    )
     for endpoint, port in _PORTS.items():
         parser.add_argument(
             f"--{endpoint}-port", type=int, default=port, metavar="N", help="of compose (default: %(default)s)"
@@ -52,4 +58,9 @@ def run(options: argparse.Namespace) -> None:
     print(f"one machine: docker compose -f {out}/compose/compose.yaml up (secrets: docs/deploy.md)")
     if options.bundle:
         print(f"bundle: tritonpress pack {os.fspath(done.repository)} FILE, and copy it to {options.bundle}")
+    if options.guarded:
+        print(
+            f"admin token: compose/secrets/admin_token, and in the cluster kubectl -n {options.name} create secret"
+            f" generic {options.name}-admin --from-file=token=FILE; promote --admin-token-file FILE sends it"
+        )
     print(f"cluster: kubectl apply -k {out}/kubernetes/overlays/{done.overlays[0]}")

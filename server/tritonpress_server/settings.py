@@ -140,9 +140,8 @@ class Settings:
             options.append(f"--grpc-server-key={self.tls_key}")
         if self.tls_client_ca:
             options += ["--grpc-use-ssl-mutual=1", f"--grpc-root-cert={self.tls_client_ca}"]
-        for header, token in self.admin_headers().items():
-            guarded = f"{','.join(GUARDED)}:{header}={token}"
-            options += [f"--grpc-restricted-protocol={guarded}", f"--http-restricted-api={guarded}"]
+        for token in self.admin_headers().values():
+            options += guard_options(token)
         return options
 
     def _observed(self) -> list[str]:
@@ -161,6 +160,12 @@ class Settings:
         if self.metrics_summaries:
             options.append("--metrics-config=summary_latencies=true")
         return options
+
+
+def guard_options(token: str) -> list[str]:
+    """Returns tritonserver's options that make it ask for a token; see `Settings.admin_token_file`."""
+    guarded = f"{','.join(GUARDED)}:{ADMIN_HEADER}={token}"
+    return [f"--grpc-restricted-protocol={guarded}", f"--http-restricted-api={guarded}"]
 
 
 def _read(name: str, path: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from certificates import Certificates, write_certificates
+from certificates import Certificates
 from served_models import write_models
 from tritonpress_client import (
     AccessDeniedError,
@@ -28,12 +28,6 @@ from tritonpress_server import TritonServer
 
 HEADER = "triton-grpc-protocol-gate"
 SECRET = "s3cret-word"
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """Certificates for the module."""
-    return write_certificates(tmp_path_factory.mktemp("client_certificates"))
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import grpc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from proxy import Proxy
 from served_models import Served, write_models
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonpress_client import (
@@ -204,6 +205,17 @@ def test_without_memory_requests_travel(servers: tuple[Served, Served], monkeypa
     with Recommender(url, options=ALL) as recommender:
         assert recommender.recommend("red lamp")[0].item_id == "red lamp"
         assert not regions(url)
+
+
+def test_a_server_that_hangs_is_overtaken_and_gives_its_memory_back(proxies: tuple[Proxy, Proxy]) -> None:
+    # What the client says still arrives there: the region is registered, and the client does not learn it.
+    with Recommender([proxy.url for proxy in proxies], timeout_s=3.0, options=ALL) as recommender:
+        recommender.limits()
+        proxies[0].fault = "hang"
+        texts = [str(number) for number in range(12)]
+        assert [recommender.recommend(text)[0].item_id for text in texts] == texts
+        proxies[0].fault = "none"
+        proxies[0].reset_all()
 
 
 def test_cancelled_tasks_leave_others_alone(servers: tuple[Served, Served]) -> None:

@@ -100,7 +100,7 @@ def test_kustomize_builds_the_overlays(out: Path) -> None:
         pod = next(entry for entry in built if entry["kind"] == "Deployment")["spec"]["template"]["spec"]
         (container,) = pod["containers"]
         assert container["resources"]["limits"].keys() > {"memory"}
-        assert container["args"][0] == "tritonserver"
+        assert "tritonserver" in container["args"]
 
 
 def test_servers_are_found_by_their_labels(out: Path) -> None:
@@ -193,10 +193,45 @@ def test_compose_takes_its_file(out: Path) -> None:
     for service in content["services"].values():
         for volume in service["volumes"]:
             assert volume["type"] == "volume" or (path.parent / volume["source"]).exists()
-        assert set(service.get("secrets", [])) <= set(content["secrets"])
+        named = {entry["source"] if isinstance(entry, dict) else entry for entry in service.get("secrets", [])}
+        assert named <= set(content["secrets"])
     assert (path.parent / content["services"]["triton"]["build"]["context"] / "Dockerfile").exists()
     with pytest.raises(ValueError, match="healthchek"):
         compose_spec.PyCompose.from_yaml(path.read_text().replace("healthcheck:", "healthchek:"))
+
+
+def test_the_admin_token_is_a_secret_s(deployed: dict[str, Path], tmp_path: Path) -> None:
+    for out in deployed.values():
+        kinds = {entry["kind"]: entry for entry in objects(out / "kubernetes" / "base")}
+        pod = kinds["Deployment"]["spec"]["template"]["spec"]
+        (server,) = pod["containers"]
+        (program, file), command = server["args"][1:3], server["args"][3:]
+        assert program == "/opt/tritonpress/guarded.py"
+        assert command[0] == "tritonserver"
+        guard = "model-repository,statistics,shared-memory,trace,logging:tritonpress-admin=@TOKEN@"
+        assert command[-2:] == [f"--grpc-restricted-protocol={guard}", f"--http-restricted-api={guard}"]
+        (volume,) = [volume for volume in pod["volumes"] if "secret" in volume]
+        assert volume["secret"]["secretName"] == "tritonpress-admin"
+        (mount,) = [mount for mount in server["volumeMounts"] if mount["name"] == volume["name"]]
+        assert f"{mount['mountPath']}/{volume['secret']['items'][0]['path']}" == file
+        assert mount["readOnly"]
+        assert [
+            c for c in pod.get("initContainers", []) if any(m["name"] == volume["name"] for m in c["volumeMounts"])
+        ] == []
+        stack = yaml.safe_load((out / "compose" / "compose.yaml").read_text())
+        (given,) = stack["services"]["triton"]["secrets"]
+        assert given["target"] == file
+        assert stack["secrets"][given["source"]] == {"file": "./secrets/admin_token"}
+        assert "Secret" not in kinds
+
+
+def test_without_a_token_nothing_asks_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_index(tmp_path / "index", monkeypatch)
+    out = deploy(write_repository(tmp_path / "model_repo"), tmp_path / "out", "--no-admin-token")
+    for path in out.rglob("*"):
+        assert path.is_dir() or not re.search("admin.token|-restricted-|guarded", path.read_text())
+    pod = next(e for e in objects(out / "kubernetes") if e["kind"] == "Deployment")["spec"]["template"]["spec"]
+    assert pod["containers"][0]["args"][0] == "tritonserver"
 
 
 def test_hadolint_takes_the_dockerfile(out: Path, tmp_path: Path) -> None:

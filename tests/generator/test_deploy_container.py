@@ -12,7 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import files
+from importlib.metadata import distribution
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,8 @@ import pytest
 import tritonclient.grpc as triton
 import yaml
 from deployments import deploy, filled, use_index, write_repository
+from tritonclient.utils import InferenceServerException
+from tritonpress_client.connecting import ADMIN_METADATA
 from tritonpress_generator.deploy import image_files
 from tritonpress_generator.deploy.image import UNPACK_PACKAGES
 from tritonpress_generator.packing.pack import pack
@@ -30,6 +32,10 @@ from tritonpress_server.runtime import find_runtime
 
 CHECK = Path(str(image_files.__file__)).parent / "healthcheck.py"
 """The health check, which Python runs as a file."""
+GUARDED = CHECK.with_name("guarded.py")
+"""What puts the token into the command."""
+TOKEN = "0123456789abcdef"
+ADMIN = {ADMIN_METADATA: TOKEN}
 
 
 def commands(out: Path) -> list[list[str]]:
@@ -44,24 +50,31 @@ def commands(out: Path) -> list[list[str]]:
 def running(command: list[str], repository: Path, work: Path) -> Iterator[dict[str, int]]:
     """Runs a container's command by the embedded Triton; gives the ports, when it is ready.
 
-    Only what the container has and this machine has not is replaced: where the repository and the backends lie, and
-    ports that nobody else has.
+    Only what the container has and this machine has not is replaced: where the repository, the backends and the secret
+    lie, and ports that nobody else has.
     """
     runtime = find_runtime()
     runtime.write_backends(work / "backends")
+    token = work / "admin_token"
+    token.write_text(TOKEN + "\n")
+    _, program, _, binary, *given = command
+    assert (Path(program).name, binary) == (GUARDED.name, "tritonserver")
     ports = choose_ports("127.0.0.1", {"grpc": None, "http": None, "metrics": None})
     here = {"model-repository": repository, **{f"{endpoint}-port": port for endpoint, port in ports.items()}}
     here |= {f"{endpoint}-address": "127.0.0.1" for endpoint in ports}
     options = [
         f"--{name}={here.get(name, value)}" if equals else option
-        for option in command[1:]
+        for option in given
         for name, equals, value in [option.removeprefix("--").partition("=")]
     ]
     extra = [f"--backend-directory={work / 'backends'}"]
     with (
         (work / "log").open("wb") as log,
         subprocess.Popen(
-            [runtime.binary, *options, *extra], env=runtime.environment(), stdout=log, stderr=subprocess.STDOUT
+            [sys.executable, GUARDED, token, runtime.binary, *options, *extra],
+            env=runtime.environment(),
+            stdout=log,
+            stderr=subprocess.STDOUT,
         ) as process,
     ):
         try:
@@ -87,12 +100,14 @@ def test_the_container_s_command_serves_what_tritonpress_serve_does(
     out = deploy(tiny_repository, tmp_path / "out")
     command, args = commands(out)
     assert command == args
-    assert command[0] == "tritonserver"
     with running(command, tiny_repository, tmp_path) as ports:
         mine = triton.InferenceServerClient(f"127.0.0.1:{ports['grpc']}")
         serve = triton.InferenceServerClient(tiny_server.grpc_url)
         models = [model.name for model in serve.get_model_repository_index().models]
-        assert [model.name for model in mine.get_model_repository_index().models] == models
+        assert [model.name for model in mine.get_model_repository_index(headers=ADMIN).models] == models
+        for ask in (mine.get_model_repository_index, mine.get_inference_statistics, lambda: mine.load_model(models[0])):
+            with pytest.raises(InferenceServerException, match="restricted"):
+                ask()
         assert len(models) == 4
         for model in models:
             configs = [client.get_model_config(model).SerializeToString(deterministic=True) for client in (mine, serve)]
@@ -143,10 +158,10 @@ def test_the_image_unpacks_a_bundle_with_its_packages_alone(tmp_path: Path, monk
     python.mkdir()
     (python / "tritonpress_generator").symlink_to(out / "image" / "tritonpress_generator")
     for package in UNPACK_PACKAGES:
-        for part in {file.parts[0] for file in files(package) or [] if file.parts[0] not in ("..", "__pycache__")}:
-            place = next(Path(folder) / part for folder in sys.path if (Path(folder) / part).exists())
+        installed_as = distribution(package)
+        for part in {file.parts[0] for file in installed_as.files or []} - {"..", "__pycache__"}:
             if not (python / part).exists():
-                (python / part).symlink_to(place)
+                (python / part).symlink_to(str(installed_as.locate_file(part)))
     pack(repository, tmp_path / "bundle")
     deployment = yaml.safe_load((out / "kubernetes" / "base" / "deployment.yaml").read_text())
     unpack = deployment["spec"]["template"]["spec"]["initContainers"][1]["command"]
@@ -197,6 +212,25 @@ def test_python_steps_run_in_a_packed_environment(
         assert client.infer("recommendation", [query]).as_numpy("ITEM_ID").shape == (1, 10)
         entered = [stub for stub in Path("/proc").glob("[0-9]*/environ") if b"ENVIRONMENT=packed" in _read(stub)]
         assert len(entered) >= len(steps)
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [(None, "cannot be read"), ("", "must hold one token"), ("two words of a token", "must hold one token")],
+)
+def test_a_container_without_a_token_does_not_start(tmp_path: Path, content: str | None, rule: str) -> None:
+    if content is not None:
+        (tmp_path / "token").write_text(content)
+    command = [sys.executable, "-S", GUARDED, tmp_path / "token", "echo", "started"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert rule in done.stderr
+
+
+def test_the_token_stands_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    command = [sys.executable, "-S", GUARDED, tmp_path / "token", "echo", "a=@TOKEN@", "$HOME", "b c"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"a={TOKEN} $HOME b c\n"
 
 
 def _read(path: Path) -> bytes:

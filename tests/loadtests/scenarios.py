@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +40,22 @@ def write_noop_scenario(folder: Path, **changes: Any) -> Path:
     (folder / "texts.jsonl").write_text('{"text": "one"}\n{"text": "another text"}\n')
     request = {"workload": "classification", "model": "noop", "queries": "texts.jsonl"}
     return write_scenario(folder, requests=[request], **changes)
+
+
+def plain_locust(scenario: Path, url: str, *arguments: str) -> dict[str, Any]:
+    """Returns what Locust says of the one kind of request, after it has run the locustfile's users without its page."""
+    locustfile = Path(__file__).parents[2] / "loadtests" / "locustfile.py"
+    done = subprocess.run(
+        [sys.executable, "-m", "locust", "-f", str(locustfile), "--headless", "--json", "--host", url, *arguments],
+        env={**os.environ, "TRITONPRESS_SCENARIO": str(scenario)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (entry,) = json.loads(done.stdout)
+    return dict(entry)
 
 
 def _changed(entry: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import signal
@@ -15,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from scenarios import write_scenario
+from scenarios import plain_locust, write_scenario
 from tritonpress_client import InvalidInputError, ModelUnavailableError, ServerUnreachableError
 from tritonpress_loadtests.errors import ScenarioError
 from tritonpress_loadtests.run import RunOptions, run
@@ -202,17 +201,6 @@ def test_the_load_ends_with_its_parent(folder: Path, tiny_server: TritonServer) 
 
 
 def test_plain_locust_runs_the_same_users(folder: Path, tiny_server: TritonServer) -> None:
-    locustfile = Path(__file__).parents[2] / "loadtests" / "locustfile.py"
-    command = [sys.executable, "-m", "locust", "-f", str(locustfile), "--headless", "-u", "3", "-r", "3", "-t", "3s"]
-    done = subprocess.run(
-        [*command, "--host", tiny_server.grpc_url, "--json"],
-        env={**os.environ, "TRITONPRESS_SCENARIO": str(write_scenario(folder))},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    (entry,) = json.loads(done.stdout)
+    entry = plain_locust(write_scenario(folder), tiny_server.grpc_url, "-u", "3", "-r", "3", "-t", "3s")
     assert entry["num_requests"] >= 3  # each user asks
     assert entry["num_failures"] == 0

@@ -4,50 +4,28 @@ from __future__ import annotations
 
 import http.client
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from certificates import Certificates, write_certificates
+from certificates import TOKEN, Certificates, guard
 from tiny_models import add_one, write_model
 from tritonpress_client import Connection, Options, Tls, TritonpressError
 from tritonpress_client.cli import main as query
 from tritonpress_client.connecting import ADMIN_METADATA
-from tritonpress_server import Settings, SettingsError, TritonServer
+from tritonpress_server import SettingsError, TritonServer
 from tritonpress_server.settings import ADMIN_HEADER
 
-TOKEN = "0123456789abcdef"
 NUMBERS = {"x": np.zeros((1, 4), np.float32)}
 
 
 @pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """Certificates for the module."""
-    return write_certificates(tmp_path_factory.mktemp("server_certificates"))
-
-
-@pytest.fixture(scope="module")
-def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with the token, as a secret is mounted."""
-    path = tmp_path_factory.mktemp("server_token") / "token"
-    path.write_text(TOKEN + "\n")
-    return path
-
-
-@pytest.fixture(scope="module")
-def guarded(
-    certificates: Certificates, token_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[TritonServer]:
+def guarded(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """A server with mutual TLS that guards model control and statistics."""
-    repository = tmp_path_factory.mktemp("server_guarded")
-    write_model(repository, "add_one", add_one())
-    settings = Settings(
-        tls_certificate=str(certificates.server),
-        tls_key=str(certificates.server_key),
-        tls_client_ca=str(certificates.ca),
-        admin_token_file=str(token_file),
-    )
-    with TritonServer(repository, settings=settings) as server:
+    folder = tmp_path_factory.mktemp("server_guarded")
+    write_model(folder / "repository", "add_one", add_one())
+    with TritonServer(folder / "repository", settings=guard(certificates, folder / "token")) as server:
         yield server
 
 
@@ -107,11 +85,11 @@ def test_http_is_guarded_likewise(guarded: TritonServer) -> None:
 
 
 def test_the_command_takes_the_token(
-    guarded: TritonServer, certificates: Certificates, token_file: Path, capsys: pytest.CaptureFixture[str]
+    guarded: TritonServer, certificates: Certificates, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trusted = ["--ca", str(certificates.ca), "--certificate", str(certificates.client)]
     command = ["health", "--url", guarded.grpc_url, *trusted, "--key", str(certificates.client_key)]
-    assert query([*command, "--admin-token-file", str(token_file)]) == 0
+    assert query([*command, "--admin-token-file", str(guarded.settings.admin_token_file)]) == 0
     assert "add_one" in capsys.readouterr().out
 
 
@@ -126,13 +104,8 @@ def test_the_command_takes_the_token(
     ],
 )
 def test_what_cannot_guard_is_refused(
-    certificates: Certificates, token_file: Path, changes: dict[str, str | None], message: str
+    certificates: Certificates, tmp_path: Path, changes: dict[str, str | None], message: str
 ) -> None:
-    whole = {
-        "tls_certificate": str(certificates.server),
-        "tls_key": str(certificates.server_key),
-        "tls_client_ca": str(certificates.ca),
-        "admin_token_file": str(token_file),
-    }
+    whole = guard(certificates, tmp_path / "token")
     with pytest.raises(SettingsError, match=message):
-        Settings(**(whole | changes))  # type: ignore[arg-type]
+        replace(whole, **changes)  # type: ignore[arg-type]

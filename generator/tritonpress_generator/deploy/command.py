@@ -6,9 +6,12 @@ from pathlib import PurePosixPath
 
 from tritonpress_server import Settings
 from tritonpress_server.launch import shared_options
+from tritonpress_server.settings import guard_options
 
+from tritonpress_generator.deploy.image import GUARDED
+from tritonpress_generator.deploy.image_files.guarded import PLACE
 from tritonpress_generator.deploy.served import Served
-from tritonpress_generator.deploy.settings import DRAIN_S, GRPC, HTTP, METRICS, STOP_S
+from tritonpress_generator.deploy.settings import DRAIN_S, GRPC, HTTP, METRICS, STOP_S, TOKEN_FILE
 
 MODELS = PurePosixPath("/models/repository")
 EXECUTION_ENV_CONFIG = "container"
@@ -18,11 +21,12 @@ _EXIT_S = 10
 """To unload the models, after what is in flight has been answered."""
 
 
-def command(served: Served, *, execution_env: bool) -> list[str]:
+def command(served: Served, *, execution_env: bool, guarded: bool) -> list[str]:
     """Returns the command: what `tritonpress-serve` runs on the same repository, and what production adds.
 
     Added are quantiles of latency among the metrics (Triton's histograms are of decoupled models alone) and, where they
-    are asked for, configs that name a packed environment.
+    are asked for, configs that name a packed environment. Where it is guarded, a small program comes before, which puts
+    the secret's token into its place.
     """
     ports = {"grpc": GRPC, "http": HTTP, "metrics": METRICS}
     settings = Settings(metrics_summaries=True, drain_s=STOP_S - DRAIN_S - _EXIT_S)
@@ -33,4 +37,5 @@ def command(served: Served, *, execution_env: bool) -> list[str]:
     if execution_env:
         added.append(f"--model-config-name={EXECUTION_ENV_CONFIG}")
     shared = shared_options(MODELS, host="0.0.0.0", ports=ports)
-    return ["tritonserver", *shared, *settings.arguments(served.repository, list(served.models)), *added]
+    line = ["tritonserver", *shared, *settings.arguments(served.repository, list(served.models)), *added]
+    return [*GUARDED, TOKEN_FILE, *line, *guard_options(PLACE)] if guarded else line

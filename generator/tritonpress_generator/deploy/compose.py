@@ -15,6 +15,7 @@ from tritonpress_generator.deploy.settings import (
     PROMETHEUS_IMAGE,
     PROXY_IMAGE,
     STOP_S,
+    TOKEN_FILE,
     USER,
     Settings,
 )
@@ -22,8 +23,8 @@ from tritonpress_generator.deploy.settings import (
 RULES = "/etc/prometheus/rules.yaml"
 _DASHBOARDS = "/etc/grafana/dashboards"
 _TLS_PORT = 8443
-SECRETS = ("tls.crt", "tls.key", "grafana_admin_password")
-"""Files that the operator puts into `secrets/`."""
+_SECRETS = ("tls.crt", "tls.key", "grafana_admin_password")
+_TOKEN = "admin_token"
 
 # Whoever can ask the proxy can neither load models, nor map shared memory, nor change what is logged and traced.
 _MODEL = r"models/[A-Za-z0-9_][A-Za-z0-9._-]*(/versions/[0-9]+)?"
@@ -48,8 +49,13 @@ def compose(served: Served, settings: Settings, *, image: str, repository: str) 
             "grafana": _grafana(settings),
         },
         "volumes": {"prometheus": {}, "grafana": {}},
-        "secrets": {name.replace(".", "_"): {"file": f"./secrets/{name}"} for name in SECRETS},
+        "secrets": {name.replace(".", "_"): {"file": f"./secrets/{name}"} for name in secrets(settings)},
     }
+
+
+def secrets(settings: Settings) -> list[str]:
+    """Returns the names of the files that the operator puts into `secrets/`."""
+    return [*_SECRETS, _TOKEN] if settings.guarded else list(_SECRETS)
 
 
 def proxy_config() -> dict[str, Any]:
@@ -107,6 +113,7 @@ def _triton(served: Served, settings: Settings, image: str, repository: str) -> 
         "build": {"context": "../image"},
         # Triton unpacks an environment there, and maps its libraries.
         **({"tmpfs": ["/tmp:exec"]} if settings.execution_env else {}),
+        **({"secrets": [{"source": _TOKEN, "target": TOKEN_FILE}]} if settings.guarded else {}),
         # Through an init process, since Triton's Python stubs are its children.
         "init": True,
         "shm_size": f"{served.shared_memory_mib}mb",

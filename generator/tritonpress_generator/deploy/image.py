@@ -18,6 +18,8 @@ _HOME = "/opt/tritonpress"
 PYTHON = f"{_HOME}/python"
 """Where the image has its packages."""
 HEALTHCHECK = ["python3", f"{_HOME}/healthcheck.py", str(HTTP)]
+GUARDED = ["python3", f"{_HOME}/guarded.py"]
+"""The program of the image that puts a secret's token into a command."""
 UNPACK = ["python3", "-m", "tritonpress_generator.packing"]
 """The command of the image that unpacks and verifies a bundle."""
 
@@ -51,6 +53,8 @@ def files(
         "Dockerfile": _dockerfile(release, command, bool(locked), settings),
         "healthcheck.py": _PACKAGE / "deploy" / "image_files" / "healthcheck.py",
     }
+    if settings.guarded:
+        context["guarded.py"] = _PACKAGE / "deploy" / "image_files" / "guarded.py"
     if locked:
         context["requirements.txt"] = requirements.text(locked)
     if settings.bundle:
@@ -86,6 +90,8 @@ def _dockerfile(release: str, command: Sequence[str], has_packages: bool, settin
         lines.append(f"COPY tritonpress_generator {PYTHON}/tritonpress_generator")
     if settings.execution_env:
         lines.append(f"COPY {Path(EXECUTION_ENV).name} {EXECUTION_ENV}")
+    if settings.guarded:
+        lines.append(f"COPY guarded.py {GUARDED[1]}")
     # A packed environment has packages of its own, perhaps of another Python.
     path = "" if settings.execution_env else f"PYTHONPATH={PYTHON} "
     return "\n".join(

@@ -17,6 +17,7 @@ from tritonpress_generator.deploy.settings import (
     METRICS,
     S3_IMAGE,
     STOP_S,
+    TOKEN_FILE,
     USER,
     Settings,
 )
@@ -25,6 +26,8 @@ CONTAINER = "triton"
 _PROBE_S = 5
 _BUNDLE = PurePosixPath("/bundle/model_repository.bundle")
 _FETCH_MIB = 512
+_TOKEN = "admin-token"
+_TOKEN_FOLDER = str(PurePosixPath(TOKEN_FILE).parent)
 # Of the gateway images: the command line of each cloud that copies one object into a file.
 _FETCH = {"s3": (S3_IMAGE, ["aws", "s3", "cp", "--only-show-errors"]), "gs": (GCS_IMAGE, ["gcloud", "storage", "cp"])}
 
@@ -39,6 +42,11 @@ def claim(settings: Settings) -> str:
     return f"{settings.name}-repository"
 
 
+def secret(settings: Settings) -> str:
+    """Returns the name of the secret that has the admin token as its key `token`."""
+    return f"{settings.name}-admin"
+
+
 def spec(served: Served, settings: Settings, *, image: str, command: Sequence[str]) -> dict[str, Any]:
     """Returns the pod's specification, without what depends on the kind of machine."""
     repository: dict[str, Any] = {"persistentVolumeClaim": {"claimName": claim(settings), "readOnly": True}}
@@ -48,6 +56,8 @@ def spec(served: Served, settings: Settings, *, image: str, command: Sequence[st
         repository = {"emptyDir": {}}
         init = [_fetch(settings.bundle), _unpack(image)]
         volumes = [{"name": "bundle", "emptyDir": {}}]
+    if settings.guarded:
+        volumes.append({"name": _TOKEN, "secret": _token_file(settings)})
     return {
         "serviceAccountName": settings.name,
         "automountServiceAccountToken": False,
@@ -96,6 +106,7 @@ def _triton(served: Served, settings: Settings, image: str, command: Sequence[st
             {"name": "repository", "mountPath": str(where), "readOnly": True},
             {"name": "tmp", "mountPath": "/tmp"},
             {"name": "shared-memory", "mountPath": "/dev/shm"},
+            *([{"name": _TOKEN, "mountPath": _TOKEN_FOLDER, "readOnly": True}] if settings.guarded else []),
         ],
         "startupProbe": {**_probe("ready"), "failureThreshold": startup_s(served) // _PROBE_S},
         "readinessProbe": {**_probe("ready"), "failureThreshold": 2},
@@ -103,6 +114,12 @@ def _triton(served: Served, settings: Settings, image: str, command: Sequence[st
         # Endpoints are taken back while the server still answers; then SIGTERM drains it.
         "lifecycle": {"preStop": {"sleep": {"seconds": DRAIN_S}}},
     }
+
+
+def _token_file(settings: Settings) -> dict[str, Any]:
+    """Returns the volume's source: a file that the pod's group can read."""
+    item = {"key": "token", "path": PurePosixPath(TOKEN_FILE).name}
+    return {"secretName": secret(settings), "items": [item], "defaultMode": 0o440}
 
 
 def _probe(state: str) -> dict[str, Any]:

@@ -14,6 +14,8 @@ USER = 10001
 """Who everything of ours runs as: nobody's number on a host."""
 EXECUTION_ENV = "/opt/tritonpress/execution_env.tar.gz"
 """Where the image has the packed environment of `--execution-env`."""
+TOKEN_FILE = "/run/tritonpress/admin_token"
+"""Where the container has the token that model control, statistics and shared memory are asked with."""
 DRAIN_S, STOP_S = 10, 60
 """How long balancers have to learn that a server goes, and how long it has in all."""
 
@@ -61,6 +63,8 @@ class Settings:
     """The part of a GPU that the overlay `mig` asks for."""
     execution_env: Path | None = None
     """A packed environment (conda-pack) for the Python steps, in place of packages in the image."""
+    guarded: bool = True
+    """Whether model control, statistics and shared memory are for those with a token alone."""
 
 
 def check(settings: Settings) -> None:
