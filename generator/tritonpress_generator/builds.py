@@ -201,7 +201,8 @@ def switch(
     folder = target if target.exists() else work / ensemble
     if not (folder / "1" / "README").exists():
         (folder / "1").mkdir(parents=True, exist_ok=True)
-        (folder / "1" / "README").write_text(_KEEP, encoding="utf-8")
+        # Not written in place: a link there would lead out of the repository.
+        replace(folder / "1" / "README", _KEEP, work)
     replace(folder / "config.pbtxt", config_text(config), work)
     if folder != target:
         # A folder that is new appears whole, and as a workload at once.

@@ -111,3 +111,13 @@ def test_a_message_keeps_its_remedy_however_long_a_value_it_repeats() -> None:
     assert len(said) <= SHOWN + 3
     assert said.startswith("name: must be short, got aaa")
     assert said.endswith("aaa ; take another")
+
+
+def test_a_link_in_the_version_folder_is_replaced_and_not_followed(model_repo: Path, tmp_path: Path) -> None:
+    readme = model_repo / NAME / "1" / "README"
+    readme.unlink()
+    readme.symlink_to(tmp_path / "outside")
+    switching.promote(model_repo, NAME, builds.served(model_repo, NAME))
+    assert readme.is_file()
+    assert not readme.is_symlink()
+    assert not (tmp_path / "outside").exists()
