@@ -32,7 +32,8 @@ from tritonpress_generator.tune.bench import bench
 from tritonpress_generator.tune.climb import Climb
 from tritonpress_generator.tune.knobs import Knob, Setting
 from tritonpress_generator.tune.load import Traffic
-from tritonpress_generator.tune.run import TuneConfig, tune
+from tritonpress_generator.tune.run import tune
+from tritonpress_generator.tune.session import TuneConfig
 from tritonpress_server import TritonServer
 
 ROOT = Path(__file__).parents[1]

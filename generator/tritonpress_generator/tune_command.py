@@ -46,7 +46,8 @@ def run(options: argparse.Namespace) -> None:
 
     from tritonpress_generator import builds
     from tritonpress_generator.tune import knobs, report, written
-    from tritonpress_generator.tune.run import TuneConfig, tune
+    from tritonpress_generator.tune.run import tune
+    from tritonpress_generator.tune.session import TuneConfig
 
     try:
         config = TuneConfig(

@@ -13,7 +13,7 @@ from tritonpress_generator.table import render
 from tritonpress_generator.tune.climb import Point, Tried
 from tritonpress_generator.tune.knobs import words
 from tritonpress_generator.tune.load import Measured
-from tritonpress_generator.tune.run import Found
+from tritonpress_generator.tune.session import Found
 
 _HEADER = ("configs", "requests/s", "p99 ms", "95 %", "mean batch", "because")
 

@@ -1,99 +1,28 @@
-"""A tuning from the repository to what was found: the search, and the best against the configs as they are, in turn."""
+"""A tuning from the repository to the configs that were found."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import tempfile
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tritonpress_client import Options, TritonpressError
-
 from tritonpress_generator import builds, repository
 from tritonpress_generator.build import processor
-from tritonpress_generator.errors import InputError, SloError
+from tritonpress_generator.errors import InputError
 from tritonpress_generator.journal import Journal
 from tritonpress_generator.plans import pending
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.tune import knobs as turning
-from tritonpress_generator.tune.bench import Bench, bench
-from tritonpress_generator.tune.climb import STEP, Climb, OverBudgetError, Point, Tried
-from tritonpress_generator.tune.knobs import Configs, Knob, Setting
-from tritonpress_generator.tune.load import Measured, Traffic
-
-ROUNDS = 3
-"""How often the best and the configs as they are are measured in turn at the end: a machine's speed drifts."""
-_CLOSING_SHARE = 0.3
-_OVERHEAD_S = 12.0
-"""What a measurement takes at least: loading, warm-up, the load, its evaluation."""
-
-
-@dataclass(frozen=True)
-class TuneConfig:
-    """What a tuning can be told."""
-
-    p99_ms: float
-    """The limit on the latency's 99th percentile."""
-    budget_minutes: float = 10.0
-    scenario: Path | None = None
-    """A load test's, whose requests are sent; default: the builds' golden requests."""
-    server: str | None = None
-    """`HOST:PORT` of a Triton that serves the repository and takes orders; default: an embedded one."""
-    connection: Options | None = None
-    """How that one is trusted."""
-    security: Sequence[str] = ()
-    """The arguments of `tritonpress-load` that say the same."""
-    cores: int | None = None
-    """Of the machine that serves; default: this one's."""
-    cache: bool = False
-    """Whether the response cache is tried."""
-
-    def check(self) -> None:
-        """Raises InputError for a value out of range."""
-        for name, value in (("--p99-ms", self.p99_ms), ("--budget-minutes", self.budget_minutes)):
-            if not (math.isfinite(value) and value > 0):
-                raise InputError(f"tune: {name} must be a number above 0, got {value:g}")
-        if self.cores is not None and self.cores < 1:
-            raise InputError(f"tune: --cores must be 1 or more, got {self.cores}")
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a tuning has found."""
-
-    limit_ms: float
-    traffic: str
-    """Whose requests they were."""
-    knobs: list[Knob]
-    first: Point | None
-    """The configs as they are; None where they keep the limit at no rate."""
-    best: Point
-    rounds: list[tuple[Measured | None, Measured]]
-    """The configs as they are, and the best, each at its rate, in turn."""
-    tried: list[Tried]
-    measured: list[tuple[Setting, Measured]]
-    """All measurements."""
-    complete: bool
-    """Whether nothing more was to be gained; else the time was over."""
-    minutes: float
-    changed: Configs
-    """By name; empty where nothing is better than what is there."""
-
-    @property
-    def confirmed(self) -> bool:
-        """Whether the best has kept the limit in most rounds."""
-        return sum(best.keeps(self.limit_ms) for _, best in self.rounds) * 2 > len(self.rounds)
-
-    @property
-    def gain(self) -> float | None:
-        """The best's rate over that of the configs as they are; None where those keep the limit at none."""
-        return None if self.first is None else self.best.rate_per_s / self.first.rate_per_s
+from tritonpress_generator.tune.bench import bench
+from tritonpress_generator.tune.climb import STEP
+from tritonpress_generator.tune.knobs import Configs, Knob
+from tritonpress_generator.tune.load import Traffic
+from tritonpress_generator.tune.session import Found, Session, TuneConfig
 
 
 def tune(path: Path, config: TuneConfig, work: Path, *, progress: Progress | None = None) -> Found:
@@ -140,7 +69,7 @@ def tune(path: Path, config: TuneConfig, work: Path, *, progress: Progress | Non
         journal = Journal(work / f"{_fingerprint(manifests, knobs, traffic, config)}.jsonl")
         say.stage("server")
         with bench(path, configs, knobs, server=config.server, options=config.connection, cache=config.cache) as served:
-            session = _Session(config, knobs, traffic, journal, served, say)
+            session = Session(config, knobs, traffic, journal, served, say)
             found = session.run()
     say.done()
     changed = turning.changed(configs, knobs, found.best.setting) if _better(found) else {}
@@ -190,138 +119,3 @@ def _fingerprint(manifests: Mapping[str, Any], knobs: Iterable[Knob], traffic: T
         "server": config.server or processor(),
     }
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
-
-
-class _Session:
-    """Measurements within a budget."""
-
-    def __init__(
-        self,
-        config: TuneConfig,
-        knobs: list[Knob],
-        traffic: Traffic,
-        journal: Journal,
-        served: Bench,
-        say: Progress,
-    ) -> None:
-        self._config, self._knobs, self._traffic = config, knobs, traffic
-        self._journal, self._bench, self._say = journal, served, say
-        self._began = time.monotonic()
-        self._measured: list[tuple[Setting, Measured]] = []
-
-    def run(self) -> Found:
-        now: Setting = {knob.key: knob.now for knob in self._knobs}
-        climb = Climb(self._measure, self._config.p99_ms, self._most(now))
-        climb.run(self._knobs)
-        if climb.best is None:
-            raise self._nothing(climb)
-        best, rounds = self._confirmed(climb.first, climb.best)
-        return Found(
-            limit_ms=self._config.p99_ms,
-            traffic=self._traffic.where,
-            knobs=self._knobs,
-            first=climb.first,
-            best=best,
-            rounds=rounds,
-            tried=climb.tried,
-            measured=self._measured,
-            complete=climb.complete,
-            minutes=self._spent_s / 60,
-            changed={},
-        )
-
-    @property
-    def _spent_s(self) -> float:
-        return time.monotonic() - self._began + self._journal.replayed_s
-
-    def _most(self, now: Setting) -> float:
-        """Returns what the configs as they are give at most, in requests/s."""
-
-        def compute() -> dict[str, Any]:
-            self._bench.serve(now)
-            return {"per_s": self._traffic.most(self._bench.url)}
-
-        most = float(self._known("most", {"what": "most"}, compute)["per_s"])
-        if not most:
-            raise InputError("tune: the server has answered no request; see its log")
-        return most
-
-    def _measure(self, setting: Setting, rate: float) -> Measured:
-        budget_s = self._config.budget_minutes * 60
-        key = f"{json.dumps(setting, sort_keys=True)} {rate:.6g}"
-        if self._journal.get(key) is None and self._spent_s + _OVERHEAD_S > budget_s * (1 - _CLOSING_SHARE):
-            if not self._measured:
-                raise InputError(
-                    f"tune: --budget-minutes {self._config.budget_minutes:g} is too short for one measurement, of "
-                    f"which each takes {_OVERHEAD_S:g} s and more; raise it"
-                )
-            raise OverBudgetError
-        return self._at(key, setting, rate, turning.words(self._knobs, setting))
-
-    def _at(self, key: str, setting: Setting, rate: float, words: str, *, longer: float = 1.0) -> Measured:
-        def compute() -> dict[str, Any]:
-            try:
-                self._bench.serve(setting)
-            except TritonpressError as exc:
-                return asdict(_refused(rate, str(exc)))
-            return asdict(self._traffic.at(self._bench.url, rate, self._config.p99_ms, longer=longer))
-
-        budget = f"{self._spent_s / 60:.1f} of {self._config.budget_minutes:g} min"
-        known = self._known(key, {"setting": dict(setting), "rate_per_s": rate}, compute, f"[{budget}] {words}")
-        measured = Measured(**{name: value for name, value in known.items() if name != "seconds"})
-        self._say.found(
-            f"{rate:.0f}/s, p99 {measured.p99_ms:.0f} ms, {'kept' if measured.keeps(self._config.p99_ms) else 'missed'}"
-        )
-        self._measured.append((setting, measured))
-        return measured
-
-    def _known(self, key: str, about: Mapping[str, Any], compute: Any, said: str = "warm-up") -> dict[str, Any]:
-        known = self._journal.get(key)
-        if known is None:
-            self._say.stage(said)
-            began = time.monotonic()
-            known = compute()
-            known["seconds"] = time.monotonic() - began
-            self._journal.put(key, about, known)
-        return known
-
-    def _confirmed(self, first: Point | None, best: Point) -> tuple[Point, list[tuple[Measured | None, Measured]]]:
-        """Returns the best, at a rate that it keeps in turn with the configs as they are, and those rounds.
-
-        What has won by chance is found out here: it is asked for less, once.
-        """
-        if first is not None and first.setting == best.setting:
-            return best, []
-        rounds = self._rounds(first, best)
-        if sum(at.keeps(self._config.p99_ms) for _, at in rounds) * 2 <= len(rounds):
-            lower = replace(best, kept=replace(best.kept, rate_per_s=best.rate_per_s / STEP), missed=best.kept)
-            if first is None or lower.rate_per_s > first.rate_per_s:
-                best, rounds = lower, self._rounds(first, lower)
-        return best, rounds
-
-    def _rounds(self, first: Point | None, best: Point) -> list[tuple[Measured | None, Measured]]:
-        rounds = []
-        for number in range(1, ROUNDS + 1):
-            before = None if first is None else self._round(number, "as it is", first)
-            rounds.append((before, self._round(number, "best", best)))
-        return rounds
-
-    def _round(self, number: int, which: str, point: Point) -> Measured:
-        key = f"round {number} {json.dumps(point.setting, sort_keys=True)} {point.rate_per_s:.6g}"
-        return self._at(key, point.setting, point.rate_per_s, f"round {number}, {which}")
-
-    def _nothing(self, climb: Climb) -> SloError:
-        at, setting = climb.nearest, climb.nearest_setting
-        if at is None or setting is None:
-            return SloError("tune: nothing was measured before the time was over; raise --budget-minutes")
-        tried = "no config does" if climb.complete else "no config did before the time was over"
-        return SloError(
-            f"p99 must stay within {self._config.p99_ms:g} ms, {tried}: the nearest is {at.p99_ms:.1f} ms at "
-            f"{at.rate_per_s:.3g} requests/s with {turning.words(self._knobs, setting)}, p50 {at.p50_ms:.1f} ms; what "
-            f"binds there is {at.binds}; raise --p99-ms, or compress more"
-        )
-
-
-def _refused(rate: float, why: str) -> Measured:
-    """Returns what stands for a setting that the server cannot load."""
-    return Measured(rate, math.inf, math.inf, math.inf, math.inf, 1.0, 0.0, f"the server, which refuses it: {why}", "")
