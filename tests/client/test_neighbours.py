@@ -10,7 +10,7 @@ import pytest
 from served_models import executed, write_models
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonpress_client import Recommender
-from tritonpress_server import TritonServer
+from tritonpress_server import Settings, TritonServer
 
 
 def malformed() -> service_pb2.ModelInferRequest:
@@ -27,7 +27,8 @@ def test_a_malformed_neighbour_costs_nothing_but_time(tmp_path: Path) -> None:
         # All that wait are taken at once.
         config.write_text(config.read_text() + "dynamic_batching { max_queue_delay_microseconds: 300000 }\n")
     with (
-        TritonServer(repository) as server,
+        # The malformed request stays in flight for Triton, which would wait for it at the end.
+        TritonServer(repository, settings=Settings(drain_s=1)) as server,
         Recommender(server.grpc_url) as recommender,
         grpc.insecure_channel(server.grpc_url) as channel,
         ThreadPoolExecutor(2) as pool,

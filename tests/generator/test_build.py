@@ -102,6 +102,7 @@ def test_new_build_writes_the_steps_that_changed(sources: Path, model_repo: Path
     assert repository.changed_files(model_repo, repository.read_manifest(model_repo, "recommendation")) == []
 
 
+@pytest.mark.slow
 def test_another_division_of_the_steps_replaces_all_of_them(sources: Path, model_repo: Path) -> None:
     serve = {"max_batch_size": 8, "max_length": 48, "lengths": "exact", "dynamic_batching": False}
     assert run("build", write_recipe(sources, serve=serve), "--out", model_repo, "--keep", "0") == 0

@@ -30,9 +30,9 @@ def recipe_for(folder: Path, *, graph: list[object], **settings: object) -> Path
 @pytest.mark.parametrize(
     ("settings", "graph", "types"),
     [
-        ({}, [], {TensorProto.FLOAT16}),
+        pytest.param({}, [], {TensorProto.FLOAT16}, marks=pytest.mark.slow),
         ({"provider": "tensorrt"}, [{"qdq": {"calibration": "min_max"}}], {TensorProto.FLOAT16, TensorProto.INT8}),
-        ({"precision": "fp32"}, ["fuse"], set()),
+        pytest.param({"precision": "fp32"}, ["fuse"], set(), marks=pytest.mark.slow),
     ],
 )
 def test_built_for_the_gpu_and_refused_without_one(

@@ -171,7 +171,7 @@ def test_the_fewest_parts_are_left_out_the_worst_first(costs: list[int], keep: f
         (["fuse", {"quantize": {"keep": 0.6}}], "onnxruntime"),
         pytest.param(["fuse", {"weight_only": {"bits": 4, "keep": 0.6}}], "onnxruntime", marks=pytest.mark.slow),
         pytest.param([{"qdq": {"keep": 0.6}}], "openvino", marks=pytest.mark.slow),
-        ([{"nncf": {"keep": 0.6, "samples": 16}}], "openvino"),
+        pytest.param([{"nncf": {"keep": 0.6, "samples": 16}}], "openvino", marks=pytest.mark.slow),
     ],
 )
 def test_a_build_measures_on_held_out_examples_until_they_change(

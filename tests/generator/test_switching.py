@@ -293,6 +293,7 @@ def test_a_server_that_polls_follows_the_files(model_repo: Path) -> None:
     assert set(load.seen) == {old, new}
 
 
+@pytest.mark.slow
 def test_a_server_takes_a_canary_and_gives_it_up(model_repo: Path) -> None:
     old, new = old_and_new(model_repo)
     steps = {build: {*m["steps"].values()} for build, m in builds.manifests(model_repo, NAME).items()}

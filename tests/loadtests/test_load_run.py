@@ -157,7 +157,9 @@ def _start(scenario: Path, server: TritonServer, out: Path) -> subprocess.Popen[
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM], ids=lambda number: number.name
+)
 def test_an_interrupted_run_keeps_what_it_has(folder: Path, tiny_server: TritonServer, number: signal.Signals) -> None:
     stages = [{"users": 1, "duration_s": 0.5}, {"users": 2, "duration_s": 60}, {"users": 3, "duration_s": 60}]
     with _start(write_scenario(folder, stages=stages, warm_up_s=0), tiny_server, folder / "out") as process:
