@@ -21,7 +21,11 @@ svg .axis { stroke: var(--line); } .limit { stroke: var(--reference); stroke-das
 .reference { fill: var(--reference); fill-opacity: .8; } circle:hover { fill-opacity: 1; stroke: var(--text); }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; } td, th { padding: .3rem .7rem; text-align: right; }
 th { color: var(--soft); font-weight: 600; } tr + tr { border-top: 1px solid var(--line); }
-td:nth-child(2), th:nth-child(2), td:last-child { text-align: left; }
+td:nth-child(2), th:nth-child(2), td:last-child, th:last-child { text-align: left; }
+td:not(:nth-child(2)):not(:last-child) { white-space: nowrap; } td:nth-child(2), td:last-child { min-width: 12rem; }
+figure { margin: 1rem 0; } .interval { stroke: var(--soft); }
+.curve { fill: none; stroke-width: 1.5; }
+.curve.front { stroke: var(--front); } .curve.reference { stroke: var(--reference); }
 """
 
 

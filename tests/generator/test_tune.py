@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,11 @@ from tritonpress_generator import builds, cli, switching
 from tritonpress_generator.build import build
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.tune import knobs as turning
-from tritonpress_generator.tune import written
-from tritonpress_generator.tune.climb import STEP, Climb, OverBudgetError
+from tritonpress_generator.tune import report, written
+from tritonpress_generator.tune.climb import STEP, Climb, OverBudgetError, Point, Tried
 from tritonpress_generator.tune.knobs import Knob, Setting, Value
 from tritonpress_generator.tune.load import Measured, Traffic
+from tritonpress_generator.tune.session import Found
 from tritonpress_generator.verify import verify
 
 LIMIT_MS = 100.0
@@ -208,6 +211,34 @@ def test_writes_a_build_beside_the_one_that_serves_which_the_recipe_would_write_
     path.write_text(yaml.safe_dump({**recipe, "folder": str(tiny_sources)}), encoding="utf-8")
     again = build(path, tmp_path / "again").manifest
     assert again["build"] == new
+
+
+def test_says_what_decided_and_draws_it(tmp_path: Path) -> None:
+    knob = Knob("w", "model", "instances", ("w_model",), (1, 2), ((1, 2), (2, 1), (3, 1)))
+
+    def at(rate: float, p99_ms: float) -> Measured:
+        return Measured(rate, p99_ms, 0.9 * p99_ms, 1.1 * p99_ms, p99_ms / 3, 0.0, 1.5, "the CPU", "")
+
+    refused = Measured(202.0, math.inf, math.inf, math.inf, math.inf, 1.0, 0.0, "the server, which refuses it: no", "")
+    now, two, three = ({knob.key: value} for value in knob.values)
+    first, best = Point(now, at(140, 88), at(147, 121)), Point(two, at(192, 93), at(202, 140))
+    tried = [Tried(knob, two, best, best.kept), Tried(knob, three, None, refused)]
+    measured = [(now, first.kept), (two, best.kept), (two, at(202, 140)), (three, refused)]
+    found = Found(100.0, "L", [knob], first, best, [(first.kept, best.kept)] * 3, tried, measured, True, 7.5, {})
+    said = "\n".join(report.summary(found))
+    assert "better: kept, and missed at 202/s (140 ms)" in said
+    assert "the server, which refuses it: no" in said
+    assert "192/s within 100 ms, 1.37 × as it is; confirmed in 3 rounds in turn: p99 93.0 to 93.0 ms" in said
+    unconfirmed = replace(found, rounds=[(first.kept, at(192, 130))] * 3, complete=False)
+    said = "\n".join(report.summary(unconfirmed))
+    assert "not confirmed in 3 rounds" in said and "with more --budget-minutes goes on" in said
+    report.write(found, tmp_path / "report.html", {"w": ["serve: {}"]})
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    # What could not be served has no place in the plot.
+    assert page.count("<circle") == 3
+    assert page.count("<polyline") == 2
+    assert "inf" not in page.replace("info", "")
+    assert json.dumps(report.manifest_entry(found))
 
 
 def test_reads_a_scenario_and_refuses_what_is_none(tmp_path: Path) -> None:

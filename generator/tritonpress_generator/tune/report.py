@@ -10,7 +10,7 @@ from typing import Any
 from tritonpress_generator import page
 from tritonpress_generator.page import BOTTOM, EDGE, HEIGHT, LEFT, WIDTH, Axis
 from tritonpress_generator.table import render
-from tritonpress_generator.tune.climb import Point, Tried
+from tritonpress_generator.tune.climb import STEP, Point, Tried
 from tritonpress_generator.tune.knobs import words
 from tritonpress_generator.tune.load import Measured
 from tritonpress_generator.tune.session import Found
@@ -50,7 +50,7 @@ def _why(tried: Tried, limit_ms: float) -> str:
     if math.isinf(tried.at.p99_ms):
         return tried.at.binds
     if tried.at.p99_ms > limit_ms:
-        return "misses the limit at a rate that is not even much above the best"
+        return f"misses the limit at {STEP - 1:.0%} more than the best before it"
     return f"{tried.at.failed:.1%} of the requests failed"
 
 
@@ -121,7 +121,8 @@ def _plot(found: Found) -> str:
     horizontal = Axis([at.rate_per_s for _, at in shown], LEFT, WIDTH - EDGE)
     vertical = Axis([0.0, *(min(at.p99_ms, top) for _, at in shown), found.limit_ms], HEIGHT - BOTTOM, EDGE)
     limit = vertical(found.limit_ms)
-    marks = []
+    marks: list[str] = []
+    curves: dict[str, list[tuple[float, float]]] = {"reference": [], "front": []}
     for setting, at in shown:
         kind = "other"
         if setting == found.best.setting:
@@ -129,12 +130,17 @@ def _plot(found: Found) -> str:
         elif found.first is not None and setting == found.first.setting:
             kind = "reference"
         x, y = horizontal(at.rate_per_s), vertical(min(at.p99_ms, top))
+        if kind in curves:
+            curves[kind].append((x, y))
         low, high = (vertical(min(value, top)) for value in (at.low_ms, at.high_ms))
         said = f"{words(found.knobs, setting)}: {at.rate_per_s:.0f}/s, p99 {at.p99_ms:.1f} ms"
         marks.append(
-            f"<line class='axis' x1='{x:.1f}' x2='{x:.1f}' y1='{low:.1f}' y2='{high:.1f}'/>"
+            f"<line class='interval' x1='{x:.1f}' x2='{x:.1f}' y1='{low:.1f}' y2='{high:.1f}'/>"
             f"<circle class='{kind}' cx='{x:.1f}' cy='{y:.1f}' r='5'><title>{escape(said)}</title></circle>"
         )
+    for kind, points in curves.items():
+        places = " ".join(f"{x:.1f},{y:.1f}" for x, y in sorted(points))
+        marks.insert(0, f"<polyline class='curve {kind}' points='{places}'/>")
     ticks = page.ticks(horizontal, vertical)
     return (
         f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img' aria-label='p99 against rate'>{ticks}"
