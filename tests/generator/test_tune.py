@@ -289,6 +289,18 @@ def test_refuses_files_that_have_changed(tuned: Path, tmp_path: Path, capsys: py
     assert f"{step}/config.pbtxt has changed" in capsys.readouterr().err
 
 
+def test_refuses_a_build_that_could_not_be_switched(
+    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (name,) = builds.workloads(tuned)
+    path = tuned / name / f"manifest.{builds.served(tuned, name)}.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    del manifest["ensemble"]
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    assert cli.main(["tune", str(tuned), "--p99-ms", "50", "--work", str(tmp_path / "work")]) == 2
+    assert "builds cannot be switched; build it again" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_tunes_under_load_and_goes_on_where_it_was(
     tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

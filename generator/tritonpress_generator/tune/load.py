@@ -53,7 +53,16 @@ class Measured:
 
     def keeps(self, limit_ms: float) -> bool:
         """Says whether p99 is within the limit."""
-        return not self.bottleneck and self.failed <= _FAILED_SHARE and self.p99_ms <= limit_ms
+        return not self.fault and self.p99_ms <= limit_ms
+
+    @property
+    def fault(self) -> str:
+        """Why the limit is not kept whatever p99 is; empty if nothing but p99 decides."""
+        if math.isinf(self.p99_ms):
+            return self.binds
+        if self.bottleneck:
+            return f"the load generator {self.bottleneck}"
+        return f"{self.failed:.1%} of the requests failed" if self.failed > _FAILED_SHARE else ""
 
     def undecided(self, limit_ms: float) -> bool:
         """Says whether p99's interval has the limit in it, so that a longer run could say something else."""

@@ -26,7 +26,7 @@ def rows(found: Found) -> list[list[str]]:
         lines.append(["as it is", *_figures(found.first.kept), _ends(found.first)])
     for tried in found.tried:
         name = words(found.knobs, tried.setting, than=now)
-        lines.append([name, *_figures(tried.at), _why(tried, found.limit_ms)])
+        lines.append([name, *_figures(tried.at), _why(tried)])
     return lines
 
 
@@ -42,16 +42,10 @@ def _ends(point: Point) -> str:
     return f"kept, and missed at {point.missed.rate_per_s:.0f}/s ({point.missed.p99_ms:.0f} ms)"
 
 
-def _why(tried: Tried, limit_ms: float) -> str:
+def _why(tried: Tried) -> str:
     if tried.point is not None:
         return f"better: {_ends(tried.point)}"
-    if tried.at.bottleneck:
-        return f"the load generator {tried.at.bottleneck}"
-    if math.isinf(tried.at.p99_ms):
-        return tried.at.binds
-    if tried.at.p99_ms > limit_ms:
-        return f"misses the limit at {STEP - 1:.0%} more than the best before it"
-    return f"{tried.at.failed:.1%} of the requests failed"
+    return tried.at.fault or f"misses the limit at {STEP - 1:.0%} more than the best before it"
 
 
 def summary(found: Found) -> list[str]:

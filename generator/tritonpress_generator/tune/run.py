@@ -85,6 +85,8 @@ def _manifest(path: Path, name: str) -> dict[str, Any]:
     manifest = repository.read_manifest(path, name)
     if problems := repository.changed_files(path, manifest):
         raise InputError(f"{name}: {'; '.join(problems)}; the manifest says otherwise: build it again")
+    if "ensemble" not in manifest:
+        raise InputError(f"{name}: is of a version whose builds cannot be switched; build it again, and tune that")
     if missing := pending.missing(path, manifest):
         raise InputError(f"{name}: its plan is pending; run {missing[0]} on a machine with the GPU, and tune there")
     return manifest
