@@ -146,7 +146,7 @@ def _in_turn(
     rates: dict[str, list[float]] = {which: [] for which in settings}
     with bench(arguments.repository, configs, knobs) as served:
 
-        def measure(setting: Setting, rate: float) -> Any:
+        def measure(setting: Setting, rate: float, before: int) -> Any:
             return traffic.at(served.url, rate, arguments.p99_ms)
 
         guess = 0.0

@@ -8,6 +8,7 @@ rate whose 99th percentile stays within the limit.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -57,12 +58,13 @@ class Climb:
     """The search in hand; what it has found so far is there at every moment, also when it runs out of time.
 
     Attributes:
-        measure: Returns what a setting gives at a rate; raises `OverBudgetError` when there is no time for it.
+        measure: Returns what a setting gives at a rate, asked so often before; raises `OverBudgetError` when there is
+            no time for it.
         limit_ms: The limit on p99.
         start: The rate at which the first setting is asked, 1/s: what it sustains at most, whatever the latency.
     """
 
-    measure: Callable[[Setting, float], Measured]
+    measure: Callable[[Setting, float, int], Measured]
     limit_ms: float
     start: float
     first: Point | None = None
@@ -74,6 +76,9 @@ class Climb:
     nearest_setting: Setting | None = None
     complete: bool = False
     """Whether no knob can be turned any more to gain; else the time was over."""
+    _raced: list[Setting] = field(default_factory=list)
+    """What has lost against the best as it is known now."""
+    _asked: Counter[tuple[str, float]] = field(default_factory=Counter)
 
     def run(self, knobs: Sequence[Knob]) -> None:
         """Searches until nothing is gained any more, or there is no time left."""
@@ -100,26 +105,46 @@ class Climb:
                         self.tried.append(Tried(knob, setting, self.best, at))
 
     def _round(self, knobs: Sequence[Knob]) -> bool:
-        """Turns each knob once; returns whether one of them gained."""
-        gained = False
+        """Turns each knob once; returns whether one of them gained, or the best is worth less than it was."""
+        changed = False
         for knob in knobs:
+            gained = False
             for value in knob.values:
                 if self.best is None:
                     return False
                 setting = {**self.best.setting, knob.key: value}
-                if any(other.setting == setting for other in self.tried) or setting == self.best.setting:
-                    continue
-                if self.first is not None and setting == self.first.setting:
-                    continue
-                gained |= self._race(knob, setting, self.best.rate_per_s)
-        return gained
+                if setting != self.best.setting and setting not in self._raced:
+                    gained |= self._race(knob, setting, self.best.rate_per_s)
+            if not gained and self.best is not None:
+                changed |= self._drifted(self.best)
+            changed |= gained
+        return changed
+
+    def _drifted(self, best: Point) -> bool:
+        """Measures the best once more where nothing has beaten it; returns whether it is worth less than it was.
+
+        A machine that slows down, or a lucky measurement, would let it win for ever.
+        """
+        if not self._raced or self._at(best.setting, best.rate_per_s).keeps(self.limit_ms):
+            return False
+        again = self._at(best.setting, best.rate_per_s)
+        if again.keeps(self.limit_ms):
+            return False
+        self.best = self._breakpoint(best.setting, best.rate_per_s * _DOWN, again) or best
+        if self.first is not None and self.first.setting == best.setting:
+            self.first = self.best
+        self._raced = []
+        return self.best is not best
 
     def _race(self, knob: Knob, setting: Setting, rate: float) -> bool:
         """Holds a setting to more than the best gives; returns whether it is the best now."""
-        at = self.measure(setting, rate * STEP)
+        at = self._at(setting, rate * STEP)
         if not at.keeps(self.limit_ms):
+            self._raced.append(setting)
             self.tried.append(Tried(knob, setting, None, at))
             return False
+        if self.best is not None:
+            self._raced.append(self.best.setting)
         self.best = self._highest(setting, at)
         self.tried.append(Tried(knob, setting, self.best, self.best.kept))
         return True
@@ -129,7 +154,7 @@ class Climb:
         try:
             while missed is None or missed.rate_per_s / kept.rate_per_s > STEP * 1.001:
                 between = kept.rate_per_s * _STRIDE if missed is None else (missed.rate_per_s * kept.rate_per_s) ** 0.5
-                at = self.measure(setting, between)
+                at = self._at(setting, between)
                 if at.keeps(self.limit_ms):
                     kept = at
                 else:
@@ -139,14 +164,19 @@ class Climb:
             pass
         return Point(setting, kept, missed)
 
-    def _breakpoint(self, setting: Setting, rate: float) -> Point | None:
-        """Returns the highest rate that is kept, from any; None if even a low one is not."""
-        missed: Measured | None = None
+    def _breakpoint(self, setting: Setting, rate: float, missed: Measured | None = None) -> Point | None:
+        """Returns the highest rate that is kept, from any, below one that is not; None if even a low one is not."""
         while rate >= self.start * _LOWEST_SHARE * 0.999:
-            at = self.measure(setting, rate)
+            at = self._at(setting, rate)
             if at.keeps(self.limit_ms):
                 return self._highest(setting, at, missed)
             if self.nearest is None or at.p99_ms < self.nearest.p99_ms:
                 self.nearest, self.nearest_setting = at, setting
             missed, rate = at, rate * _DOWN
         return None
+
+    def _at(self, setting: Setting, rate: float) -> Measured:
+        """Measures, and says how often the same was measured before."""
+        place = str(sorted(setting.items())), rate
+        self._asked[place] += 1
+        return self.measure(setting, rate, self._asked[place] - 1)

@@ -150,9 +150,9 @@ class Session:
             raise InputError("tune: the server has answered no request; see its log")
         return most
 
-    def _measure(self, setting: Setting, rate: float) -> Measured:
+    def _measure(self, setting: Setting, rate: float, before: int) -> Measured:
         budget_s = self._config.budget_minutes * 60
-        key = f"{json.dumps(setting, sort_keys=True)} {rate:.6g}"
+        key = f"{json.dumps(setting, sort_keys=True)} {rate:.6g}" + (f" again {before}" if before else "")
         if self._journal.get(key) is None and self._spent_s + _OVERHEAD_S > budget_s * (1 - _CLOSING_SHARE):
             if not self._measured:
                 raise InputError(
