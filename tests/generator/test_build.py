@@ -264,6 +264,7 @@ def test_changed_file_fails_verification(model_repo: Path, capsys: pytest.Captur
     assert f"{file} has changed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_building_again_mends_a_changed_file(sources: Path, model_repo: Path) -> None:
     manifest = repository.read_manifest(model_repo, "recommendation")
     file = next(name for name in manifest["files"] if name.endswith("model.onnx"))

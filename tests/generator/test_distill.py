@@ -154,6 +154,7 @@ def test_nothing_to_learn_from_is_refused(tmp_path: Path, capsys: pytest.Capture
     assert "must learn from outputs, hidden, relations or labels" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_build_mends_and_serves(tmp_path: Path, trained: Any) -> None:
     task = "recommendation"
     recipe = trained(task, tmp_path)

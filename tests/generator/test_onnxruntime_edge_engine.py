@@ -46,7 +46,9 @@ def domains(folder: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("task", "steps", "lengths", "graph"),
     [
-        ("classification", "single", "exact", ["fuse", {"fixed_point": {"bits": 16}}]),
+        pytest.param(
+            "classification", "single", "exact", ["fuse", {"fixed_point": {"bits": 16}}], marks=pytest.mark.slow
+        ),
         pytest.param("classification", "ensemble", [16, 48], ["fuse", "quantize"], marks=pytest.mark.slow),
         pytest.param(
             "question_answering",

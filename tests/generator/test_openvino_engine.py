@@ -31,7 +31,7 @@ def recipe_for(folder: Path, task: str = "classification", **serve: object) -> P
     [
         pytest.param("classification", "single", "exact", marks=pytest.mark.slow),
         pytest.param("classification", "ensemble", [16, 48], marks=pytest.mark.slow),
-        ("question_answering", "scripting", "exact"),
+        pytest.param("question_answering", "scripting", "exact", marks=pytest.mark.slow),
     ],
 )
 def test_built_and_verified(

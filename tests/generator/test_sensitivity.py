@@ -168,7 +168,7 @@ def test_the_fewest_parts_are_left_out_the_worst_first(costs: list[int], keep: f
 @pytest.mark.parametrize(
     ("graph", "engine"),
     [
-        (["fuse", {"quantize": {"keep": 0.6}}], "onnxruntime"),
+        pytest.param(["fuse", {"quantize": {"keep": 0.6}}], "onnxruntime", marks=pytest.mark.slow),
         pytest.param(["fuse", {"weight_only": {"bits": 4, "keep": 0.6}}], "onnxruntime", marks=pytest.mark.slow),
         pytest.param([{"qdq": {"keep": 0.6}}], "openvino", marks=pytest.mark.slow),
         pytest.param([{"nncf": {"keep": 0.6, "samples": 16}}], "openvino", marks=pytest.mark.slow),

@@ -36,7 +36,11 @@ def other_clock() -> str:
 
 @pytest.mark.usefixtures("python3")
 @pytest.mark.parametrize(
-    "stage", [{"rate_per_s": 40, "duration_s": 2, "arrivals": "constant"}, {"users": 4, "duration_s": 2}]
+    "stage",
+    [
+        {"rate_per_s": 40, "duration_s": 2, "arrivals": "constant"},
+        pytest.param({"users": 4, "duration_s": 2}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_host_with_another_clock_begins_with_the_others(
     folder: Path, tiny_server: TritonServer, stage: dict[str, object]
