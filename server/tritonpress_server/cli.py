@@ -1,6 +1,7 @@
 """`tritonpress-serve`: a model repository on the embedded Triton, in the foreground."""
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = server.wait()
             log = server.log_tail()
     except KeyboardInterrupt:
-        print("stopped", flush=True)
+        _say("stopped")
         return DONE
     except (ModelRepositoryError, PortInUseError, ServerNotInstalledError, SettingsError) as error:
         print(f"tritonpress-serve: {error}", file=sys.stderr)
@@ -60,8 +61,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _announce(server: TritonServer) -> None:
     endpoints = f"grpc {server.grpc_url}  http {server.http_url}  metrics {server.metrics_url}"
     for name, version in server.served_models():
-        print(f"serving {name} (version {version})  {endpoints}", flush=True)
-    print("ready; Ctrl-C drains and stops", flush=True)
+        _say(f"serving {name} (version {version})  {endpoints}")
+    _say("ready; Ctrl-C drains and stops")
+
+
+def _say(line: str) -> None:
+    """Prints a line, and goes on where nobody reads any more, also when the interpreter flushes at its end."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -26,6 +26,18 @@ def test_serves_until_it_is_told_to_stop(repository: Path, number: signal.Signal
     assert (process.returncode, out, err) == (0, "stopped\n", "")
 
 
+def test_drains_as_well_where_nobody_reads_any_more(repository: Path) -> None:
+    command = [*COMMAND, str(repository), *FREE_PORTS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        while not process.stdout.readline().startswith("ready"):
+            assert process.poll() is None
+        process.stdout.close()
+        process.send_signal(signal.SIGTERM)
+        said = process.stderr.read()
+    assert (process.returncode, said) == (0, "")
+
+
 def test_triton_that_ends_by_itself_gives_status_1(repository: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with subprocess.Popen(
