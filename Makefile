@@ -20,9 +20,11 @@ demo: .venv/installed
 	@$(RUN) python loadtests/demo.py
 
 # Two workers for two cores: with a thread each they take half the time that they take in each other's way. In the order
-# of the folders the short files come last, and neither worker is left alone with a long one.
+# of the folders the short files come last, and neither worker is left alone with a long one. A test that hangs says
+# where, and fails; one that ends its worker ends the run, as pytest-xdist 3.8 may wait for ever else.
 test: .venv/installed
-	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu'
+	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu' \
+		-o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true --max-worker-restart 0
 
 test-slow: .venv/installed
 	@$(RUN) python -m pytest -m slow

@@ -17,15 +17,13 @@ from typing import Any, Protocol
 import yaml
 from backports import zstd
 from mutations import changed_tree, json_bytes, spoilt, text_bytes, yaml_bytes
-from tritonpress_client import TritonpressError, request_files
+from tritonpress_client import TritonpressError
 from tritonpress_generator import builds, recipe, repository, switching, verify
 from tritonpress_generator.deploy import served
 from tritonpress_generator.errors import GeneratorError
 from tritonpress_generator.packing import bundle, coding
 from tritonpress_generator.packing.pack import pack
 from tritonpress_generator.packing.unpack import unpack
-from tritonpress_loadtests.errors import LoadTestError
-from tritonpress_loadtests.scenario import load_scenario
 from tritonpress_server import ServerError, Settings
 from tritonpress_server.launch import models_to_load
 
@@ -259,83 +257,5 @@ def _unpacked_whole(folder: Path) -> None:
             raise RuntimeError(f"unpacking has left {left}")
 
 
-class Scenarios:
-    """The shipped scenarios, and the files of queries that they name."""
-
-    name = "scenarios"
-    errors = (LoadTestError,)
-
-    def __init__(self, model_repo: Path) -> None:
-        self._cases = []
-        for path in sorted((ROOT / "loadtests" / "scenarios").glob("*.yaml")):
-            scenario = yaml.safe_load(path.read_text(encoding="utf-8"))
-            queries = {}
-            for request in scenario["requests"]:
-                source = path.parent / request["queries"]
-                request["queries"] = source.name
-                queries[source.name] = _beginning(source)
-            self._cases.append((scenario, queries))
-        self._cases[0][0]["requests"][0]["words"] = {"up_to": [5, 40], "shares": [0.5, 0.5]}
-        replay = {"rate_per_s": None, "arrivals": {"replay": {"file": "moments"}}, "duration_s": 3}
-        queries = self._cases[-1][1]
-        bursts = {"rate_per_s": 3, "arrivals": {"bursts": {"size": 2}}, "duration_s": 3}
-        day = {"rate_per_s": 3, "arrivals": {"day": {"hourly": [1, 2]}}, "duration_s": 3}
-        self._cases.append(
-            ({**self._cases[-1][0], "stages": [replay, bursts, day]}, {**queries, "moments": "0\n1.5\n"})
-        )
-
-    def case(self, chance: random.Random, folder: Path) -> Calls:
-        scenario, queries = chance.choice(self._cases)
-        changes_queries = chance.random() < 0.25
-        for name, content in queries.items():
-            data = content.encode()
-            if changes_queries:
-                data = (
-                    json_bytes(chance, json.loads(content)) if name.endswith(".json") else text_bytes(chance, content)
-                )
-            (folder / name).write_bytes(data)
-        text = yaml.safe_dump(scenario).encode() if changes_queries else yaml_bytes(chance, scenario)
-        (folder / "scenario.yaml").write_bytes(text)
-        yield "load", partial(load_scenario, folder / "scenario.yaml")
-
-
-def _beginning(path: Path) -> str:
-    """Returns a few of the records of a file of queries."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix != ".json":
-        return "".join(text.splitlines(keepends=True)[:9])
-    content = json.loads(text)
-    return json.dumps({**content, "data": [{**content["data"][0], "paragraphs": content["data"][0]["paragraphs"][:2]}]})
-
-
-class Requests:
-    """Files of requests of `tritonpress-query`."""
-
-    name = "requests"
-    errors = (TritonpressError,)
-
-    def __init__(self, model_repo: Path) -> None:
-        rows = [("Where?", "Here, in Berlin."), ('When "then"?', "a, b"), ("Wer?", "Fräulein 東京")]
-        self._texts = {
-            ".jsonl": "\n".join(json.dumps({"question": q, "context": c}) for q, c in rows),
-            ".csv": "question,context\n" + "\n".join('"' + q.replace('"', '""') + f'","{c}"' for q, c in rows),
-            ".txt": "\n".join(q for q, _ in rows),
-        }
-
-    def case(self, chance: random.Random, folder: Path) -> Calls:
-        suffix = chance.choice(list(self._texts))
-        path = folder / f"requests{suffix}"
-        text = self._texts[suffix]
-        if suffix == ".jsonl" and chance.random() < 0.5:
-            lines = [json_bytes(chance, json.loads(line)) for line in text.split("\n")]
-            path.write_bytes(b"\n".join(lines))
-        else:
-            path.write_bytes(text_bytes(chance, text))
-        if suffix != ".txt":
-            yield "read", partial(request_files.read_requests, path, "question", "context")
-        yield "requests", partial(request_files.requests, [], path, key="question")
-
-
-KINDS: dict[str, Callable[[Path], Kind]] = {
-    kind.name: kind for kind in (Recipes, Repositories, Bundles, Scenarios, Requests)
-}
+KINDS: dict[str, Callable[[Path], Kind]] = {kind.name: kind for kind in (Recipes, Repositories, Bundles)}
+"""What is built; `hostile_load_files.py` has what asks it."""

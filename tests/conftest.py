@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from at_once import AT_ONCE
 from certificates import Certificates, write_certificates
 from tiny_sources import TASKS, items, queries, write_checkpoint, write_jsonl, write_recipe, write_task
 from tritonpress_server.runtime import OUR_BACKENDS
@@ -45,7 +46,7 @@ def tiny_server(tiny_repository: Path) -> Iterator[object]:
     """The embedded Triton with the tiny repository."""
     from tritonpress_server import TritonServer
 
-    with TritonServer(tiny_repository) as server:
+    with TritonServer(tiny_repository, settings=AT_ONCE) as server:
         yield server
 
 
@@ -74,7 +75,7 @@ def task_server(
     repository = Path(shutil.copytree(tiny_repository, tmp_path_factory.mktemp("task_repository") / "model_repo"))
     for task in TASKS:
         build(task_sources / task / "recipe.yaml", repository)
-    with TritonServer(repository) as server:
+    with TritonServer(repository, settings=AT_ONCE) as server:
         yield server
 
 

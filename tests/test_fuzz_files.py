@@ -1,63 +1,71 @@
-"""A few of the hostile files of docs/fuzz_files.py: each is refused in one line, or taken."""
+"""A few of the hostile files of docs/fuzz_files.py: each is refused in one line, or taken.
+
+In a process of their own, as its hook, its limits and its timers are of a whole process.
+"""
 
 from __future__ import annotations
 
+import ast
+import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 DOCS = Path(__file__).parents[1] / "docs"
+KINDS = ("recipes", "repositories", "bundles", "scenarios", "requests", "results")
+MISBEHAVING = """
+import json, sys
+from pathlib import Path
+import fuzz_files
+
+fuzz_files.CPU_S = 0.1
+outside, work = map(Path, sys.argv[1:])
+
+def refuse():
+    raise ValueError("a\\nb")
+
+def endless():
+    while True:
+        pass
+
+class Misbehaving:
+    name, errors = "misbehaving", (ValueError,)
+
+    def case(self, chance, folder):
+        yield "another class", lambda: {}["a"]
+        yield "two lines", refuse
+        yield "outside", lambda: outside.write_text("a")
+        yield "inside", lambda: (folder / "a").write_text("a")
+        yield "endless", endless
+
+print(json.dumps(fuzz_files.fuzz(Misbehaving(), range(1), 0, work).failures))
+"""
 
 
-@pytest.mark.parametrize(
-    ("kind", "count"), [("recipes", 30), ("repositories", 20), ("bundles", 100), ("scenarios", 25), ("requests", 100)]
-)
-def test_hostile_files_are_refused_or_taken(
-    kind: str, count: int, tiny_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "path", [*sys.path, str(DOCS)])
-    from fuzz_files import fuzz
-    from hostile_files import KINDS
-
-    found = fuzz(KINDS[kind](tiny_repository), range(count), 1, tmp_path)
-    assert found.failures == []
-    assert sum(found.seen.values()) >= count
-    assert any(outcome.endswith("Error") for outcome in found.seen)
-    assert any(outcome.endswith("taken") for outcome in found.seen)
+def run(*arguments: str) -> str:
+    """Returns what a process prints that finds docs/."""
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=DOCS, capture_output=True, text=True, timeout=250, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
 
 
-def test_what_a_reader_may_not_do_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hostile_files_are_refused_or_taken(tiny_repository: Path) -> None:
+    lines = run("fuzz_files.py", str(tiny_repository), *KINDS, "--count", "40", "--seed", "1").splitlines()
+    assert [line.split(":")[0] for line in lines] == list(KINDS)
+    for line in lines:
+        seen = ast.literal_eval(line.partition(" s: ")[2])
+        assert sum(seen.values()) >= 40
+        assert any(outcome.endswith("Error") for outcome in seen)
+        assert any(outcome.endswith("taken") for outcome in seen)
+
+
+def test_what_a_reader_may_not_do_is_seen(tmp_path: Path) -> None:
     """So that the fuzzer itself is known to find something."""
-    monkeypatch.setattr(sys, "path", [*sys.path, str(DOCS)])
-    from collections.abc import Callable, Iterator
-    from random import Random
-
-    import fuzz_files
-
-    monkeypatch.setattr(fuzz_files, "CPU_S", 0.1)
-    outside = tmp_path / "outside"
-
-    class Misbehaving:
-        name, errors = "misbehaving", (ValueError,)
-
-        def case(self, chance: Random, folder: Path) -> Iterator[tuple[str, Callable[[], object]]]:
-            yield "another class", lambda: {}["a"]
-            yield "two lines", self._refuse
-            yield "outside", lambda: outside.write_text("a")
-            yield "inside", lambda: (folder / "a").write_text("a")
-            yield "endless", self._endless
-
-        def _refuse(self) -> None:
-            raise ValueError("a\nb")
-
-        def _endless(self) -> None:
-            while True:
-                pass
-
     (tmp_path / "work").mkdir()
-    found = fuzz_files.fuzz(Misbehaving(), range(1), 0, tmp_path / "work")
-    assert [failure.split(": ")[0] for failure in found.failures] == [
+    printed = run("-c", MISBEHAVING, str(tmp_path / "outside"), str(tmp_path / "work"))
+    failures = ast.literal_eval(printed)
+    assert [failure.split(": ")[0] for failure in failures] == [
         f"misbehaving 0 {what}" for what in ("another class", "two lines", "outside", "endless")
     ]
-    assert not outside.exists()
+    assert not (tmp_path / "outside").exists()

@@ -13,13 +13,13 @@ Array = NDArray[Any]
 Infer = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 
-def latency_ms(infer: Infer, feed: Mapping[str, Array], *, seconds: float = 1.0) -> float:
-    """Returns the median wall time of one call in ms, over about `seconds` of calls after a warm-up."""
+def latency_ms(infer: Infer, feed: Mapping[str, Array], *, seconds: float = 1.0, calls: int = 150) -> float:
+    """Returns the median wall time of one call in ms, over `seconds` or `calls` after a warm-up, what is less."""
     for _ in range(3):
         infer(feed)
     times: list[float] = []
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times) < 3:
+    while (time.perf_counter() < end and len(times) < calls) or len(times) < 3:
         start = time.perf_counter()
         infer(feed)
         times.append(time.perf_counter() - start)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from tritonpress_client.connection import Connection
-from tritonpress_server import TritonServer
+from tritonpress_server import Settings, TritonServer
 
 from tritonpress_generator import repository
 from tritonpress_generator.errors import InputError, VerificationError
@@ -34,7 +34,7 @@ def verify(path: Path) -> dict[str, int]:
             raise VerificationError(f"{name}: {'; '.join(problems)}; the manifest says otherwise: build it again")
         if missing := pending.missing(path, manifest):
             raise InputError(f"{name}: its plan is pending; run {missing[0]} on a machine with the GPU, then verify")
-    with TritonServer(path) as server:
+    with TritonServer(path, settings=Settings(drain_s=0)) as server:
         return {name: _replay(server.grpc_url, name, manifest) for name, manifest in manifests.items()}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from tritonpress_loadtests.errors import ScenarioError
 from tritonpress_loadtests.report import template
 from tritonpress_loadtests.results import Results
+from tritonpress_loadtests.results_file import ComparedRun, read_results
 
 _RESAMPLES = 2000
 _LEAST_WINDOWS = 5
@@ -24,18 +24,9 @@ def load_pair(before: Path, after: Path) -> tuple[Results, Results]:
     Raises:
         ScenarioError: One cannot be read, or they are not of the same stages.
     """
-    pair = []
-    for folder in (before, after):
-        path = folder / "results.json"
-        try:
-            pair.append(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as exc:
-            cause = exc.strerror if isinstance(exc, OSError) else exc
-            raise ScenarioError(
-                f"cannot read {path}: {cause}; give a folder that `tritonpress-load run` wrote"
-            ) from exc
-    labels = [[stage["label"] for stage in run.get("stages", [])] for run in pair]
-    if labels[0] != labels[1] or not labels[0]:
+    pair = [read_results(folder, ComparedRun) for folder in (before, after)]
+    labels = [[stage["label"] for stage in run["stages"]] for run in pair]
+    if labels[0] != labels[1]:
         raise ScenarioError(
             f"{before} and {after} are not of the same stages ({', '.join(labels[0])}; {', '.join(labels[1])});"
             " run one scenario twice"

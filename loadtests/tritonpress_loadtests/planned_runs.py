@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tritonpress_loadtests.errors import ScenarioError
 from tritonpress_loadtests.results import Results
+from tritonpress_loadtests.results_file import PlannedRun, read_results
 from tritonpress_loadtests.served_models import repository_sha256
 
 
@@ -14,21 +15,9 @@ def load_runs(folders: list[Path]) -> list[Results]:
     """Returns the runs' results.
 
     Raises:
-        ScenarioError: A folder holds none, or the runs are of different repositories, mixes or machines.
+        ScenarioError: A folder's cannot be read, or the runs are of different repositories, mixes or machines.
     """
-    runs = []
-    for folder in folders:
-        path = folder / "results.json"
-        try:
-            run = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as exc:
-            cause = exc.strerror if isinstance(exc, OSError) else exc
-            raise ScenarioError(
-                f"cannot read {path}: {cause}; give a folder that `tritonpress-load run` wrote"
-            ) from exc
-        if not isinstance(run, dict) or run.get("schema") != "tritonpress-load/3":
-            raise ScenarioError(f"{path} is of another version; run its scenario again with this one")
-        runs.append(run)
+    runs = [read_results(folder, PlannedRun) for folder in folders]
     for name, key in (("repositories", _repository), ("mixes of requests", _mix), ("machines", _machine)):
         kinds = {key(run) for run in runs}
         if len(kinds) > 1:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
+from at_once import AT_ONCE
 from proxy import Proxy
 from served_models import Served, write_models
 from tritonpress_client import Classifier, Connection, QuestionAnswering, Recommender
@@ -57,7 +58,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, 
     with ExitStack() as stack:
         for name in ("one", "two"):
             repository = write_models(folder / name, name)
-            server = stack.enter_context(TritonServer(repository, log_path=folder / f"{name}-triton.log"))
+            server = stack.enter_context(
+                TritonServer(repository, log_path=folder / f"{name}-triton.log", settings=AT_ONCE)
+            )
             served.append(Served(server, repository, name))
         yield served[0], served[1]
         for each in served:

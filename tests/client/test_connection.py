@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from at_once import AT_ONCE
 from tritonpress_client import (
     Connection,
     DeadlineExceededError,
@@ -181,7 +182,10 @@ def test_a_closed_connection_says_so(tiny_server: TritonServer) -> None:
 
 
 def test_models_are_loaded_and_unloaded(tiny_repository: Path) -> None:
-    with TritonServer(tiny_repository, models=[]) as server, Connection(server.grpc_url, timeout_s=60) as connection:
+    with (
+        TritonServer(tiny_repository, models=[], settings=AT_ONCE) as server,
+        Connection(server.grpc_url, timeout_s=60) as connection,
+    ):
         connection.load_model(MODEL)
         assert connection.ready(MODEL)
         assert connection.model_config(MODEL).parameters["build"].string_value

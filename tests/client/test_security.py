@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from at_once import AT_ONCE
 from certificates import Certificates
 from served_models import write_models
 from tritonpress_client import (
@@ -43,7 +44,7 @@ def guarded(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory
         f"--grpc-restricted-protocol=inference:gate={SECRET}",
     ]
     repository = write_models(folder / "repository", "guarded", instances=1)
-    with TritonServer(repository, log_path=folder / "log", extra_args=arguments) as server:
+    with TritonServer(repository, log_path=folder / "log", extra_args=arguments, settings=AT_ONCE) as server:
         yield server
         os.kill(server.pid, signal.SIGKILL)
 

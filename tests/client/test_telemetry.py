@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from at_once import AT_ONCE
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -72,7 +73,7 @@ def test_triton_goes_on_with_the_clients_trace(
     settings = ["mode=opentelemetry", f"opentelemetry,url={url}", "opentelemetry,bsp_schedule_delay=100", "rate=1"]
     arguments = [word for setting in [*settings, "level=TIMESTAMPS"] for word in ("--trace-config", setting)]
     repository = write_models(tmp_path / "traced", "traced", instances=1)
-    server = TritonServer(repository, log_path=tmp_path / "log", extra_args=arguments)
+    server = TritonServer(repository, log_path=tmp_path / "log", extra_args=arguments, settings=AT_ONCE)
     server.start()
     try:
         with Recommender(server.grpc_url, options=Options(observers=(tracing,))) as recommender:

@@ -33,10 +33,10 @@ def example(heading: str) -> str:
     return match[1]
 
 
-def run(command: list[str], server: TritonServer) -> str:
+def run(command: list[str], server: TritonServer, **environment: str) -> str:
     """Returns what a command prints that asks the server."""
-    environment = {**os.environ, "TRITON_HTTP": server.http_url}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    variables = {**os.environ, "TRITON_HTTP": server.http_url, **environment}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -100,6 +100,13 @@ def test_java(task_server: TritonServer, tmp_path: Path) -> None:
     (tmp_path / "Ask.java").write_text(example("Java"), encoding="utf-8")
     printed = run(["java", str(tmp_path / "Ask.java")], task_server)
     check_outputs([json.loads(line) for line in printed.splitlines()], task_server)
+
+
+@pytest.mark.skipif(shutil.which("go") is None, reason="Go is not installed")
+def test_go(task_server: TritonServer, tmp_path: Path) -> None:
+    (tmp_path / "ask.go").write_text(example("Go"), encoding="utf-8")
+    printed = run(["go", "run", str(tmp_path / "ask.go")], task_server, GOCACHE=str(tmp_path / "cache"))
+    check_outputs(concatenated(printed), task_server)
 
 
 def test_the_messages_of_grpcurl(task_server: TritonServer) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny_encoders as tiny
 import torch
+from at_once import AT_ONCE
 from tiny_training import change, material_of, write_training
 from tokenizers import Tokenizer
 from tritonpress_generator import cli, repository
@@ -165,5 +166,5 @@ def test_build_serves_the_cropped_model_with_its_tokenizer(task: str, tmp_path: 
         manifest["passes"]["crop"]["vocabulary"]
     }
     assert cli.main(["verify", str(out)]) == 0
-    with TritonServer(out) as server:
+    with TritonServer(out, settings=AT_ONCE) as server:
         assert cli.main(["evaluate", str(recipe), "--target", server.grpc_url, "--repository", str(out)]) == 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from at_once import AT_ONCE
 from tritonpress_client import Connection
 from tritonpress_generator import forms
 from tritonpress_generator import recipe as recipes
@@ -59,7 +60,7 @@ def answered(
     gate = recipe.gate.model_copy(update={"dataset": str(SETS[task][0])})
     workload = replace(shipped, data=recipe.task.module.load_data(replace(recipe, gate=gate)))
     answers = {"fp32": workload.answers(workload.baseline), "int8": workload.answers(form.infer(recipe.engine))}
-    with TritonServer(out) as server, Connection(server.grpc_url, timeout_s=60) as connection:
+    with TritonServer(out, settings=AT_ONCE) as server, Connection(server.grpc_url, timeout_s=60) as connection:
         answers["served"] = ask(connection, recipe.name, workload.data.inputs, batch=7)
     metrics = {name: workload.metrics(given) for name, given in answers.items()}
     print(task, metrics)

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 import yaml
+from at_once import AT_ONCE
 from onnx import TensorProto
 from tiny_encoders import asked, make, signature
 from tiny_sources import write_task
@@ -46,7 +47,7 @@ def test_built_for_the_gpu_and_refused_without_one(
     config = repository.read_config(path.parents[1])
     assert config.platform == "onnxruntime_onnx"
     assert config.instance_group[0].kind == pb.ModelInstanceGroup.KIND_GPU
-    with pytest.raises(ModelRepositoryError) as raised, TritonServer(tmp_path / "out"):
+    with pytest.raises(ModelRepositoryError) as raised, TritonServer(tmp_path / "out", settings=AT_ONCE):
         pass
     assert "classification_engine" in str(raised.value)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_encoders as tiny
 import torch
+from at_once import AT_ONCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_training import change, material_of, write_training
@@ -175,7 +176,7 @@ def test_build_serves_the_pruned_model(tmp_path: Path, trained: Any) -> None:
     assert [stage["stage"] for stage in manifest["stages"]] == ["torch FP32", "prune", "ONNX FP32", "fuse + quantize"]
     assert sum(manifest["passes"]["prune"]["heads"]) == 3
     assert cli.main(["verify", str(out)]) == 0
-    with TritonServer(out) as server:
+    with TritonServer(out, settings=AT_ONCE) as server:
         assert cli.main(["evaluate", str(recipe), "--target", server.grpc_url, "--repository", str(out)]) == 0
 
 

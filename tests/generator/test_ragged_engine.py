@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from at_once import AT_ONCE
 from google.protobuf import text_format
 from tiny_encoders import asked, make, pairs, signature
 from tritonclient.grpc import model_config_pb2 as pb
@@ -39,7 +40,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
     form.declare_outputs(config, GIVES)
     config.dynamic_batching.max_queue_delay_microseconds = 20_000
     (folder / "config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")
-    with TritonServer(repository) as server, Connection(server.grpc_url) as connection:
+    with TritonServer(repository, settings=AT_ONCE) as server, Connection(server.grpc_url) as connection:
         yield connection
 
 

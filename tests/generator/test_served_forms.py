@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from at_once import AT_ONCE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_sources import write_recipe
@@ -42,7 +43,7 @@ def url(tiny_sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         layout, form = workload.split("_")
         serve = {"max_batch_size": MAX_BATCH, "max_length": MAX_LENGTH, "lengths": FORMS[form], "steps": layout}
         build(write_recipe(sources, name=workload, serve=serve), out)
-    with TritonServer(out) as server:
+    with TritonServer(out, settings=AT_ONCE) as server:
         yield server.grpc_url
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from at_once import AT_ONCE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_sources import TASKS, write_task
@@ -68,7 +69,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
                 build(path, folder / "repository")
         loaded = Workload.load(recipes.load(path), Progress(shown=False))
         written[task], texts[task], answers[task] = path, loaded.data.inputs, loaded.answers(loaded.baseline)
-    with TritonServer(folder / "repository") as server:
+    with TritonServer(folder / "repository", settings=AT_ONCE) as server:
         yield Served(server.grpc_url, written, texts, answers)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from at_once import AT_ONCE
 from tritonpress_client import Recommender
 from tritonpress_client.connection import Connection
 from tritonpress_client.errors import InvalidInputError
@@ -24,7 +25,7 @@ RECIPE = Path(__file__).parents[2] / "generator" / "recipes" / "recommendation.y
 def manifest_and_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Any], str]]:
     out = tmp_path_factory.mktemp("shipped")
     manifest = build(RECIPE, out).manifest
-    with TritonServer(out) as server:
+    with TritonServer(out, settings=AT_ONCE) as server:
         yield manifest, server.grpc_url
 
 

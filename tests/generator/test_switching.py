@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from at_once import AT_ONCE
 from tiny_builds import write_other_sources
 from tritonpress_client import TritonpressError
 from tritonpress_client.connection import Connection
@@ -264,7 +265,7 @@ def test_a_switch_under_load_loses_and_mixes_nothing(model_repo: Path) -> None:
     old, new = old_and_new(model_repo)
     shutil.rmtree(model_repo / CANARY)  # so that the server has the new steps only when it is told
     steps = {build: {*m["steps"].values()} for build, m in builds.manifests(model_repo, NAME).items()}
-    with TritonServer(model_repo) as server:
+    with TritonServer(model_repo, settings=AT_ONCE) as server:
         assert {name for name, _ in server.served_models()} == {NAME, *steps[old]}
         with asked(server.grpc_url, model_repo) as load:
             wait_for(load, old)
@@ -299,7 +300,7 @@ def test_a_server_takes_a_canary_and_gives_it_up(model_repo: Path) -> None:
     steps = {build: {*m["steps"].values()} for build, m in builds.manifests(model_repo, NAME).items()}
     query = {"QUERY": np.array([[b"red"]], np.object_)}
     with (
-        TritonServer(model_repo, models=[NAME]) as server,
+        TritonServer(model_repo, models=[NAME], settings=AT_ONCE) as server,
         Connection(server.grpc_url, timeout_s=30) as connection,
     ):
         switching.bring_up(model_repo, NAME, canary=True, servers=switching.Servers([server.grpc_url]))
@@ -328,7 +329,7 @@ def test_a_server_that_cannot_load_a_build_is_left_as_it_was(
     entry = repository._entry(model_repo / file)
     manifest["files"][file] = entry
     (model_repo / NAME / f"manifest.{new}.json").write_text(json.dumps(manifest))
-    with TritonServer(model_repo) as server:
+    with TritonServer(model_repo, settings=AT_ONCE) as server:
         assert run("promote", model_repo, NAME, new, "--server", server.grpc_url) == 1
         error = capsys.readouterr().err
         assert step in error

@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx
 import pytest
+from at_once import AT_ONCE
 from onnx import TensorProto
 from tiny_sources import write_task
 from tritonclient.grpc import model_config_pb2 as pb
@@ -187,7 +188,7 @@ def test_plan_without_its_stamp_is_refused(copied: tuple[Path, Path], capsys: py
 
 def test_embedded_server_reads_the_config_and_wants_a_gpu(copied: tuple[Path, Path]) -> None:
     with_plan(copied[1])
-    with pytest.raises(ModelRepositoryError) as raised, TritonServer(copied[1]):
+    with pytest.raises(ModelRepositoryError) as raised, TritonServer(copied[1], settings=AT_ONCE):
         pass
     assert "classification_engine" in str(raised.value)
 
@@ -213,7 +214,7 @@ def test_server_is_gated_and_its_answers_recorded(
     out = Path(shutil.copytree(tiny_repository, tmp_path / "out"))
     recipe = tiny_repository.parent / "recipe.yaml"
     before = repository.read_manifest(out, "classification")
-    with TritonServer(out) as server:
+    with TritonServer(out, settings=AT_ONCE) as server:
         command = ["evaluate", str(recipe), "--target", server.grpc_url, "--repository", str(out), "--wait-s", "5"]
         assert cli.main(command) == 0
         after = repository.read_manifest(out, "classification")

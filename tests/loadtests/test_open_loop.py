@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from at_once import AT_ONCE
 from noop_model import write_noop
 from scenarios import write_noop_scenario as scenario
 from tritonpress_loadtests.run import RunOptions, run
@@ -21,7 +22,7 @@ from tritonpress_server import TritonServer
 @pytest.fixture(scope="module")
 def noop_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """A server of a model that does nothing."""
-    with TritonServer(write_noop(tmp_path_factory.mktemp("noop"))) as server:
+    with TritonServer(write_noop(tmp_path_factory.mktemp("noop")), settings=AT_ONCE) as server:
         yield server
 
 
@@ -50,7 +51,7 @@ def test_the_limit_in_flight_is_reported_and_leaves_nothing_out(tmp_path: Path) 
     repository = write_noop(tmp_path / "slow", delay_s=0.05, max_batch_size=1)
     stages = [{"rate_per_s": 60, "arrivals": "constant", "duration_s": 2}]
     path = scenario(tmp_path, stages=stages, max_in_flight=2, warm_up_s=0, timeout_s=20)
-    with TritonServer(repository) as server:
+    with TritonServer(repository, settings=AT_ONCE) as server:
         (stage,) = run(path, server.grpc_url, tmp_path / "out")["stages"]
     assert stage["requests"] == 120
     assert stage["most_in_flight"] == 2

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from at_once import AT_ONCE
 from onnx import helper
 from ragged_models import DELAYED, write_ragged_models
 from tiny_models import FP32, INT64, STRING, add_one, graph, write_model
@@ -92,5 +93,5 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     # What a generator leaves beside the models must not disturb Triton.
     (folder / "README.md").write_text("built here")
     (folder / ".staging" / "half").mkdir(parents=True)
-    with TritonServer(folder) as server:
+    with TritonServer(folder, settings=AT_ONCE) as server:
         yield server

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import openvino
 import pytest
+from at_once import AT_ONCE
 from tiny_models import CPU, add_one, executions, infer, write_model
 from tritonpress_server import ModelRepositoryError, TritonServer
 
@@ -29,7 +30,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         input=[{"name": "x", "data_type": "TYPE_FP32", "dims": [-1, 4]}],
         output=[{"name": "y", "data_type": "TYPE_FP32", "dims": [-1, 4]}],
     )
-    with TritonServer(repository) as server:
+    with TritonServer(repository, settings=AT_ONCE) as server:
         yield server.grpc_url
 
 
@@ -68,6 +69,6 @@ def test_requests_share_an_execution_and_get_their_own_rows(url: str) -> None:
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, config: dict[str, Any], message: str) -> None:
     write(tmp_path, "wrong", **config)
-    with pytest.raises(ModelRepositoryError) as raised, TritonServer(tmp_path):
+    with pytest.raises(ModelRepositoryError) as raised, TritonServer(tmp_path, settings=AT_ONCE):
         pass
     assert message in str(raised.value)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
+from at_once import AT_ONCE
 from onnx import helper
 from ragged_models import ragged, scattered
 from tiny_models import FP32, INT64, STRING, add_one, graph, write_model
@@ -137,7 +138,7 @@ def empty_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonSer
     for name, (model, config, _) in REFUSED.items():
         write_model(folder, name, model, **config)
     write_model(folder, "good", add_one())
-    with TritonServer(folder, models=()) as server:
+    with TritonServer(folder, models=(), settings=AT_ONCE) as server:
         yield server
 
 
@@ -158,7 +159,7 @@ def test_a_model_whose_warm_up_fails_is_named(tmp_path: Path) -> None:
     )
     # Triton 24.10 refuses it or crashes, as its threads happen to run.
     with pytest.raises(ModelRepositoryError, match=r"model 'lookup' (failed to load: .*warmup|made Triton crash)"):
-        TritonServer(tmp_path, log_path=tmp_path / "triton.log").start()
+        TritonServer(tmp_path, log_path=tmp_path / "triton.log", settings=AT_ONCE).start()
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -174,7 +175,7 @@ def test_the_core_refuses_what_the_backend_does_not_look_at(tmp_path: Path) -> N
     for name, (config, _) in REFUSED_BY_THE_CORE.items():
         write_model(tmp_path, name, COUNTED, **config)
     with pytest.raises(ModelRepositoryError, match=r"model .counts_int64. failed to load: .*TYPE_FP32"):
-        TritonServer(tmp_path, log_path=tmp_path / "triton.log").start()
+        TritonServer(tmp_path, log_path=tmp_path / "triton.log", settings=AT_ONCE).start()
     log = (tmp_path / "triton.log").read_text()
     for name, (_, reason) in REFUSED_BY_THE_CORE.items():
         assert f"{reason} for {name}" in log
@@ -192,7 +193,7 @@ def test_the_start_fails_and_names_model_and_reason(tmp_path: Path) -> None:
     write_model(tmp_path, "good", add_one())
     typo = write_model(tmp_path, "typo", add_one()) / "config.pbtxt"
     typo.write_text(typo.read_text() + "max_batchsize: 4")
-    server = TritonServer(tmp_path, log_path=tmp_path / "triton.log")
+    server = TritonServer(tmp_path, log_path=tmp_path / "triton.log", settings=AT_ONCE)
     with pytest.raises(ModelRepositoryError, match="model 'corrupt' failed to load: ") as refusal:
         server.start()
     assert "\n" not in str(refusal.value)

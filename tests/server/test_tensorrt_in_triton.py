@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
+from at_once import AT_ONCE
 from google.protobuf import json_format
 from tensorrt_configs import any_width, cuda_graphs, spec
 from tiny_models import CPU, Array, executions, infer, write_model
@@ -90,7 +91,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     (model / "1" / "model.plan").write_bytes(b"plan")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runtime, "OUR_BACKENDS", backends)
-        with TritonServer(folder / "repository", log_path=folder / "triton.log") as server:
+        with TritonServer(folder / "repository", log_path=folder / "triton.log", settings=AT_ONCE) as server:
             yield server
 
 

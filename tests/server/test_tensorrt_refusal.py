@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
+from at_once import AT_ONCE
 from tiny_models import CPU, add_one, infer, write_model
 from tritonclient.utils import InferenceServerException
 from tritonpress_server import ModelRepositoryError, TritonServer
@@ -41,7 +42,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(repository: Path) -> Iterator[TritonServer]:
-    with TritonServer(repository, extra_args=["--exit-on-error=false", "--strict-readiness=false"]) as server:
+    with TritonServer(
+        repository, extra_args=["--exit-on-error=false", "--strict-readiness=false"], settings=AT_ONCE
+    ) as server:
         yield server
 
 
@@ -68,7 +71,10 @@ def test_plan_without_a_gpu_is_refused(served: TritonServer, name: str) -> None:
     ],
 )
 def test_refusal_is_one_line_with_the_remedy(repository: Path, name: str, message: str) -> None:
-    with pytest.raises(ModelRepositoryError) as raised, TritonServer(repository, models=["add_one", name]):
+    with (
+        pytest.raises(ModelRepositoryError) as raised,
+        TritonServer(repository, models=["add_one", name], settings=AT_ONCE),
+    ):
         pass
     assert re.match(message, str(raised.value))
     assert "\n" not in str(raised.value)

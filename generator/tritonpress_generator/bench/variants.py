@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from tritonpress_server import TritonServer
+from tritonpress_server import Settings, TritonServer
 
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.bench.in_process import InProcess
@@ -79,7 +79,7 @@ class Bench:
     @cached_property
     def server(self) -> TritonServer:
         """Serves what is loaded into it."""
-        return self._stack.enter_context(TritonServer(self.repository, models=()))
+        return self._stack.enter_context(TritonServer(self.repository, models=(), settings=Settings(drain_s=0)))
 
     def forms(self, precision: str) -> dict[str, Form]:
         """Returns the model in every form of its lengths that it has."""

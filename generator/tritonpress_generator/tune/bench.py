@@ -99,7 +99,7 @@ def bench(
     if server is not None:
         yield from _closing(Bench(server, configs, knobs, options))
         return
-    settings = Settings()
+    settings = Settings(drain_s=0)
     needed = cache and not any(config.response_cache.enable for config in configs.values())
     arguments = [f"--cache-config=local,size={settings.cache_mib * 2**20}"] if needed else []
     ensembles = [name for name, config in configs.items() if config.platform == "ensemble"]

@@ -1,0 +1,191 @@
+"""Reads `results.json`, checked as far as plans and comparisons rest on it; `results.py` says what is in it."""
+
+from __future__ import annotations
+
+import binascii
+import json
+import zlib
+from pathlib import Path
+from typing import Any, Literal
+
+from hdrh.codec import HdrCookieException, HdrHistogramSettingsException, HdrLengthException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tritonpress_loadtests import histograms
+from tritonpress_loadtests.errors import ScenarioError
+from tritonpress_loadtests.results import Results
+
+MOST_BYTES = 256 << 20
+"""A stage of an hour has some 5 MB."""
+_MOST_CHARACTERS = 400_000
+"""Of a histogram all of whose counts are the largest."""
+_UNDECODABLE = (
+    HdrCookieException, HdrHistogramSettingsException, HdrLengthException, zlib.error, binascii.Error,
+    ValueError, IndexError, TypeError, OverflowError,
+)  # fmt: skip
+_SCHEMA = "tritonpress-load/3"
+_REMEDY = "give a folder that `tritonpress-load run` wrote"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
+
+
+class _Windows(_Part):
+    width_s: float = Field(gt=0)
+    answered_per_s: list[float]
+    p50_ms: list[float | None]
+    p99_ms: list[float | None]
+
+
+class _Stage(_Part):
+    label: str
+    warm_up_s: float = Field(ge=0)
+    windows: _Windows
+
+
+class _Request(_Part):
+    model: str
+    weight: float = Field(gt=0)
+
+
+class _Scenario(_Part):
+    name: str
+    requests: list[_Request] = Field(min_length=1)
+
+
+class _ComparedScenario(_Scenario):
+    sha256: str
+
+
+class ComparedRun(_Part):
+    """What a comparison reads."""
+
+    scenario: _ComparedScenario
+    stages: list[_Stage] = Field(min_length=1)
+    started_at: str
+    machine: dict[str, Any]
+    repository_sha256: str
+
+
+class _Latency(_Part):
+    mean: float = Field(ge=0)
+    p50: float = Field(ge=0)
+    p99: float = Field(ge=0)
+    p999: float = Field(ge=0)
+
+
+class _Figures(_Part):
+    latency_ms: _Latency | None
+    histogram: str = Field(max_length=_MOST_CHARACTERS)
+
+    @field_validator("histogram")
+    @classmethod
+    def _decodes(cls, text: str) -> str:
+        try:
+            histograms.merged([text])
+        except _UNDECODABLE as exc:
+            raise ValueError(f"must be an HdrHistogram as `run` writes it ({type(exc).__name__})") from exc
+        return text
+
+
+class _Row(_Part):
+    model: str
+    batch_sizes: dict[str, float]
+    execution_ms: dict[str, float]
+    queue_us: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _has_a_time_for_each(self) -> _Row:
+        for size, count in self.batch_sizes.items():
+            if not (size.isascii() and size.isdigit() and int(size) > 0 and count >= 0):
+                raise ValueError(f"batch_sizes: must be {{rows: executions}}, got {size!r}: {count!r}")
+            if self.execution_ms.get(size, -1.0) < 0:
+                raise ValueError(f"execution_ms: must have the time of {size} rows")
+        return self
+
+
+class _Generator(_Part):
+    bottleneck: str
+
+
+class _PlannedStage(_Stage):
+    loop: Literal["open", "closed"]
+    users: int | None = Field(gt=0)
+    offered_per_s: float = Field(ge=0)
+    throughput_per_s: float = Field(ge=0)
+    duration_s: float = Field(ge=0)
+    failed: int = Field(ge=0)
+    latency_ms: _Latency | None
+    by_model: dict[str, _Figures]
+    models: list[_Row]
+    generator: _Generator
+
+    @model_validator(mode="after")
+    def _says_how_many_ask(self) -> _PlannedStage:
+        if self.loop == "closed" and self.users is None:
+            raise ValueError("users: must be a number in a closed loop")
+        return self
+
+
+class _Served(_Part):
+    instances: int = Field(ge=0)
+    max_batch_size: int = Field(ge=0)
+    batched: bool
+    queue_delay_us: int = Field(ge=0)
+    config_sha256: str
+
+
+class _Machine(_Part):
+    cpu: str
+    cores: int = Field(gt=0)
+
+
+class PlannedRun(_Part):
+    """What a plan reads."""
+
+    scenario: _Scenario
+    stages: list[_PlannedStage] = Field(min_length=1)
+    served: dict[str, _Served]
+    machine: _Machine
+    repository_sha256: str
+
+    @model_validator(mode="after")
+    def _knows_what_was_asked(self) -> PlannedRun:
+        asked = {request.model for request in self.scenario.requests}
+        for number, stage in enumerate(self.stages):
+            if missing := asked - set(stage.by_model):
+                raise ValueError(f"stages.{number}.by_model: must have {', '.join(sorted(missing))}")
+        return self
+
+
+def read_results(folder: Path, kind: type[ComparedRun] | type[PlannedRun]) -> Results:
+    """Returns the results of a run, as they stand in the file.
+
+    Args:
+        folder: What `tritonpress-load run --out` has written.
+        kind: What is needed of them.
+
+    Raises:
+        ScenarioError: The file cannot be read, is of another version, or is not as `run` writes it.
+    """
+    path = folder / "results.json"
+    try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise ScenarioError(f"{path} must be at most {MOST_BYTES >> 20} MiB, is {size >> 20}; {_REMEDY}")
+        run: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as exc:
+        cause = exc.strerror if isinstance(exc, OSError) else exc
+        raise ScenarioError(f"cannot read {path}: {cause}; {_REMEDY}") from exc
+    if not isinstance(run, dict) or run.get("schema") != _SCHEMA:
+        raise ScenarioError(f"{path} is of another version; run its scenario again with this one")
+    try:
+        kind.model_validate(run)
+    except ValidationError as exc:
+        error = exc.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in error["loc"])
+        rule = error["msg"].removeprefix("Value error, ")
+        raise ScenarioError(
+            f"{path}: {where}{': ' if where else ''}{rule[0].lower()}{rule[1:]}; {_REMEDY}, unchanged"
+        ) from exc
+    return run
