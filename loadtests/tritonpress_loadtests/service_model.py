@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,6 +38,10 @@ class Station:
     """Of the lightest stage, from which the requests' differences are drawn."""
     batches_seen: int
     """The largest batch that was measured."""
+    cores: float = math.inf
+    """Of the machine; infinite where it is not known how busy they were."""
+    elsewhere_s: float = 0.0
+    """Of a core, what a request of the mix takes beside these executions: all else that the machine computes."""
 
     def factors(self, count: int, seed: int) -> Floats:
         """Returns that many requests' shares in the time of their execution, 1 in the mean, drawn as measured."""
@@ -50,6 +55,26 @@ class Station:
     def execution_s(self, batch: int) -> float:
         """Returns the mean time of an execution of that many requests."""
         return self.replica.fixed_s + self.replica.per_row_s * batch
+
+    def crowded(self, replica: Replica, rate_per_s: float) -> Replica:
+        """Returns `replica` with what more instances than were measured cost where they share the machine's cores.
+
+        An instance that executes takes a core. Where more cores are asked for than there are, all that runs takes
+        longer by as much; what the measured instances had of that is in their times already.
+
+        Args:
+            replica: What one machine has.
+            rate_per_s: Of all requests that it gets.
+        """
+        if replica.slowdown or replica.instances <= self.replica.instances or math.isinf(self.cores):
+            return replica
+
+        def asked(busy: int) -> float:
+            return max(1.0, (busy + rate_per_s * self.elsewhere_s) / self.cores)
+
+        busy = range(1, replica.instances + 1)
+        slowdown = tuple(asked(count) / asked(min(count, self.replica.instances)) for count in busy)
+        return replace(replica, slowdown=slowdown)
 
 
 Change = Callable[[Station], Replica]
@@ -66,7 +91,7 @@ class ServiceModel:
     """One machine of the measured kind: a station for each model that is asked.
 
     They share the machine's cores, and how much they slow each other down is in the times of their executions, which
-    were measured under the same mix.
+    were measured under the same mix; more instances than were measured slow each other down by `Station.crowded`.
     """
 
     stations: tuple[Station, ...]
@@ -112,7 +137,8 @@ class ServiceModel:
             chance = np.random.default_rng([seed, own, place])
             moments = np.cumsum(chance.exponential(1 / (rate_per_s * station.share), own))
             factors = station.factors(own, seed + 1 + place)
-            times_s.append(simulate(moments, factors, change(station), seed=seed, **pool) + station.rest_s)
+            replica = station.crowded(change(station), rate_per_s / pool.get("replicas", 1))
+            times_s.append(simulate(moments, factors, replica, seed=seed, **pool) + station.rest_s)
             due_s.append(moments)
         moments = np.concatenate(due_s)
         order = np.argsort(moments, kind="stable")
@@ -168,7 +194,25 @@ def _fit_station(runs: list[Results], asked: str, models: list[str]) -> tuple[St
         per_row_s=per_row_s,
         delay_s=config["queue_delay_us"] / 1e6,
     )
-    return Station(asked, 1.0, step, replica, rest_s, latencies, largest), shares[step]
+    return Station(asked, 1.0, step, replica, rest_s, latencies, largest, *_cores(runs, step)), shares[step]
+
+
+def _cores(runs: list[Results], step: str) -> tuple[float, float]:
+    """Returns the machine's cores, and what a request takes of one beside the step's executions, over all stages.
+
+    Both are unknown where the server runs on another machine than the load.
+    """
+    beside_s = requests = 0.0
+    for run in runs:
+        for stage in run["stages"]:
+            server = stage.get("server") or {}
+            if server.get("cpu_cores") is None:
+                return math.inf, 0.0
+            busy = busy_shares(stage, run["served"]).get(step, 0.0) * run["served"][step]["instances"]
+            used = server["machine_cpu_share"] * run["machine"]["cores"]
+            beside_s += max(0.0, used - busy) * stage["duration_s"]
+            requests += stage["offered_per_s"] * stage["duration_s"]
+    return float(runs[0]["machine"]["cores"]), beside_s / max(requests, 1.0)
 
 
 def _fit_execution(rows: list[dict[str, Any]]) -> tuple[float, float, int]:

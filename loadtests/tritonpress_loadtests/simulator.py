@@ -3,8 +3,8 @@
 A replica has one queue, first in, first out, and a number of instances. A free instance takes up to `max_batch`
 requests at once; where the queue is shorter, the batcher waits until its oldest request has waited for `delay_s`, as
 Triton's does. An execution of b requests takes `fixed_s + per_row_s * b`, times the mean of b factors drawn for the
-requests, so that long texts take longer and batches even them out. Compiled by numba: millions of requests a second on
-one core.
+requests, so that long texts take longer and batches even them out, and times what so many busy instances cost that
+share cores. Compiled by numba: millions of requests a second on one core.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ class Replica:
     fixed_s: float
     per_row_s: float
     delay_s: float = 0.0
+    slowdown: tuple[float, ...] = ()
+    """How many times longer an execution takes that begins as the first, second, … of the instances; default: none."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def simulate(
         replica.fixed_s,
         replica.per_row_s,
         replica.delay_s,
+        np.array(replica.slowdown or (1.0,) * replica.instances, np.float64),
         POLICIES.index(policy),
         table,
         seed,
@@ -145,7 +148,7 @@ def _choose(policy, replicas, load, up, turn):  # type: ignore[no-untyped-def] #
 
 @numba.njit(cache=True)
 def _run(  # type: ignore[no-untyped-def] # noqa: PLR0912, PLR0913, PLR0915, PLR0917 # pragma: no cover
-    due_s, factors, replicas, instances, max_batch, fixed_s, per_row_s, delay_s, policy, changes, seed
+    due_s, factors, replicas, instances, max_batch, fixed_s, per_row_s, delay_s, slowdown, policy, changes, seed
 ):
     # In one piece: divided into functions that share the arrays through a tuple it was measured to be six times slower.
     np.random.seed(seed)
@@ -245,6 +248,6 @@ def _run(  # type: ignore[no-untyped-def] # noqa: PLR0912, PLR0913, PLR0915, PLR
             slot = idle[which, free[which]]
             running[slot] = first
             running_since_s[slot] = now_s
-            took_s = (fixed_s + per_row_s * batch) * (total / batch)
+            took_s = (fixed_s + per_row_s * batch) * (total / batch) * slowdown[instances - free[which] - 1]
             size = _push(heap_s, heap_what, size, now_s + took_s, slot)
     return result

@@ -95,12 +95,16 @@ def test_every_section_measures(
 def test_what_passes_made_is_timed_beside_the_model_without_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = write(tmp_path, "classification", passes=[{"crop": {"layers": [0]}}], graph=["fuse", "quantize"])
+    recipe = write(
+        tmp_path, "classification", passes=[{"crop": {"layers": [0], "positions": 200}}], graph=["fuse", "quantize"]
+    )
     out = tmp_path / "figures.json"
     arguments = ["--only", "engine", "--rounds", "1", "--slice-s", "0.002", "--out", str(out)]
     assert main([str(recipe), *arguments]) == 0
-    engines = list(dict.fromkeys(figure["engine"] for figure in json.loads(out.read_text())["engine"]))
+    figures = json.loads(out.read_text())["engine"]
+    engines = list(dict.fromkeys(figure["engine"] for figure in figures))
     assert engines == ["torch eager FP32", "ONNX Runtime FP32", "served engine without passes", "served engine"]
+    assert {tuple(figure["shape"]) for figure in figures} == {(1, 32), (8, 128)}  # the model has no 384 positions left
     printed = capsys.readouterr().out
     assert all(engine in printed for engine in engines)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tritonpress_loadtests.errors import ScenarioError
 from tritonpress_loadtests.outages import during_outages
 from tritonpress_loadtests.plan import machine_capacity, make_plan
 from tritonpress_loadtests.planned_runs import load_runs
-from tritonpress_loadtests.service_model import fit_service
+from tritonpress_loadtests.service_model import Station, as_measured, fit_service
 from tritonpress_loadtests.simulator import Replica, simulate
 
 TRUTH = Replica(instances=2, max_batch=8, fixed_s=0.006, per_row_s=0.004)
@@ -241,3 +242,33 @@ def test_the_universal_scalability_law_is_found_again() -> None:
     assert usl.fit_stages(stages[:3]) is None
     # Falling throughput cannot be less than no contention.
     assert usl.fit(users, 100 * users).contention == pytest.approx(0)
+
+
+def test_instances_that_share_the_cores_do_not_add_up(truth: dict[str, Any]) -> None:
+    """Two cores; a request takes 10 ms of one in its execution and, with `busy`, as much again elsewhere."""
+    alone = Replica(instances=1, max_batch=1, fixed_s=0.01, per_row_s=0.0)
+    config = {**truth["served"]["m_step"], "instances": 1, "batched": False}
+    stages = [stage(rate, truth=alone) for rate in (20, 50, 70)]
+    for each in stages:
+        each["models"][0] |= {"batch_sizes": {"1": each["offered_per_s"] * each["duration_s"]}}
+        each["models"][0] |= {"execution_ms": {"1": 10.0}}
+        each["server"] = {"cpu_cores": 0.02 * each["offered_per_s"], "machine_cpu_share": 0.01 * each["offered_per_s"]}
+    run = {**truth, "stages": stages, "served": {"m_step": config}}
+    demand = Demand(peak_per_s=50, p99_ms=100)
+    model = fit_service([run])
+    assert (model.binding.cores, model.binding.elsewhere_s) == (2, pytest.approx(0.01))
+
+    def two(station: Station) -> Replica:
+        return replace(station.replica, instances=2)
+
+    assert machine_capacity(model, demand, as_measured) == pytest.approx(95, abs=5)
+    assert machine_capacity(model, demand, two) == pytest.approx(100, rel=0.15)  # 20 ms of two cores a request
+    plan = make_plan([run], demand)
+    what_if = {entry["change"]: entry["rate_per_s"] for entry in plan["what_if"]}
+    assert what_if["one instance more, on the same cores"] < 120
+    assert what_if["one instance more, on a core of its own"] > 170
+    assert plan["service"]["elsewhere_core_ms"] == pytest.approx(10)
+    # Of a server on another machine it is not known what its cores do.
+    for each in stages:
+        each["server"] = {"cpu_cores": None, "machine_cpu_share": 0.5}
+    assert machine_capacity(fit_service([run]), demand, two) > 170

@@ -23,8 +23,8 @@ def run() -> dict[str, Any]:
     windows = {"width_s": 1.0, "answered_per_s": [2.0], "p50_ms": [None], "p99_ms": [24]}
     stage = {
         "label": "20/s", "loop": "open", "users": None, "offered_per_s": 20, "throughput_per_s": 20.0,
-        "duration_s": 30.0, "failed": 0, "warm_up_s": 0, "windows": windows, "generator": {"bottleneck": ""}, "models": [row],
-        "latency_ms": LATENCY, "by_model": {"m": figures},
+        "duration_s": 30.0, "failed": 0, "warm_up_s": 0, "windows": windows, "generator": {"bottleneck": ""},
+        "models": [row], "latency_ms": LATENCY, "by_model": {"m": figures},
     }  # fmt: skip
     served = {"instances": 1, "max_batch_size": 8, "batched": True, "queue_delay_us": 0, "config_sha256": "0"}
     return {

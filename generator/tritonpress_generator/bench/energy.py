@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tritonpress_generator.bench.engine import SHAPES, compared, feeds
+from tritonpress_generator.bench.engine import compared, feeds, shapes_of
 from tritonpress_generator.bench.timing import rate, spread
 from tritonpress_generator.bench.variants import Bench
 from tritonpress_generator.energy import Meter
@@ -18,20 +18,20 @@ def section(bench: Bench) -> Any:
     if not meter.counters:
         print(f"J per 1,000 sequences: n/a; {meter.missing}\n", flush=True)
         return {"missing": meter.missing}
-    engines = compared(bench)
-    batches = feeds(bench.source.calibration)
+    engines, shapes = compared(bench), shapes_of(bench)
+    batches = feeds(bench.source.calibration, shapes)
     taken: dict[str, list[list[float]]] = {name: [[] for _ in batches] for name in engines}
     for number, feed in enumerate(batches):
         for turn in range(bench.rounds + 1):
             for name, infer in engines.items():
                 joules = of_thousand(meter, infer, feed, bench.slice_s)
                 taken[name][number] += [joules] if turn else []
-    header = ["J per 1,000 sequences", *(f"{batch}×{length}" for batch, length in SHAPES)]
+    header = ["J per 1,000 sequences", *(f"{batch}×{length}" for batch, length in shapes)]
     print(render(header, [[name, *(spread(own, unit="") for own in rows)] for name, rows in taken.items()]) + "\n")
     return [
         {"engine": name, "shape": shape, "joules_per_1000": own}
         for name, rows in taken.items()
-        for shape, own in zip(SHAPES, rows, strict=True)
+        for shape, own in zip(shapes, rows, strict=True)
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,11 @@ import numpy as np
 from tritonpress_generator.bench.timing import rate, spread
 from tritonpress_generator.bench.variants import Bench
 from tritonpress_generator.infer import Array, Infer
+from tritonpress_generator.pretrained import encoder_of
 from tritonpress_generator.signature import INPUTS, SEGMENTS
 from tritonpress_generator.steps.tokenizer.sequences import Sequences
 from tritonpress_generator.table import render
+from tritonpress_generator.workload import most_tokens
 
 SHAPES = ((1, 32), (8, 128), (1, 384))
 _FIRST_SEGMENT_TOKENS = 14
@@ -21,20 +23,26 @@ _FIRST_SEGMENT_TOKENS = 14
 
 def section(bench: Bench) -> Any:
     """Returns and prints sequences per second of the padded form, and of what it is compared with."""
-    engines = compared(bench)
+    engines, shapes = compared(bench), shapes_of(bench)
     # Ids of a cropped vocabulary are ids of the whole one.
-    rates = sequence_rates(engines, feeds(bench.source.calibration), bench.rounds, bench.slice_s)
-    header = ["sequences/s", *(f"{batch}×{length}" for batch, length in SHAPES)]
+    rates = sequence_rates(engines, feeds(bench.source.calibration, shapes), bench.rounds, bench.slice_s)
+    header = ["sequences/s", *(f"{batch}×{length}" for batch, length in shapes)]
     rows, figures = [], []
     first = rates[next(iter(engines))]
     for name, of_shape in rates.items():
         ratios = [np.divide(own, torch) for own, torch in zip(of_shape, first, strict=True)]
         cells = [f"{np.median(own):.0f}  {spread(ratio)}" for own, ratio in zip(of_shape, ratios, strict=True)]
         rows.append([name, *cells])
-        for shape, own, ratio in zip(SHAPES, of_shape, ratios, strict=True):
+        for shape, own, ratio in zip(shapes, of_shape, ratios, strict=True):
             figures.append({"engine": name, "shape": shape, "per_s": own, "ratio": ratio.tolist()})
     print(render(header, rows) + "\n", flush=True)
     return figures
+
+
+def shapes_of(bench: Bench) -> list[tuple[int, int]]:
+    """Returns those of `SHAPES` that the served model has positions for."""
+    most = most_tokens(encoder_of(bench.source.model))
+    return [shape for shape in SHAPES if most is None or shape[1] <= most]
 
 
 def compared(bench: Bench) -> dict[str, Infer]:
@@ -52,12 +60,12 @@ def compared(bench: Bench) -> dict[str, Infer]:
     return engines | {"served engine": form.infer(engine)}
 
 
-def feeds(sequences: Sequences) -> list[dict[str, Array]]:
-    """Returns a full batch of each of `SHAPES`: tokens of `sequences` at random, and segments if those have any."""
+def feeds(sequences: Sequences, shapes: Sequence[tuple[int, int]]) -> list[dict[str, Array]]:
+    """Returns a full batch of each shape: tokens of `sequences` at random, and segments if those have any."""
     generator = np.random.default_rng(0)
     known = np.unique(np.concatenate([np.array(row, np.int64) for row in sequences.ids]))
     batches = []
-    for shape in SHAPES:
+    for shape in shapes:
         ids = generator.choice(known, shape)
         feed = dict(zip(INPUTS, (ids, np.ones_like(ids)), strict=True))
         if sequences.segments:
