@@ -54,6 +54,8 @@ class Configuration:
     planned_instances: int | None = None
     """Of the server whose runs the plan is made of, where it is another number."""
     queue_delay_us: int | None = None
+    longer: float = 1.0
+    """How many times longer its stages are, where few requests a second must carry a p99."""
 
 
 CONFIGURATIONS = (
@@ -61,7 +63,7 @@ CONFIGURATIONS = (
     Configuration("classification, 2 instances from runs of 1", {"classification": 1}, 50, 2, planned_instances=1),
     Configuration("classification, queue delay 3 ms", {"classification": 1}, 50, instances=1, queue_delay_us=3000),
     Configuration("recommendation", {"recommendation": 1}, 50, instances=1),
-    Configuration("question answering", {"question_answering": 1}, 1000, instances=1),
+    Configuration("question answering", {"question_answering": 1}, 1000, instances=1, longer=4),
     Configuration("classification 3, recommendation 1", {"classification": 3, "recommendation": 1}, 50, instances=1),
 )
 
@@ -80,7 +82,12 @@ def main() -> int:
         if arguments.only in configuration.name:
             with tempfile.TemporaryDirectory() as name:
                 folder = (arguments.out or Path(name)) / configuration.name.replace(" ", "_").replace(",", "")
-                missed += _check(configuration, arguments.repository, folder, arguments.seconds)
+                seconds = arguments.seconds * configuration.longer
+                try:
+                    missed += _check(configuration, arguments.repository, folder, seconds)
+                except ScenarioError as exc:
+                    missed += 1
+                    print(exc, file=sys.stderr)
     return int(missed > 0)
 
 
@@ -200,6 +207,8 @@ def _run(configuration: Configuration, url: str, out: Path, course: dict[str, An
     ]
     slo = {"p99_ms": configuration.p99_ms, "error_rate": 0.001}
     settings = {"name": "plan_check", "requests": requests, "warm_up_s": 3, "timeout_s": 10, "slo": slo, **course}
+    # It shares the cores, on purpose: what it takes of them is there in every stage, and in the plan.
+    settings["generator"] = {"lag_share": 0.4}
     scenario.write_text(yaml.safe_dump(settings), encoding="utf-8")
     return run(scenario, url, out, progress=_say)
 

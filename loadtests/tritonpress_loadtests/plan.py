@@ -23,6 +23,8 @@ _CURVE_POINTS = 22
 _MOST_MACHINES = 20_000
 _BEYOND = 1.10  # rates that were measured carry a plan this far
 _WORST_ERROR = 0.35
+_SLOWEST = 2
+"""Requests beyond the limit's percentile that the lightest stage must have."""
 
 
 def make_plan(runs: list[Results], demand: Demand) -> dict[str, Any]:
@@ -43,6 +45,7 @@ def make_plan(runs: list[Results], demand: Demand) -> dict[str, Any]:
         ScenarioError: The limit is below what one request takes alone, or the runs do not carry the plan.
     """
     model = fit_service(runs)
+    _check_draws(model, demand)
     _check_limit(model, demand)
     checks = _checks(runs, model, demand)
     stages = [stage for run in runs for stage in run["stages"]]
@@ -96,6 +99,19 @@ def machine_capacity(model: ServiceModel, demand: Demand, change: Change = as_me
         latency = quantile_ms(model.latencies_s(middle, count=_TRIAL_REQUESTS, change=change), demand)
         low, high = (middle, high) if latency <= demand.p99_ms else (low, middle)
     return low
+
+
+def _check_draws(model: ServiceModel, demand: Demand) -> None:
+    """Refuses a percentile that would rest on the slowest one or two of the requests that were drawn from."""
+    least = math.ceil(_SLOWEST / (1 - demand.quantile) - 1e-9)
+    for station in model.stations:
+        count = int(station.latencies[1].sum())
+        if count < least:
+            raise ScenarioError(
+                f"how requests of {station.asked} differ is drawn from the lightest stage's answers: this percentile"
+                f" needs {least} of them, it has {count} behind its warm-up; run that stage"
+                f" {math.ceil(least / max(count, 1))} times as long"
+            )
 
 
 def _check_limit(model: ServiceModel, demand: Demand) -> None:

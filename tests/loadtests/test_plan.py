@@ -183,6 +183,19 @@ def test_what_the_runs_do_not_carry_is_refused(truth: dict[str, Any]) -> None:
         make_plan([closed], Demand(peak_per_s=100, p99_ms=60))
 
 
+def test_a_percentile_of_too_few_answers_is_refused(truth: dict[str, Any]) -> None:
+    few = histograms.new()
+    for value_us in range(5_000, 5_150):
+        few.record_value(value_us)
+    run = copy.deepcopy(truth)
+    run["stages"][0]["by_model"]["m"]["histogram"] = histograms.encoded(few)
+    message = "needs 200 of them, it has 150 behind its warm-up; run that stage 2 times as long"
+    with pytest.raises(ScenarioError, match=message):
+        make_plan([run], Demand(peak_per_s=100, p99_ms=60))
+    with pytest.raises(ScenarioError, match="needs 2000 of them, it has 150"):
+        make_plan([run], Demand(peak_per_s=100, p99_ms=60, quantile=0.999))
+
+
 def test_runs_of_different_repositories_are_not_mixed(truth: dict[str, Any], tmp_path: Path) -> None:
     other = {**truth, "served": {"another_step": truth["served"]["m_step"]}}
     for name, run in (("a", truth), ("b", other)):
