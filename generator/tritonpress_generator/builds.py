@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,8 @@ from tritonpress_generator.workplace import replace
 
 HASH_LENGTH = 12
 _CANARY = "_canary"
+_ROW_BYTES = 1024
+"""More than a build has in the list of them for people."""
 _KEEP = "Triton wants a version folder; an ensemble has nothing to put there.\n"
 
 
@@ -203,15 +206,28 @@ def switch(
         (folder / "1").mkdir(parents=True, exist_ok=True)
         # Not written in place: a link there would lead out of the repository.
         replace(folder / "1" / "README", _KEEP, work)
+    rows = 1 + len(manifests(repository, name))
+    room = _room(work, (1 + canary) * (len(_json_text(content).encode()) + rows * _ROW_BYTES))
     replace(folder / "config.pbtxt", config_text(config), work)
     if folder != target:
         # A folder that is new appears whole, and as a workload at once.
         replace(folder / "manifest.json", _json_text(content), work)
         folder.rename(target)
+    room.unlink()
     write_for_people(repository, ensemble, work)
     if canary:
         write_for_people(repository, name, work)
     return target
+
+
+def _room(work: Path, size: int) -> Path:
+    """Returns a file of so many bytes, which keeps room for what is written after the switch and must not fail then."""
+    path = work / "room"
+    with path.open("wb") as file:
+        file.write(bytes(size))
+        file.flush()
+        os.fsync(file.fileno())
+    return path
 
 
 def write_manifest(repository: Path, name: str, content: Mapping[str, Any], work: Path) -> None:

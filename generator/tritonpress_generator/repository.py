@@ -96,11 +96,11 @@ def write(
         (repository / name).mkdir(parents=True, exist_ok=True)
         with workplace.at_work(repository, name, wait=True) as work:
             build = place(repository, work, name, steps, ensemble, manifest)
+            if kept is not None:
+                kept.save()
             before = [] if canary else _history(repository, name, build)
             folder = builds.switch(repository, name, build, work, before=before, canary=canary)
             builds.collect(repository, name, keep, work)
-        if kept is not None:
-            kept.save()
         return folder
     except OSError as exc:
         raise InputError(f"repository {repository}: cannot be written ({exc}); what was there is unchanged") from exc

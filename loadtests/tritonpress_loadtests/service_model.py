@@ -59,8 +59,8 @@ class Station:
     def crowded(self, replica: Replica, rate_per_s: float) -> Replica:
         """Returns `replica` with what more instances than were measured cost where they share the machine's cores.
 
-        An instance that executes takes a core. Where more cores are asked for than there are, all that runs takes
-        longer by as much; what the measured instances had of that is in their times already.
+        An instance that executes takes a core of those that all else leaves. Where more are asked for, each takes longer
+        by as much (processor sharing); what the measured instances had of that is in their times already.
 
         Args:
             replica: What one machine has.
@@ -69,12 +69,10 @@ class Station:
         if replica.slowdown or replica.instances <= self.replica.instances or math.isinf(self.cores):
             return replica
 
-        def asked(busy: int) -> float:
-            return max(1.0, (busy + rate_per_s * self.elsewhere_s) / self.cores)
-
-        busy = range(1, replica.instances + 1)
-        slowdown = tuple(asked(count) / asked(min(count, self.replica.instances)) for count in busy)
-        return replace(replica, slowdown=slowdown)
+        left = max(self.cores - rate_per_s * self.elsewhere_s, _LEAST_SHARE)
+        slower = [max(1.0, busy / left) for busy in range(1, replica.instances + 1)]
+        known = [slower[min(place, self.replica.instances - 1)] for place in range(replica.instances)]
+        return replace(replica, slowdown=tuple(now / then for now, then in zip(slower, known, strict=True)))
 
 
 Change = Callable[[Station], Replica]

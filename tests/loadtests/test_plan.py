@@ -274,14 +274,14 @@ def test_instances_that_share_the_cores_do_not_add_up(truth: dict[str, Any]) -> 
     def two(station: Station) -> Replica:
         return replace(station.replica, instances=2)
 
-    assert machine_capacity(model, demand, as_measured) == pytest.approx(95, abs=5)
-    assert machine_capacity(model, demand, two) == pytest.approx(100, rel=0.15)  # 20 ms of two cores a request
+    one = machine_capacity(model, demand, as_measured)
+    assert one < machine_capacity(model, demand, two) < 100  # 20 ms of two cores a request
     plan = make_plan([run], demand)
     what_if = {entry["change"]: entry["rate_per_s"] for entry in plan["what_if"]}
-    assert what_if["one instance more, on the same cores"] < 120
-    assert what_if["one instance more, on a core of its own"] > 170
+    assert what_if["one instance more, on the same cores"] < 100
+    assert what_if["one instance more, on a core of its own"] > 2 * one
     assert plan["service"]["elsewhere_core_ms"] == pytest.approx(10)
     # Of a server on another machine it is not known what its cores do.
     for each in stages:
         each["server"] = {"cpu_cores": None, "machine_cpu_share": 0.5}
-    assert machine_capacity(fit_service([run]), demand, two) > 170
+    assert machine_capacity(fit_service([run]), demand, two) > 2 * one
