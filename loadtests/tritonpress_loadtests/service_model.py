@@ -59,8 +59,8 @@ class Station:
     def crowded(self, replica: Replica, rate_per_s: float) -> Replica:
         """Returns `replica` with what more instances than were measured cost where they share the machine's cores.
 
-        An instance that executes takes a core of those that all else leaves. Where more are asked for, each takes longer
-        by as much (processor sharing); what the measured instances had of that is in their times already.
+        An instance that executes takes a core of those that all else leaves. Where more are asked for, each takes
+        longer by as much (processor sharing); what the measured instances had of that is in their times already.
 
         Args:
             replica: What one machine has.
