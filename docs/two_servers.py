@@ -27,13 +27,13 @@ from tritonpress_server import TritonServer
 WAIT_S = 0.02
 
 
-def write_waiting(folder: Path) -> Path:
-    """Returns a repository with a model that takes `WAIT_S` for each of its executions, one request each."""
+def write_waiting(folder: Path, wait_s: float = WAIT_S) -> Path:
+    """Returns a repository with a model that takes `wait_s` for each of its executions, one request each."""
     version = folder / "recommendation" / "1"
     version.mkdir(parents=True)
     config = CONFIG.replace("max_batch_size: 16", "max_batch_size: 1")
     (version.parent / "config.pbtxt").write_text(config, encoding="utf-8")
-    wait = f"        time.sleep({WAIT_S} * len(requests))\n        tensors = "
+    wait = f"        time.sleep({wait_s} * len(requests))\n        tensors = "
     model = "import time\n" + MODEL.replace("        tensors = ", wait)
     (version / "model.py").write_text(model, encoding="utf-8")
     return folder
