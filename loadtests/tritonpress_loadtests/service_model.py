@@ -18,6 +18,7 @@ from tritonpress_loadtests.results import Results, asked_model
 from tritonpress_loadtests.simulator import Floats, Replica, simulate
 
 _LEAST_SHARE = 0.02
+_LEAST_CORES = 0.02  # left for executions where all else asks for the whole machine
 _HEAD_SHARE = 0.1
 
 
@@ -69,7 +70,7 @@ class Station:
         if replica.slowdown or replica.instances <= self.replica.instances or math.isinf(self.cores):
             return replica
 
-        left = max(self.cores - rate_per_s * self.elsewhere_s, _LEAST_SHARE)
+        left = max(self.cores - rate_per_s * self.elsewhere_s, _LEAST_CORES)
         slower = [max(1.0, busy / left) for busy in range(1, replica.instances + 1)]
         known = [slower[min(place, self.replica.instances - 1)] for place in range(replica.instances)]
         return replace(replica, slowdown=tuple(now / then for now, then in zip(slower, known, strict=True)))
