@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import grpc
 import numpy as np
 import pytest
 from at_once import AT_ONCE
+from counted import counted
 from tritonpress_client import (
     Connection,
     DeadlineExceededError,
@@ -89,10 +89,7 @@ def test_statistics_subtract(connection: Connection) -> None:
     (before,) = connection.statistics(MODEL)
     for _ in range(3):
         connection.infer(MODEL, {"QUERY": column("red lamp", "blue chair")})
-    # Triton counts a request after it has been answered.
-    give_up_s = time.monotonic() + 10
-    while (spent := connection.statistics(MODEL)[0] - before).success.count < 3 and time.monotonic() < give_up_s:
-        time.sleep(0.01)
+    spent = counted(connection, MODEL, 3, before)
     assert spent.success.count == 3
     assert spent.inference_count == 6
     assert spent.batch_sizes == {2: 3}

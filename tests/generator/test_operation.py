@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from counted import counted
 from tiny_sources import write_recipe
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonpress_client import ModelUnavailableError, Options, Retries
@@ -131,7 +132,7 @@ def test_the_response_cache_answers_again(server: TritonServer) -> None:
     query = {"QUERY": np.array([[b"red lamp"]], np.object_)}
     with Connection(server.grpc_url, timeout_s=60) as connection:
         answers = [connection.infer("cached", query) for _ in range(5)]
-        (statistics,) = connection.statistics("cached")
+        statistics = counted(connection, "cached", 5)
     assert (statistics.inference_count, statistics.success.count) == (1, 5)
     for answer in answers:
         np.testing.assert_array_equal(answer["SCORE"], answers[0]["SCORE"])

@@ -1,5 +1,6 @@
 """Tiny ONNX models made on the spot, their folders in a repository, and one request to them."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,15 @@ def infer(url: str, model: str, inputs: dict[str, Array], *, outputs: list[str] 
 
 
 def executions(url: str, model: str) -> tuple[int, int]:
-    """How many rows the model has answered, and in how many executions."""
+    """How many rows the model has answered, and in how many executions.
+
+    Triton counts after having answered: the counts are read until they have stood still for a tenth of a second.
+    """
     with grpcclient.InferenceServerClient(url) as client:
-        (statistics,) = client.get_inference_statistics(model).model_stats
-    return statistics.inference_count, statistics.execution_count
+        counts: tuple[int, int] | None = None
+        while True:
+            (statistics,) = client.get_inference_statistics(model).model_stats
+            before, counts = counts, (statistics.inference_count, statistics.execution_count)
+            if counts == before:
+                return counts
+            time.sleep(0.1)
