@@ -113,9 +113,10 @@ class Results:
         stages = [_stage(rate_per_s) for rate_per_s in (10, 60, 85)]
         closed = {**stages[0], "label": "2 users", "loop": "closed", "users": 2, "arrivals": None}
         served = {"instances": 1, "max_batch_size": 0, "batched": False, "queue_delay_us": 0, "config_sha256": "0"}
+        request = {"model": "m", "weight": 1, "words_up_to": {"8": 1.0}}
         self._run = {
-            "schema": "tritonpress-load/3", "started_at": "2026-01-01T00:00:00+00:00", "repository_sha256": "0",
-            "scenario": {"name": "n", "sha256": "0", "requests": [{"model": "m", "weight": 1}]},
+            "schema": "tritonpress-load/4", "started_at": "2026-01-01T00:00:00+00:00", "repository_sha256": "0",
+            "scenario": {"name": "n", "sha256": "0", "requests": [request]},
             "stages": [*stages, closed], "served": {"m_step": served}, "machine": {"cpu": "c", "cores": 2},
         }  # fmt: skip
 
@@ -147,6 +148,7 @@ def _stage(rate_per_s: int) -> dict[str, Any]:
         "latency_ms": {"mean": float(times_s.mean()) * 1e3, **percentiles},
         "histogram": histograms.encoded(recorded),
     }
+    lengths = {"words_up_to": {"8": 5_000}, "alone": {"8": histograms.encoded(recorded)}}
     row = {
         "model": "m_step",
         "batch_sizes": {"1": 5_000},
@@ -158,7 +160,7 @@ def _stage(rate_per_s: int) -> dict[str, Any]:
         "label": f"{rate_per_s}/s", "loop": "open", "users": None, "arrivals": "poisson", "offered_per_s": rate_per_s,
         "throughput_per_s": rate_per_s, "duration_s": float(due_s[-1]), "failed": 0, "warm_up_s": 1.0,
         "windows": {"width_s": 1.0, "answered_per_s": [rate_per_s] * 20, **windows}, "generator": {"bottleneck": ""},
-        "models": [row], "by_model": {"m": figures}, **figures,
+        "models": [row], "by_model": {"m": {**figures, **lengths}}, **figures,
     }  # fmt: skip
 
 

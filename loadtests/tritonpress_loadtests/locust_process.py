@@ -94,11 +94,12 @@ class _LoadGenerator:
         self._stop.clear()
 
     def _on_request(self, *, exception: BaseException | None, context: dict[str, Any], **_: Any) -> None:
-        at_s = context["started_s"] - self._start_s
+        drawn, at_s = context["drawn"], context["started_s"] - self._start_s
         if exception is None:
-            self._recorder.answered(context["place"], at_s, context["ended_s"] - self._start_s)
+            end_s = context["ended_s"] - self._start_s
+            self._recorder.answered(drawn.place, drawn.up_to, at_s, end_s, alone=context["alone"])
         else:
-            self._recorder.failed(context["place"], at_s, str(exception))
+            self._recorder.failed(drawn.place, at_s, str(exception))
 
     def _beat(self) -> None:
         while True:

@@ -21,6 +21,10 @@ class Measured:
     duration_s: float
     windows: dict[int, list[HdrHistogram]]
     """By window, a histogram a model."""
+    words_up_to: Counter[tuple[int, int]]
+    """Answers of the whole stage by a model's place and its queries' `length_class`."""
+    alone: dict[tuple[int, int], HdrHistogram]
+    """By the same, those to queries that were sent while none to that model was in flight."""
     answered: Counter[int]
     """Answers by the window in which they came, within the stage."""
     failed: Counter[int]
@@ -60,14 +64,19 @@ class Measured:
 def merge(events: list[dict[str, Any]], models: list[str]) -> Measured:
     """Returns the processes' `stage` events (see `Recorder.state`) as one."""
     windows: dict[int, list[HdrHistogram]] = {}
+    words_up_to: Counter[tuple[int, int]] = Counter()
+    alone: dict[tuple[int, int], HdrHistogram] = {}
     errors: dict[str, Counter[str]] = {model: Counter() for model in models}
     answered: Counter[int] = Counter()
     failed: Counter[int] = Counter()
     for event in events:
         for key, packed in event["histograms"].items():
-            number, place = map(int, key.split())
+            number, place = _pair(key)
             of_models = windows.setdefault(number, [histograms.new() for _ in models])
             of_models[place].add(histograms.merged(packed))
+        words_up_to.update({_pair(key): count for key, count in event["words_up_to"].items()})
+        for key, text in event["alone"].items():
+            alone.setdefault(_pair(key), histograms.new()).add(histograms.merged([text]))
         for model, messages in event["errors"].items():
             errors[model].update(messages)
         answered.update({int(window): count for window, count in event["answered"].items()})
@@ -77,6 +86,8 @@ def merge(events: list[dict[str, Any]], models: list[str]) -> Measured:
         window_s=events[0]["window_s"],
         duration_s=duration_s,
         windows=dict(sorted(windows.items())),
+        words_up_to=words_up_to,
+        alone=alone,
         answered=answered,
         failed=failed,
         errors=errors,
@@ -89,3 +100,8 @@ def merge(events: list[dict[str, Any]], models: list[str]) -> Measured:
         cpu_shares=[event["cpu_share"] for event in events],
         rss_bytes=[event["rss_bytes"] for event in events],
     )
+
+
+def _pair(key: str) -> tuple[int, int]:
+    first, second = map(int, key.split())
+    return first, second

@@ -27,7 +27,7 @@ from tritonpress_loadtests import wire
 from tritonpress_loadtests.arrivals import Schedule, schedule
 from tritonpress_loadtests.generator_protocol import BEAT_S, TICK_S, Order, emit, parse_arguments, start_of
 from tritonpress_loadtests.recorder import Recorder
-from tritonpress_loadtests.scenario import LoadedScenario, load_scenario
+from tritonpress_loadtests.scenario import Drawn, LoadedScenario, load_scenario
 
 _PR_SET_TIMERSLACK = 29
 _READY_S = 20.0
@@ -46,9 +46,10 @@ class _Sender:
         self._most = max(1, scenario.max_in_flight // order.of)
         self._call = call
         self._options = options
-        self._draws: Iterator[tuple[int, bytes]] = loaded.payloads(f"open {order.number} {order.process}")
+        self._draws: Iterator[Drawn] = loaded.draws(f"open {order.number} {order.process}")
         self._due_s = stage_schedule(loaded, order)[order.process :: order.of]
         self._in_flight: set[asyncio.Task[None]] = set()
+        self._asked = [0] * len(loaded.requests)
         self._freed = asyncio.Event()
         self._stopped = asyncio.Event()
         self.recorder = Recorder(loaded.models, self._duration_s, self._timeout_s)
@@ -95,9 +96,11 @@ class _Sender:
             await self._freed.wait()
 
     def _send(self, due_s: float) -> None:
-        place, payload = next(self._draws)
+        drawn = next(self._draws)
         self.recorder.started(time.monotonic() - self._start_s - due_s)
-        task = asyncio.create_task(self._ask(place, payload, due_s))
+        alone = not self._asked[drawn.place]
+        self._asked[drawn.place] += 1
+        task = asyncio.create_task(self._ask(drawn, due_s, alone))
         self._in_flight.add(task)
         self.most_in_flight = max(self.most_in_flight, len(self._in_flight))
         task.add_done_callback(self._done)
@@ -107,13 +110,16 @@ class _Sender:
         self._freed.set()
         task.result()
 
-    async def _ask(self, place: int, payload: bytes, due_s: float) -> None:
+    async def _ask(self, drawn: Drawn, due_s: float, alone: bool) -> None:
         try:
-            await self._call(payload, timeout=self._timeout_s, metadata=sent_metadata(self._options, {}))
+            await self._call(drawn.payload, timeout=self._timeout_s, metadata=sent_metadata(self._options, {}))
         except grpc.aio.AioRpcError as exc:
-            self.recorder.failed(place, due_s, wire.error_text(exc.code().name, exc.details()))
+            self.recorder.failed(drawn.place, due_s, wire.error_text(exc.code().name, exc.details()))
         else:
-            self.recorder.answered(place, due_s, time.monotonic() - self._start_s)
+            end_s = time.monotonic() - self._start_s
+            self.recorder.answered(drawn.place, drawn.up_to, due_s, end_s, alone=alone)
+        finally:
+            self._asked[drawn.place] -= 1
 
     async def _tick(self) -> None:
         while True:

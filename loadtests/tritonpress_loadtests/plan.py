@@ -102,14 +102,14 @@ def machine_capacity(model: ServiceModel, demand: Demand, change: Change = as_me
 
 
 def _check_draws(model: ServiceModel, demand: Demand) -> None:
-    """Refuses a percentile that would rest on the slowest one or two of the requests that were drawn from."""
+    """Refuses a percentile that would rest on the slowest one or two of the requests that are drawn from."""
     least = math.ceil(_SLOWEST / (1 - demand.quantile) - 1e-9)
     for station in model.stations:
-        count = int(station.latencies[1].sum())
+        count = station.own.answered
         if count < least:
             raise ScenarioError(
-                f"how requests of {station.asked} differ is drawn from the lightest stage's answers: this percentile"
-                f" needs {least} of them, it has {count} behind its warm-up; run that stage"
+                f"how requests of {station.asked} differ is drawn from those that were alone in flight: this percentile"
+                f" needs {least} of them, there are {count}; run the lightest stage"
                 f" {math.ceil(least / max(count, 1))} times as long"
             )
 

@@ -74,6 +74,16 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
+def count_words(query: Query) -> int:
+    """Returns the number of words of all of a query's texts."""
+    return len(" ".join(query.values()).split())
+
+
+def length_class(words: int) -> int:
+    """Returns the power of two that `words` does not exceed: queries of one class are of like length."""
+    return 1 << max(0, words - 1).bit_length()
+
+
 class WordHistogram(Settings):
     """A distribution of the queries' lengths in words (of all of a query's texts)."""
 

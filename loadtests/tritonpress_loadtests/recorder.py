@@ -34,6 +34,8 @@ class Recorder:
         self._duration_s = duration_s
         self._kept_open = math.ceil(timeout_s / self._window_s) + 1
         self._open: dict[tuple[int, int], HdrHistogram] = {}
+        self._up_to: Counter[tuple[int, int]] = Counter()
+        self._alone: dict[tuple[int, int], HdrHistogram] = {}
         self._closed: defaultdict[str, list[str]] = defaultdict(list)
         self._newest = 0
         self._answered: Counter[int] = Counter()
@@ -48,8 +50,16 @@ class Recorder:
         self.late = 0
         self.limit_hits = 0
 
-    def answered(self, place: int, at_s: float, end_s: float) -> None:
-        """Records an answer to the model of that place, whose latency runs from `at_s` to `end_s`."""
+    def answered(self, place: int, up_to: int, at_s: float, end_s: float, *, alone: bool) -> None:
+        """Records an answer whose latency runs from `at_s` to `end_s`.
+
+        Args:
+            place: Of the model that was asked.
+            up_to: The query's `length_class`.
+            at_s: When it was due, or sent.
+            end_s: When the answer came.
+            alone: Whether this process had no other to that model in flight when it was sent.
+        """
         window = int(at_s / self._window_s)
         if window > self._newest:
             self._advance(window)
@@ -59,6 +69,12 @@ class Recorder:
             histogram = self._open[key] = histograms.new()
         latency_us = min(max(1, round((end_s - at_s) * 1e6)), histograms.HIGHEST_US)
         histogram.record_value(latency_us)
+        self._up_to[place, up_to] += 1
+        if alone:
+            own = self._alone.get((place, up_to))
+            if own is None:
+                own = self._alone[place, up_to] = histograms.new()
+            own.record_value(latency_us)
         self.requests += 1
         self._recent_us.append(latency_us)
         if end_s <= self._duration_s:
@@ -95,6 +111,8 @@ class Recorder:
         return {
             "window_s": self._window_s,
             "histograms": self._closed,
+            "words_up_to": {f"{place} {up_to}": count for (place, up_to), count in self._up_to.items()},
+            "alone": {f"{place} {up_to}": histograms.encoded(own) for (place, up_to), own in self._alone.items()},
             "answered": self._answered,
             "failed": self._failed,
             "errors": self._errors,

@@ -1,8 +1,9 @@
 """What a run found, as plain values: the content of `results.json`, from which report and plots are made.
 
-schema            "tritonpress-load/3"
+schema            "tritonpress-load/4"
 scenario          the scenario's keys as they were used, with `path`, `sha256` (of file and queries), and in each of
-                  `requests` its `queries_count` and `query_words` {mean, p50, p90, max}
+                  `requests` its `queries_count`, `query_words` {mean, p50, p90, max}, and `words_up_to`
+                  {class: how likely a query is of it}; a class is the power of two that its words do not exceed
 url, command      what was loaded, and the command that repeats it
 started_at        ISO 8601 with the offset
 interrupted       whether the run was ended early; the last stage is then shorter than planned
@@ -97,7 +98,8 @@ def summarise_stage(
     latency_ms      {mean, min, p50, p90, p95, p99, p999, max}: from the scheduled moment in an open loop, from sending
                     in a closed one; null if nothing was answered.  interval_ms  {p50: [low, high], …}, of 95 %
     histogram       HdrHistogram V2 of µs, base64
-    by_model        {model: {the same from `requests` to `histogram`}}
+    by_model        {model: {the same from `requests` to `histogram`, and, the warm-up too, `words_up_to` {class:
+                    answers} and `alone` {class: histogram}, of those sent while their process had none to it in flight
     warm_up_s       cut at the start;  stable, unstable[]  see `stability.verdict`
     windows         {width_s, p50_ms[], p99_ms[], answered_per_s[], failed[]} over time
     late            requests sent more than 1 ms after their moment;  limit_hits  that waited for the limit in flight
@@ -107,7 +109,10 @@ def summarise_stage(
     """
     first = stability.warm_up_windows(measured)
     by_model = {
-        model: _figures(measured, place, first, measured.errors[model], measured.in_time[place])
+        model: {
+            **_figures(measured, place, first, measured.errors[model], measured.in_time[place]),
+            **_by_words(measured, place),
+        }
         for place, model in enumerate(models)
     }
     errors: Counter[str] = Counter()
@@ -166,6 +171,16 @@ def _figures(
         "throughput_per_s": in_time / measured.duration_s if measured.duration_s else 0.0,
         **found,
         "histogram": histograms.encoded(measured.histogram(place, first)),
+    }
+
+
+def _by_words(measured: Measured, place: int) -> dict[str, Any]:
+    """Returns how many queries of each class of lengths a model answered, and how long it took for single ones."""
+    classes = sorted(up_to for asked, up_to in measured.words_up_to if asked == place)
+    alone = {str(up_to): measured.alone[place, up_to] for up_to in classes if (place, up_to) in measured.alone}
+    return {
+        "words_up_to": {str(up_to): measured.words_up_to[place, up_to] for up_to in classes},
+        "alone": {up_to: histograms.encoded(histogram) for up_to, histogram in alone.items()},
     }
 
 

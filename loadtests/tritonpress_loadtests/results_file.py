@@ -6,10 +6,10 @@ import binascii
 import json
 import zlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from hdrh.codec import HdrCookieException, HdrHistogramSettingsException, HdrLengthException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tritonpress_loadtests import histograms
 from tritonpress_loadtests.errors import ScenarioError
@@ -23,7 +23,7 @@ _UNDECODABLE = (
     HdrCookieException, HdrHistogramSettingsException, HdrLengthException, zlib.error, binascii.Error,
     ValueError, IndexError, TypeError, OverflowError,
 )  # fmt: skip
-_SCHEMA = "tritonpress-load/3"
+_SCHEMA = "tritonpress-load/4"
 _REMEDY = "give a folder that `tritonpress-load run` wrote"
 
 
@@ -49,12 +49,9 @@ class _Request(_Part):
     weight: float = Field(gt=0)
 
 
-class _Scenario(_Part):
+class _ComparedScenario(_Part):
     name: str
     requests: list[_Request] = Field(min_length=1)
-
-
-class _ComparedScenario(_Scenario):
     sha256: str
 
 
@@ -75,18 +72,28 @@ class _Latency(_Part):
     p999: float = Field(ge=0)
 
 
+def _decodes(text: str) -> str:
+    try:
+        recorded = histograms.counts(histograms.merged([text]))
+    except _UNDECODABLE as exc:
+        raise ValueError(f"must be an HdrHistogram as `run` writes it ({type(exc).__name__})") from exc
+    if not recorded[1].sum() > 0:
+        raise ValueError("must hold a latency")
+    return text
+
+
 class _Figures(_Part):
     latency_ms: _Latency | None
-    histogram: str = Field(max_length=_MOST_CHARACTERS)
+    words_up_to: dict[str, Annotated[int, Field(gt=0)]]
+    alone: dict[str, Annotated[str, Field(max_length=_MOST_CHARACTERS), AfterValidator(_decodes)]]
 
-    @field_validator("histogram")
-    @classmethod
-    def _decodes(cls, text: str) -> str:
-        try:
-            histograms.merged([text])
-        except _UNDECODABLE as exc:
-            raise ValueError(f"must be an HdrHistogram as `run` writes it ({type(exc).__name__})") from exc
-        return text
+    @model_validator(mode="after")
+    def _are_answers(self) -> _Figures:
+        if self.latency_ms is not None and not self.words_up_to:
+            raise ValueError("words_up_to: must count the answers")
+        if strange := set(self.alone) - set(self.words_up_to):
+            raise ValueError(f"alone: {min(strange)!r} is not in words_up_to")
+        return self
 
 
 class _Row(_Part):
@@ -134,6 +141,25 @@ class _PlannedStage(_Stage):
         return self
 
 
+class _PlannedRequest(_Request):
+    words_up_to: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(min_length=1)
+
+    @field_validator("words_up_to")
+    @classmethod
+    def _is_a_distribution(cls, shares: dict[str, float]) -> dict[str, float]:
+        for up_to in shares:
+            if not (up_to.isascii() and up_to.isdigit() and len(up_to) < 10 and int(up_to).bit_count() == 1):
+                raise ValueError(f"must be {{words: share}} with a power of two, got {up_to!r}")
+        if abs(sum(shares.values()) - 1) > 1e-6:
+            raise ValueError(f"must add up to 1, got {sum(shares.values()):g}")
+        return shares
+
+
+class _PlannedScenario(_Part):
+    name: str
+    requests: list[_PlannedRequest] = Field(min_length=1)
+
+
 class _Served(_Part):
     instances: int = Field(ge=0)
     max_batch_size: int = Field(ge=0)
@@ -150,7 +176,7 @@ class _Machine(_Part):
 class PlannedRun(_Part):
     """What a plan reads."""
 
-    scenario: _Scenario
+    scenario: _PlannedScenario
     stages: list[_PlannedStage] = Field(min_length=1)
     served: dict[str, _Served]
     machine: _Machine
@@ -158,10 +184,13 @@ class PlannedRun(_Part):
 
     @model_validator(mode="after")
     def _knows_what_was_asked(self) -> PlannedRun:
-        asked = {request.model for request in self.scenario.requests}
         for number, stage in enumerate(self.stages):
-            if missing := asked - set(stage.by_model):
-                raise ValueError(f"stages.{number}.by_model: must have {', '.join(sorted(missing))}")
+            for request in self.scenario.requests:
+                if (figures := stage.by_model.get(request.model)) is None:
+                    raise ValueError(f"stages.{number}.by_model: must have {request.model}")
+                if strange := set(figures.words_up_to) - set(request.words_up_to):
+                    where = f"stages.{number}.by_model.{request.model}.words_up_to"
+                    raise ValueError(f"{where}: {min(strange)!r} is no class of the scenario")
         return self
 
 

@@ -122,7 +122,7 @@ def run(
         stages = load.run(options.duration_scale)
     command = ["tritonpress-load", "run", str(scenario), "--out", str(out_dir), "--url", url, *options.words()]
     results: Results = {
-        "schema": "tritonpress-load/3",
+        "schema": "tritonpress-load/4",
         "scenario": _as_used(loaded),
         "url": url,
         "command": shlex.join(command),
@@ -231,7 +231,9 @@ def _as_used(loaded: LoadedScenario) -> dict[str, Any]:
         figures = {"mean": float(words.mean()), "max": int(words.max())}
         figures |= {name: float(np.percentile(words, share)) for name, share in (("p50", 50), ("p90", 90))}
         keys = kind.request.model_dump(mode="json")
-        requests.append({**keys, "queries_count": len(kind.queries), "query_words": figures})
+        shares = {str(up_to): share for up_to, share in kind.class_shares().items()}
+        counted = {"queries_count": len(kind.queries), "query_words": figures, "words_up_to": shares}
+        requests.append({**keys, **counted})
     keys = loaded.scenario.model_dump(mode="json")
     return {**keys, "requests": requests, "path": str(loaded.path), "sha256": loaded.sha256}
 

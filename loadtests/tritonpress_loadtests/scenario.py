@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
+import numpy as np
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from tritonpress_server import strict_yaml
 
 from tritonpress_loadtests import arrivals, stages, wire, workloads
 from tritonpress_loadtests.errors import ScenarioError
-from tritonpress_loadtests.query_files import Query, WordHistogram, weights_by_words
+from tritonpress_loadtests.query_files import Query, WordHistogram, count_words, length_class, weights_by_words
 from tritonpress_loadtests.settings import Settings
 from tritonpress_loadtests.stages import Shape, Stage
 from tritonpress_loadtests.workloads import Workload
@@ -97,6 +100,17 @@ class Scenario(Settings):
         return list(self.stages) if self.stages is not None else self.shape.fixed_stages() if self.shape else []
 
 
+class Drawn(NamedTuple):
+    """A request as it is drawn."""
+
+    place: int
+    """Of the model that is asked, in the scenario's order."""
+    up_to: int
+    """The query's `length_class`."""
+    payload: bytes
+    """What is sent."""
+
+
 @dataclass(frozen=True)
 class LoadedRequest:
     """A kind of request with what it refers to."""
@@ -109,10 +123,26 @@ class LoadedRequest:
     cumulative: list[float]
     """Cumulative weights of the queries."""
 
+    @cached_property
+    def words(self) -> list[int]:
+        """The number of words of each query."""
+        return [count_words(query) for query in self.queries]
+
+    @cached_property
+    def classes(self) -> list[int]:
+        """The `length_class` of each query."""
+        return [length_class(words) for words in self.words]
+
     def drawn_words(self) -> list[int]:
         """Returns the number of words of queries that can be drawn, each as often as it is likely, of 10,000."""
-        lengths = [len(" ".join(query.values()).split()) for query in self.queries]
-        return random.Random(0).choices(lengths, cum_weights=self.cumulative, k=10_000)
+        return random.Random(0).choices(self.words, cum_weights=self.cumulative, k=10_000)
+
+    def class_shares(self) -> dict[int, float]:
+        """Returns how likely a query is of each `length_class`, the shortest first."""
+        weights: defaultdict[int, float] = defaultdict(float)
+        for up_to, weight in zip(self.classes, np.diff(self.cumulative, prepend=0.0).tolist(), strict=True):
+            weights[up_to] += weight
+        return {up_to: weights[up_to] / self.cumulative[-1] for up_to in sorted(weights) if weights[up_to] > 0}
 
 
 @dataclass(frozen=True)
@@ -136,16 +166,16 @@ class LoadedScenario:
         """The limits of single models."""
         return {request.model: request.slo for request in self.scenario.requests if request.slo is not None}
 
-    def payloads(self, drawer: str) -> Iterator[tuple[int, bytes]]:
-        """Yields without end the place of the asked model and the request's bytes, as drawn for `drawer`."""
+    def draws(self, drawer: str) -> Iterator[Drawn]:
+        """Yields requests without end, as drawn for `drawer`."""
         chance = random.Random(f"{self.scenario.seed} {drawer}")
         weights = list(accumulate(request.weight for request in self.scenario.requests))
         places = range(len(self.requests))
         while True:
             (place,) = chance.choices(places, cum_weights=weights)
             kind = self.requests[place]
-            (payload,) = chance.choices(kind.payloads, cum_weights=kind.cumulative)
-            yield place, payload
+            (which,) = chance.choices(range(len(kind.payloads)), cum_weights=kind.cumulative)
+            yield Drawn(place, kind.classes[which], kind.payloads[which])
 
 
 def load_scenario(path: Path) -> LoadedScenario:
@@ -192,7 +222,7 @@ def _loaded_request(request: Request, workload: Workload, queries: list[Query], 
         )
         for query in queries
     ]
-    lengths = [len(" ".join(query.values()).split()) for query in queries]
+    lengths = [count_words(query) for query in queries]
     try:
         weights = weights_by_words(request.words, lengths)
     except ScenarioError as exc:

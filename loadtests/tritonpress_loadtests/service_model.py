@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tritonpress_loadtests import histograms
 from tritonpress_loadtests.binding import busy_shares
 from tritonpress_loadtests.errors import ScenarioError
-from tritonpress_loadtests.histograms import Counts
+from tritonpress_loadtests.own_times import OwnTimes, own_times
 from tritonpress_loadtests.results import Results, asked_model
 from tritonpress_loadtests.simulator import Floats, Replica, simulate
 
-_LEAST_SHARE = 0.02
 _LEAST_CORES = 0.02  # left for executions where all else asks for the whole machine
 _HEAD_SHARE = 0.1
+_REWEIGHTED = 5
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,8 @@ class Station:
     replica: Replica
     rest_s: float
     """What a request spends elsewhere: other steps, the server, the way."""
-    latencies: Counts
-    """Of the lightest stage, from which the requests' differences are drawn."""
+    own: OwnTimes
+    """What requests take of an execution by themselves, from which their differences are drawn."""
     batches_seen: int
     """The largest batch that was measured."""
     cores: float = math.inf
@@ -46,11 +45,8 @@ class Station:
 
     def factors(self, count: int, seed: int) -> Floats:
         """Returns that many requests' shares in the time of their execution, 1 in the mean, drawn as measured."""
-        values, times = self.latencies
-        drawn = np.random.default_rng(seed).choice(values / 1e6, count, p=times / times.sum())
-        # What is left of a latency without the rest is the execution's; even the quickest is a small share of the mean.
-        service = np.maximum(drawn - self.rest_s, _LEAST_SHARE * self.execution_s(1))
-        shares: Floats = service / service.mean()
+        drawn = np.random.default_rng(seed).choice(self.own.times_s, count, p=self.own.chances)
+        shares: Floats = drawn / self.own.mean_s
         return shares
 
     def execution_s(self, batch: int) -> float:
@@ -153,7 +149,7 @@ def fit_service(runs: list[Results]) -> ServiceModel:
     requests = runs[0]["scenario"]["requests"]
     total = sum(request["weight"] for request in requests)
     asked = [request["model"] for request in requests]
-    found = [_fit_station(runs, model, asked) for model in asked]
+    found = [_fit_station(runs, request, asked) for request in requests]
     stations = [
         replace(station, share=request["weight"] / total) for (station, _), request in zip(found, requests, strict=True)
     ]
@@ -162,8 +158,9 @@ def fit_service(runs: list[Results]) -> ServiceModel:
     return ServiceModel(tuple(stations[place] for place in order))
 
 
-def _fit_station(runs: list[Results], asked: str, models: list[str]) -> tuple[Station, float]:
+def _fit_station(runs: list[Results], request: dict[str, Any], models: list[str]) -> tuple[Station, float]:
     """Returns the station of one model, and the largest share of a stage's time in which its instances were busy."""
+    asked = request["model"]
     stages = [
         (stage, run["served"]) for run in runs for stage in run["stages"] if stage["by_model"][asked]["latency_ms"]
     ]
@@ -172,7 +169,7 @@ def _fit_station(runs: list[Results], asked: str, models: list[str]) -> tuple[St
         for model, share in busy_shares(stage, served).items():
             if asked_model({"model": model}, models) == asked:
                 shares[model] = max(shares.get(model, 0.0), share)
-    if not shares:
+    if not any(shares.values()):
         raise ScenarioError(
             f"the runs do not say how long executions of {asked} took; run them again with this version"
         )
@@ -180,20 +177,28 @@ def _fit_station(runs: list[Results], asked: str, models: list[str]) -> tuple[St
     fixed_s, per_row_s, largest = _fit_execution(
         [row for stage, _ in stages for row in stage["models"] if row["model"] == step]
     )
-    lightest, served = min(stages, key=lambda entry: busy_shares(*entry).get(step, np.inf))
-    figures = lightest["by_model"][asked]
-    latencies = histograms.counts(histograms.merged([figures["histogram"]]))
-    (row,) = [row for row in lightest["models"] if row["model"] == step]
-    rest_s = max(0.0, figures["latency_ms"]["mean"] / 1e3 - row["queue_us"] / 1e6 - (fixed_s + per_row_s))
-    config = served[step]
+    stages = [entry for entry in stages if busy_shares(*entry).get(step)]
+    stages.sort(key=lambda entry: busy_shares(*entry)[step])
+    config = stages[0][1][step]
+    rest_s, delay_s = _rest_s(step, asked, stages[0][0]), config["queue_delay_us"] / 1e6
+    own = own_times(asked, [stage for stage, _ in stages], request["words_up_to"], rest_s + delay_s)
     replica = Replica(
         instances=config["instances"],
         max_batch=max(1, config["max_batch_size"]) if config["batched"] else 1,
-        fixed_s=fixed_s,
-        per_row_s=per_row_s,
-        delay_s=config["queue_delay_us"] / 1e6,
+        fixed_s=own.asked_more * fixed_s,
+        per_row_s=own.asked_more * per_row_s,
+        delay_s=delay_s,
     )
-    return Station(asked, 1.0, step, replica, rest_s, latencies, largest, *_cores(runs, step)), shares[step]
+    return Station(asked, 1.0, step, replica, rest_s, own, largest, *_cores(runs, step)), shares[step]
+
+
+def _rest_s(step: str, asked: str, stage: dict[str, Any]) -> float:
+    """Returns the mean of what requests of a stage spend outside of the step's queue and executions, in s."""
+    (row,) = [row for row in stage["models"] if row["model"] == step]
+    requests = [(int(size) * count, row["execution_ms"][size]) for size, count in row["batch_sizes"].items()]
+    execution_ms = sum(count * each_ms for count, each_ms in requests) / sum(count for count, _ in requests)
+    mean_ms = stage["by_model"][asked]["latency_ms"]["mean"]
+    return max(0.0, float(mean_ms - row["queue_us"] / 1e3 - execution_ms) / 1e3)
 
 
 def _cores(runs: list[Results], step: str) -> tuple[float, float]:
@@ -215,25 +220,30 @@ def _cores(runs: list[Results], step: str) -> tuple[float, float]:
 
 
 def _fit_execution(rows: list[dict[str, Any]]) -> tuple[float, float, int]:
-    """Returns fixed and per-row time in s, and the largest batch seen; least squares, weighted by executions."""
+    """Returns fixed and per-row time in s, and the largest batch seen; least squares, weighted iteratively."""
     pooled: dict[int, list[float]] = {}
     for row in rows:
-        for size, count in row["batch_sizes"].items():
+        for size, count in [(size, count) for size, count in row["batch_sizes"].items() if count]:
             seen = pooled.setdefault(int(size), [0.0, 0.0])
             seen[0] += count
             seen[1] += count * row["execution_ms"][size] / 1e3
     sizes = np.array(sorted(pooled), np.float64)
-    weights = np.array([pooled[int(size)][0] for size in sizes])
-    means: npt.NDArray[np.float64] = np.array([pooled[int(size)][1] for size in sizes]) / weights
+    counts = np.array([pooled[int(size)][0] for size in sizes])
+    means: npt.NDArray[np.float64] = np.array([pooled[int(size)][1] for size in sizes]) / counts
     if len(sizes) == 1:
         # Without a second size the two parts cannot be told; that batches gain nothing is the careful reading.
         return 0.0, float(means[0] / sizes[0]), int(sizes[0])
-    # Relative errors, so that batches of one count as much as large ones.
-    scale = np.sqrt(weights) / means
-    design = np.column_stack([np.ones_like(sizes), sizes]) * scale[:, None]
-    (fixed_s, per_row_s), *_ = np.linalg.lstsq(design, means * scale, rcond=None)
-    if fixed_s < 0:
-        fixed_s, per_row_s = 0.0, float((weights * sizes / means).sum() / (weights * (sizes / means) ** 2).sum())
-    elif per_row_s < 0:
-        fixed_s, per_row_s = float((weights / means).sum() / (weights / means**2).sum()), 0.0
-    return float(fixed_s), float(per_row_s), int(sizes[-1])
+    total, executions, rows_in_all = float(counts @ means), float(counts.sum()), float(counts @ sizes)
+    fixed_s = per_row_s = 0.0
+    expected = sizes
+    for _ in range(_REWEIGHTED):
+        # The variance grows with the time that is expected; by the measured, what is low by chance would weigh more.
+        scale = np.sqrt(counts / expected)
+        design = np.column_stack([np.ones_like(sizes), sizes]) * scale[:, None]
+        fixed_s, per_row_s = np.linalg.lstsq(design, means * scale, rcond=None)[0].tolist()
+        if fixed_s < 0:
+            fixed_s, per_row_s = 0.0, total / rows_in_all
+        elif per_row_s < 0:
+            fixed_s, per_row_s = total / executions, 0.0
+        expected = fixed_s + per_row_s * sizes
+    return fixed_s, per_row_s, int(sizes[-1])

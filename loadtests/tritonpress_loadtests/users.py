@@ -67,6 +67,8 @@ class ScenarioUser(User):
     wait_time = constant(0)
     loaded: ClassVar[LoadedScenario]
     gate: ClassVar[Gate]
+    asked: ClassVar[list[int]]
+    """By a model's place, this process's requests in flight."""
     options: ClassVar[Options] = Options()
     """How the server is reached."""
     channel: ClassVar[grpc.Channel | None] = None
@@ -77,7 +79,7 @@ class ScenarioUser(User):
     def on_start(self) -> None:
         """Joins the process's connection; a server that cannot be reached shows in the requests."""
         cls = type(self)
-        self.draws = self.loaded.payloads(f"user {cls.first + cls.started}")
+        self.draws = self.loaded.draws(f"user {cls.first + cls.started}")
         cls.started += 1
         # gRPC waits for each answer in a thread of gevent's pool; in its default of 10, more users would queue for one.
         pool = gevent.get_hub().threadpool
@@ -98,24 +100,27 @@ class ScenarioUser(User):
     @task
     def ask(self) -> None:
         """Sends one query and reports it to Locust under its model's name, in ms that are not rounded."""
-        place, payload = next(self.draws)
+        drawn = next(self.draws)
         error: LoadedError | None = None
         with self.gate:
+            alone = not self.asked[drawn.place]
+            self.asked[drawn.place] += 1
             sent, started_s = time.time(), time.monotonic()
             try:
                 metadata = sent_metadata(self.options, {})
-                self.call(payload, timeout=self.loaded.scenario.timeout_s, metadata=metadata)
+                self.call(drawn.payload, timeout=self.loaded.scenario.timeout_s, metadata=metadata)
             except grpc.RpcError as exc:
                 error = LoadedError(wire.error_text(exc.code().name, exc.details()))
             ended_s = time.monotonic()
+            self.asked[drawn.place] -= 1
             self.environment.events.request.fire(
                 request_type="grpc",
-                name=self.loaded.models[place],
+                name=self.loaded.models[drawn.place],
                 response_time=(ended_s - started_s) * 1e3,
                 response_length=0,
                 start_time=sent,
                 exception=error,
-                context={"place": place, "started_s": started_s, "ended_s": ended_s},
+                context={"drawn": drawn, "alone": alone, "started_s": started_s, "ended_s": ended_s},
             )
 
 
@@ -126,4 +131,5 @@ class LoadedError(Exception):
 def user_class(loaded: LoadedScenario) -> type[ScenarioUser]:
     """Returns the Locust user of a scenario."""
     name = f"{loaded.scenario.name.title().replace('_', '')}User"
-    return type(name, (ScenarioUser,), {"loaded": loaded, "gate": Gate(), "abstract": False})
+    asked = [0] * len(loaded.requests)
+    return type(name, (ScenarioUser,), {"loaded": loaded, "gate": Gate(), "asked": asked, "abstract": False})

@@ -20,7 +20,7 @@ def run(p99_ms: float, *, seed: int, count: int = 30, label: str = "10/s") -> di
         "answered_per_s": chance.normal(10, 1, count).tolist(),
     }
     return {
-        "schema": "tritonpress-load/3",
+        "schema": "tritonpress-load/4",
         "scenario": {"name": "n", "sha256": "0", "requests": [{"model": "m", "weight": 1}]},
         "started_at": "t", "repository_sha256": "0", "machine": {},
         "stages": [{"label": label, "warm_up_s": 0.0, "windows": windows}],

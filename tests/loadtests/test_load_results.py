@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tritonpress_client import Duration, ModelStatistics
+from tritonpress_loadtests import histograms
 from tritonpress_loadtests.binding import binding_resource
 from tritonpress_loadtests.measured import merge
 from tritonpress_loadtests.recorder import Recorder
@@ -40,7 +41,7 @@ def recorded(
     """Returns a recorder of 10 s that has seen requests sent evenly over `over_s`, with those latencies, and errors."""
     recorder = recorder or Recorder(models, 10.0, 5.0)
     for sent_s, each_ms in zip(np.linspace(0, over_s, len(latency_ms)), latency_ms, strict=True):
-        recorder.answered(place, sent_s, sent_s + each_ms / 1e3)
+        recorder.answered(place, 8, sent_s, sent_s + each_ms / 1e3, alone=False)
     for number, model in enumerate(models):
         for message, count in (errors or {}).get(model, {}).items():
             for _ in range(count):
@@ -78,10 +79,25 @@ def test_processes_are_merged_without_loss() -> None:
 def test_throughput_counts_what_was_answered_within_the_stage() -> None:
     recorder = Recorder(["m"], 10.0, 5.0)
     for sent_s in (0.0, 5.0, 9.999):
-        recorder.answered(0, sent_s, sent_s + 0.01)
+        recorder.answered(0, 8, sent_s, sent_s + 0.01, alone=False)
     stage = summary(recorder)
     assert stage["throughput_per_s"] == pytest.approx(0.2)
     assert stage["requests"] == 3
+
+
+def test_requests_are_told_apart_by_length_and_company() -> None:
+    first, second = Recorder(["a", "b"], 10.0, 5.0), Recorder(["a", "b"], 10.0, 5.0)
+    first.answered(0, 8, 0.0, 0.01, alone=True)
+    first.answered(0, 64, 0.0, 0.5, alone=False)
+    second.answered(0, 8, 1.0, 1.03, alone=True)
+    second.answered(1, 8, 1.0, 1.09, alone=True)
+    stage = summary(first, second, models=("a", "b"))
+    a, b = stage["by_model"]["a"], stage["by_model"]["b"]
+    assert (a["words_up_to"], b["words_up_to"]) == ({"8": 2, "64": 1}, {"8": 1})
+    assert list(a["alone"]) == list(b["alone"]) == ["8"]
+    values, times = histograms.counts(histograms.merged([a["alone"]["8"]]))
+    assert values == pytest.approx([10_000, 30_000], rel=1e-3)
+    assert times.tolist() == [1, 1]
 
 
 def test_failed_requests_are_counted_and_have_no_latency() -> None:

@@ -55,10 +55,14 @@ def stage(rate_per_s: float, *, truth: Replica = TRUTH, model: str = "m") -> dic
     row["batch_sizes"] = {size: count * scale for size, count in sizes.items()}
     latency_ms = {"mean": float(times_s.mean()) * 1e3, "p50": p50, "p99": p99, "p999": p999}
     histogram = histograms.encoded(histogram)
+    own = histograms.new()
+    for each_s in np.random.default_rng(1).gamma(8, alone_s / 8, 3_000).tolist():
+        own.record_value(round((each_s + REST_S) * 1e6))
+    figures = {"latency_ms": latency_ms, "words_up_to": {"8": len(times_s)}, "alone": {"8": histograms.encoded(own)}}
     return {
         "label": f"{rate_per_s}/s", "loop": "open", "users": None, "arrivals": "poisson", "offered_per_s": rate_per_s,
         "throughput_per_s": rate_per_s, "duration_s": duration_s, "failed": 0, "models": [row], "warm_up_s": 0,
-        "latency_ms": latency_ms, "by_model": {model: {"latency_ms": latency_ms, "histogram": histogram}},
+        "latency_ms": latency_ms, "by_model": {model: figures},
         "histogram": histogram, "generator": {"bottleneck": ""},
         "windows": {"width_s": 1.0, "answered_per_s": [rate_per_s] * 20, "p50_ms": [p50] * 20, "p99_ms": [p99] * 20},
     }  # fmt: skip
@@ -69,8 +73,8 @@ def truth() -> dict[str, Any]:
     """A run of a server that is known exactly."""
     config = {"instances": 2, "max_batch_size": 8, "batched": True, "queue_delay_us": 0, "config_sha256": "0"}
     return {
-        "schema": "tritonpress-load/3", "stages": [stage(rate) for rate in RATES], "served": {"m_step": config},
-        "scenario": {"name": "n", "requests": [{"model": "m", "weight": 1}]},
+        "schema": "tritonpress-load/4", "stages": [stage(rate) for rate in RATES], "served": {"m_step": config},
+        "scenario": {"name": "n", "requests": [{"model": "m", "weight": 1, "words_up_to": {"8": 1.0}}]},
         "machine": {"cpu": "c", "cores": 2}, "repository_sha256": "0",
     }  # fmt: skip
 
@@ -114,7 +118,8 @@ def mixed(rate_per_s: float) -> dict[str, Any]:
 def test_two_models_of_a_mix_have_a_queue_each(truth: dict[str, Any]) -> None:
     config = truth["served"]["m_step"]
     run = copy.deepcopy(truth)
-    run["scenario"]["requests"] = [{"model": "m", "weight": 3}, {"model": "slow", "weight": 1}]
+    alike = {"words_up_to": {"8": 1.0}}
+    run["scenario"]["requests"] = [{"model": "m", "weight": 3, **alike}, {"model": "slow", "weight": 1, **alike}]
     run["served"]["slow_step"] = {**config, "instances": 1, "max_batch_size": 4}
     run["stages"] = [mixed(rate) for rate in (20, 120, 200, 260)]
     model = fit_service([run])
@@ -188,11 +193,13 @@ def test_a_percentile_of_too_few_answers_is_refused(truth: dict[str, Any]) -> No
     for value_us in range(5_000, 5_150):
         few.record_value(value_us)
     run = copy.deepcopy(truth)
-    run["stages"][0]["by_model"]["m"]["histogram"] = histograms.encoded(few)
-    message = "needs 200 of them, it has 150 behind its warm-up; run that stage 2 times as long"
+    for each in run["stages"]:
+        each["by_model"]["m"]["alone"] = {}
+    run["stages"][0]["by_model"]["m"]["alone"] = {"8": histograms.encoded(few)}
+    message = "needs 200 of them, there are 150; run the lightest stage 2 times as long"
     with pytest.raises(ScenarioError, match=message):
         make_plan([run], Demand(peak_per_s=100, p99_ms=60))
-    with pytest.raises(ScenarioError, match="needs 2000 of them, it has 150"):
+    with pytest.raises(ScenarioError, match="needs 2000 of them, there are 150"):
         make_plan([run], Demand(peak_per_s=100, p99_ms=60, quantile=0.999))
 
 

@@ -13,12 +13,15 @@ from tritonpress_loadtests import histograms, results_file
 from tritonpress_loadtests.errors import ScenarioError
 from tritonpress_loadtests.results_file import PlannedRun, read_results
 
+EMPTY = histograms.encoded(histograms.new())
 LATENCY = {"mean": 10.0, "p50": 9.0, "p99": 24.0, "p999": 30.0}
 
 
 def run() -> dict[str, Any]:
     """Returns results with what a plan reads."""
-    figures = {"latency_ms": LATENCY, "histogram": histograms.encoded(histograms.new())}
+    alone = histograms.new()
+    alone.record_value(9_000)
+    figures = {"latency_ms": LATENCY, "words_up_to": {"8": 3}, "alone": {"8": histograms.encoded(alone)}}
     row = {"model": "m_step", "batch_sizes": {"1": 3}, "execution_ms": {"1": 8.0}, "queue_us": 90.0}
     windows = {"width_s": 1.0, "answered_per_s": [2.0], "p50_ms": [None], "p99_ms": [24]}
     stage = {
@@ -26,9 +29,10 @@ def run() -> dict[str, Any]:
         "duration_s": 30.0, "failed": 0, "warm_up_s": 0, "windows": windows, "generator": {"bottleneck": ""},
         "models": [row], "latency_ms": LATENCY, "by_model": {"m": figures},
     }  # fmt: skip
+    request = {"model": "m", "weight": 1, "words_up_to": {"8": 1.0}}
     served = {"instances": 1, "max_batch_size": 8, "batched": True, "queue_delay_us": 0, "config_sha256": "0"}
     return {
-        "schema": "tritonpress-load/3", "scenario": {"name": "n", "requests": [{"model": "m", "weight": 1}]},
+        "schema": "tritonpress-load/4", "scenario": {"name": "n", "requests": [request]},
         "stages": [stage], "served": {"m_step": served}, "machine": {"cpu": "c", "cores": 2}, "repository_sha256": "0",
     }  # fmt: skip
 
@@ -60,8 +64,32 @@ def test_what_run_writes_is_read(tmp_path: Path) -> None:
         (lambda run: run["stages"][0].update(offered_per_s=float("inf")), r": stages\.0\.offered_per_s: .* finite"),
         (lambda run: run["stages"][0]["by_model"].clear(), r": stages\.0\.by_model: must have m;"),
         (
-            lambda run: run["stages"][0]["by_model"]["m"].update(histogram="HISTFAAA"),
-            r": stages\.0\.by_model\.m\.histogram: must be an HdrHistogram as `run` writes it \(HdrLength",
+            lambda run: run["stages"][0]["by_model"]["m"]["alone"].update({"8": "HISTFAAA"}),
+            r": stages\.0\.by_model\.m\.alone\.8: must be an HdrHistogram as `run` writes it \(HdrLength",
+        ),
+        (
+            lambda run: run["stages"][0]["by_model"]["m"]["alone"].update({"8": EMPTY}),
+            r": stages\.0\.by_model\.m\.alone\.8: must hold a latency",
+        ),
+        (
+            lambda run: run["stages"][0]["by_model"]["m"]["words_up_to"].clear(),
+            r": stages\.0\.by_model\.m: words_up_to: must count the answers",
+        ),
+        (
+            lambda run: run["stages"][0]["by_model"]["m"].update(words_up_to={"4": 3}, alone={}),
+            r": stages\.0\.by_model\.m\.words_up_to: '4' is no class of the scenario",
+        ),
+        (
+            lambda run: run["stages"][0]["by_model"]["m"].update(words_up_to={"4": 3}),
+            r": stages\.0\.by_model\.m: alone: '8' is not in words_up_to",
+        ),
+        (
+            lambda run: run["scenario"]["requests"][0].update(words_up_to={"7": 1.0}),
+            r": scenario\.requests\.0\.words_up_to: must be {words: share} with a power of two, got '7'",
+        ),
+        (
+            lambda run: run["scenario"]["requests"][0]["words_up_to"].update({"16": 0.5}),
+            r": scenario\.requests\.0\.words_up_to: must add up to 1, got 1\.5",
         ),
         (
             lambda run: run["stages"][0]["models"][0]["batch_sizes"].update({"2": 1}),

@@ -10,7 +10,7 @@ import pytest
 from scenarios import REQUEST, write_scenario
 from tritonclient.grpc import service_pb2
 from tritonpress_loadtests.errors import ScenarioError
-from tritonpress_loadtests.scenario import load_scenario
+from tritonpress_loadtests.scenario import Drawn, load_scenario
 
 SHIPPED = sorted((Path(__file__).parents[2] / "loadtests" / "scenarios").glob("*.yaml"))
 
@@ -99,17 +99,17 @@ def test_what_is_wrong_is_named(folder: Path, changes: dict[str, Any], words: st
 def test_requests_are_drawn_by_weight_and_fixed_by_the_seed(folder: Path) -> None:
     requests = [{**REQUEST, "model": model, "weight": weight} for model, weight in (("a", 2), ("b", 2), ("c", 1))]
 
-    def drawn(drawer: str, count: int = 5000, **changes: Any) -> list[tuple[int, bytes]]:
+    def drawn(drawer: str, count: int = 5000, **changes: Any) -> list[Drawn]:
         loaded = load_scenario(write_scenario(folder, requests=requests, **changes))
-        return list(islice(loaded.payloads(drawer), count))
+        return list(islice(loaded.draws(drawer), count))
 
     first = drawn("user 0")
     assert drawn("user 0") == first
     assert drawn("user 1", 50) != first[:50]
     assert drawn("user 0", 50, seed=1) != first[:50]
-    shares = [sum(place == asked for asked, _ in first) / len(first) for place in range(3)]
+    shares = [sum(place == each.place for each in first) / len(first) for place in range(3)]
     assert shares == pytest.approx([0.4, 0.4, 0.2], abs=0.03)
-    sent = [service_pb2.ModelInferRequest.FromString(payload) for _, payload in first[:200]]
+    sent = [service_pb2.ModelInferRequest.FromString(each.payload) for each in first[:200]]
     assert {request.model_name for request in sent} == set("abc")
     assert {request.raw_input_contents[0][4:] for request in sent} == {b"red lamp", b"a blue chair"}
 
@@ -117,8 +117,11 @@ def test_requests_are_drawn_by_weight_and_fixed_by_the_seed(folder: Path) -> Non
 def test_queries_have_the_lengths_that_a_histogram_asks_for(folder: Path) -> None:
     words = {"up_to": [2, 3, 10], "shares": [0.1, 0.9, 0]}
     loaded = load_scenario(write_scenario(folder, request={"words": words}))
-    drawn = [payload for _, payload in islice(loaded.payloads("x"), 2000)]
-    assert sum(b"a blue chair" in payload for payload in drawn) / len(drawn) == pytest.approx(0.9, abs=0.03)
+    drawn = list(islice(loaded.draws("x"), 2000))
+    blue = [each for each in drawn if b"a blue chair" in each.payload]
+    assert len(blue) / len(drawn) == pytest.approx(0.9, abs=0.03)
+    assert {each.up_to for each in blue} == {4}
+    assert loaded.requests[0].class_shares() == pytest.approx({2: 0.1, 4: 0.9})
     assert sum(loaded.requests[0].drawn_words()) / 10_000 == pytest.approx(2.9, abs=0.05)
 
 

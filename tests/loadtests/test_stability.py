@@ -15,7 +15,7 @@ def measured(latency_s: np.ndarray, *, per_s: float = 100.0, duration_s: float =
     """Returns a stage whose evenly sent requests had those latencies."""
     recorder = Recorder(["m"], duration_s, 5.0)
     for number, each_s in enumerate(latency_s.tolist()):
-        recorder.answered(0, number / per_s, number / per_s + each_s)
+        recorder.answered(0, 8, number / per_s, number / per_s + each_s, alone=False)
     event = {"duration_s": duration_s, "cpu_share": 0.1, "rss_bytes": 1, "most_in_flight": 1, **recorder.state()}
     return merge([event], ["m"])
 

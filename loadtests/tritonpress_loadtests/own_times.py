@@ -1,0 +1,97 @@
+"""What requests take by themselves: how long texts differ from short ones, and those of one length from each other.
+
+It shows in the latency of a request that was sent while no other was in flight. Such are few where texts are long, and
+the longest are more or fewer among them by chance; so they are divided into classes of like length, and each counts as
+often as the scenario asks it (poststratification).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tritonpress_loadtests import histograms
+from tritonpress_loadtests.errors import ScenarioError
+from tritonpress_loadtests.histograms import Counts
+from tritonpress_loadtests.simulator import Floats
+
+_LEAST_SHARE = 0.02  # of the mean: even the quickest takes some of its execution
+_ENOUGH = 1000  # answers of a class; more only bring in stages in which the machine does much else
+_UNSEEN = 0.001  # of all requests; p99.9 would rest on them
+
+
+@dataclass(frozen=True)
+class OwnTimes:
+    """The distribution of the time that a request takes of an execution by itself."""
+
+    times_s: Floats
+    chances: Floats
+    """Of each of the times; they add up to 1."""
+    answered: int
+    """How many answers the times are of."""
+    asked_more: float
+    """How many times longer the requests are that the scenario asks for than those that the stages had by chance."""
+
+    @property
+    def mean_s(self) -> float:
+        """The mean of the times."""
+        return float(self.times_s @ self.chances)
+
+
+def own_times(
+    asked: str, stages: Sequence[Mapping[str, Any]], words_up_to: Mapping[str, float], elsewhere_s: float
+) -> OwnTimes:
+    """Returns what requests to a model take by themselves.
+
+    Args:
+        asked: The model.
+        stages: Of the results, those in which it answered, the lightest first; each class is of the first that have
+            enough of it.
+        words_up_to: How likely a query is of each class.
+        elsewhere_s: What of the latency of a request that is alone is not its execution.
+
+    Raises:
+        ScenarioError: Queries of a class come, and none was answered while no other was in flight.
+    """
+    found: dict[str, Counts] = {}
+    for up_to, share in words_up_to.items():
+        values, counts = _alone(asked, stages, up_to)
+        if len(values):
+            mean_s = histograms.mean((values, counts)) / 1e6
+            found[up_to] = np.maximum(values / 1e6 - elsewhere_s, _LEAST_SHARE * mean_s), counts
+        elif share > _UNSEEN:
+            raise ScenarioError(
+                f"no query to {asked} of {int(up_to) // 2 + 1} to {up_to} words was answered while no other was in"
+                f" flight, and {share:.1%} are: what they take is not known; run the lightest stage longer"
+            )
+    chances = np.concatenate([words_up_to[up_to] * counts / counts.sum() for up_to, (_, counts) in found.items()])
+    return OwnTimes(
+        times_s=np.concatenate([times_s for times_s, _ in found.values()]),
+        chances=chances / chances.sum(),
+        answered=int(sum(counts.sum() for _, counts in found.values())),
+        asked_more=_asked_more(asked, stages, words_up_to, found),
+    )
+
+
+def _asked_more(
+    asked: str, stages: Sequence[Mapping[str, Any]], words_up_to: Mapping[str, float], found: Mapping[str, Counts]
+) -> float:
+    """Returns the mean time of a request as they are asked over that of the requests of the stages."""
+    means_s = np.array([histograms.mean(recorded) for recorded in found.values()])
+    shares = np.array([words_up_to[up_to] for up_to in found])
+    had = np.array([sum(stage["by_model"][asked]["words_up_to"].get(up_to, 0) for stage in stages) for up_to in found])
+    return float((shares @ means_s / shares.sum()) / (had @ means_s / had.sum()))
+
+
+def _alone(asked: str, stages: Sequence[Mapping[str, Any]], up_to: str) -> Counts:
+    """Returns the latencies of requests of a class that were alone, of the lightest stages that have enough."""
+    total = histograms.new()
+    for stage in stages:
+        if text := stage["by_model"][asked]["alone"].get(up_to):
+            total.add(histograms.merged([text]))
+        if total.get_total_count() >= _ENOUGH:
+            break
+    return histograms.counts(total)
