@@ -15,6 +15,11 @@ from markupsafe import Markup
 from tritonpress_loadtests.plots import inline_svgs, write_plots
 from tritonpress_loadtests.results import PERCENTILES, Results, asked_model
 
+_GPU_FORMS = {
+    "utilization": (1, "{:.0%} used"),
+    "memory_bytes": (2**-30, "{:.1f} GiB"),
+    "power_w": (1, "{:.0f} W"),
+}
 _PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
 _NAMES = {"p999": "p99.9"}
 
@@ -50,6 +55,7 @@ def page(results: Results) -> str:
         bottleneck=any(stage["generator"]["bottleneck"] for stage in results["stages"]),
         percentiles={key: _NAMES.get(key, key) for key in PERCENTILES},
         limits=_limits(results["slo"]),
+        gpus=_gpus(results["stages"]),
         plots=[(caption, Markup(svg)) for caption, svg in inline_svgs(results).items()],
     )
 
@@ -100,6 +106,19 @@ def _limits(slo: dict[str, Any]) -> list[str]:
         + f"errors ≤ {100 * limits['error_rate']:g} %"
         for model, limits in owners.items()
     ]
+
+
+def _gpus(stages: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns what each stage took of each GPU, in a few words, as far as Triton's metrics have it."""
+    lines = []
+    for stage in stages:
+        answered = stage["requests"] - stage["failed"]
+        for uuid, figures in stage["server"]["gpu"].items():
+            parts = [form.format(scale * figures[key]) for key, (scale, form) in _GPU_FORMS.items() if key in figures]
+            if answered and "energy_j" in figures:
+                parts.append(f"{1000 * figures['energy_j'] / answered:.1f} J for 1,000 answers")
+            lines.append(f"{uuid} at {stage['label']}: {', '.join(parts)}")
+    return lines
 
 
 def _bars(stage: dict[str, Any], models: Sequence[str]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import threading
 import time
@@ -31,6 +32,7 @@ _GPU = {
     "nv_gpu_memory_used_bytes": "memory_bytes",
     "nv_gpu_power_usage": "power_w",
 }
+_GPU_ENERGY = "nv_energy_consumption"
 
 Samples = list[tuple[str, dict[str, str], float]]
 
@@ -80,7 +82,8 @@ class ServerWatch:
         """Returns a stage's figures; None where the server's processes are not on this machine.
 
         `cpu_cores` (CPU time over wall time), `memory_bytes` (the largest sum of resident sizes), `machine_cpu_share`
-        (of all cores, by everything), `metrics` ({model: {counter: increase}}) and `gpu` ({uuid: {gauge: value}}).
+        (of all cores, by everything), `metrics` ({model: {counter: increase}}) and `gpu` ({uuid: {utilization,
+        memory_bytes, power_w, energy_j: what it took in the stage}}, as far as Triton shows them).
         """
         elapsed_s = time.monotonic() - self._started_s
         cores = (self._cpu_s() - self._cpu_before_s) / elapsed_s if self._root else None
@@ -91,7 +94,7 @@ class ServerWatch:
             "memory_bytes": memory,
             "machine_cpu_share": psutil.cpu_percent() / 100,
             "metrics": increases(self._before, after),
-            "gpu": gauges(after),
+            "gpu": gpu_figures(self._before, after),
         }
 
     def _sample(self) -> None:
@@ -151,12 +154,18 @@ def increases(before: Samples, after: Samples) -> dict[str, dict[str, float]]:
     return grown
 
 
-def gauges(samples: Samples) -> dict[str, dict[str, float]]:
-    """Returns the figures of each GPU by its UUID."""
+def gpu_figures(before: Samples, after: Samples) -> dict[str, dict[str, float]]:
+    """Returns the figures of each GPU by its UUID: gauges as they are, and by how much its counter of joules grew."""
+    earlier = {labels.get("gpu_uuid"): value for name, labels, value in before if name == _GPU_ENERGY}
     found: dict[str, dict[str, float]] = {}
-    for name, labels, value in samples:
-        if name in _GPU and "gpu_uuid" in labels:
-            found.setdefault(labels["gpu_uuid"], {})[_GPU[name]] = value
+    for name, labels, value in after:
+        if (uuid := labels.get("gpu_uuid")) is None:
+            continue
+        if name in _GPU:
+            found.setdefault(uuid, {})[_GPU[name]] = value
+        # A server that restarted meanwhile counts from 0 again.
+        elif name == _GPU_ENERGY and earlier.get(uuid, math.inf) <= value:
+            found.setdefault(uuid, {})["energy_j"] = value - earlier[uuid]
     return found
 
 

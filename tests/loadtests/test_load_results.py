@@ -13,7 +13,7 @@ from tritonpress_loadtests import histograms
 from tritonpress_loadtests.binding import binding_resource
 from tritonpress_loadtests.measured import merge
 from tritonpress_loadtests.recorder import Recorder
-from tritonpress_loadtests.report import write_report
+from tritonpress_loadtests.report import page, write_report
 from tritonpress_loadtests.results import model_rows, summarise_stage, verdict
 from tritonpress_loadtests.scenario import GeneratorLimits, Slo
 from tritonpress_loadtests.stages import Stage
@@ -197,18 +197,33 @@ def test_a_model_may_have_limits_of_its_own(limit_ms: float, misses: list[str]) 
     assert found["by_model"] == {"b": {"p99_ms": limit_ms, "p999_ms": None, "error_rate": 0.01}}
 
 
-def test_the_report_escapes_and_shows_a_stage_without_answers(tmp_path: Any) -> None:
-    stages = [summary(recorded([], errors={"m": {"<script>alert(1)</script>": 3}}))]
-    results = {
+def of_run(*stages: dict[str, Any]) -> dict[str, Any]:
+    """Returns results with these stages."""
+    return {
         "scenario": {"name": "n", "requests": [{"model": "m", "queries_count": 1}], "path": "p", "sha256": "0" * 64},
-        "url": "u", "command": "c", "started_at": "t", "interrupted": True, "stages": stages,
+        "url": "u", "command": "c", "started_at": "t", "interrupted": True, "stages": list(stages),
         "slo": verdict(stages, Slo(), {}), "server": {"name": "s", "version": "2"}, "versions": {},
         "machine": {"cores": 1, "cpu": "c", "memory_gib": 1.0}, "processes": 1, "repository_sha256": "0" * 64,
         "breakpoint": None, "recovery": None,
     }  # fmt: skip
+
+
+def test_the_report_says_what_a_gpu_took() -> None:
+    stage = summary(recorded([5.0] * 50))
+    gpu = {"GPU-a": {"utilization": 0.87, "memory_bytes": 3 << 30, "power_w": 412.3, "energy_j": 90.0}}
+    stage["server"]["gpu"] = {**gpu, "GPU-b": {"power_w": 80.0}}
+    text = page(of_run(stage))
+    assert "<dt>GPU</dt>" not in page(of_run(summary(recorded([5.0] * 50))))
+    assert "GPU-a at 4 users: 87% used, 3.0 GiB, 412 W, 1800.0 J for 1,000 answers" in text
+    assert "GPU-b at 4 users: 80 W" in text
+
+
+def test_the_report_escapes_and_shows_a_stage_without_answers(tmp_path: Any) -> None:
+    stage = summary(recorded([], errors={"m": {"<script>alert(1)</script>": 3}}))
+    results = of_run(stage)
     write_report(results, tmp_path)
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "<script" not in page
-    assert "3 × &lt;script&gt;" in page
-    assert "interrupted" in page
-    assert "missed" in page
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "3 × &lt;script&gt;" in text
+    assert "interrupted" in text
+    assert "missed" in text
