@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,12 +49,20 @@ def text(number: int) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def repo(tiny_sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workload with priorities, queues and a rate limiter; another with a response cache."""
+    """A workload with priorities, queues and a rate limiter; others with a response cache, turns, and patience."""
     folder = tmp_path_factory.mktemp("operation")
     sources = Path(shutil.copytree(tiny_sources, folder / "sources"))
     build(write_recipe(sources, serve=SERVE, engine={"onnxruntime": {"instances": 1}}), folder / "repo")
     cached = {"max_batch_size": 2, "max_length": 48, "lengths": "exact", "response_cache": True}
     build(write_recipe(sources, serve=cached, name="cached"), folder / "repo")
+    turns = {key: SERVE[key] for key in ("max_batch_size", "max_length", "lengths", "steps", "rate_limiter")}
+    build(write_recipe(sources, serve=turns, name="turns", engine={"onnxruntime": {"instances": 1}}), folder / "repo")
+    patient = {
+        **cached,
+        "response_cache": False,
+        "queue": {"default_timeout_microseconds": 1000, "timeout_action": "delay"},
+    }
+    build(write_recipe(sources, serve=patient, name="patient"), folder / "repo")
     return folder / "repo"
 
 
@@ -67,13 +76,13 @@ def server(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tri
         yield server
 
 
-def ended(url: str, asked: list[tuple[int, int]]) -> list[tuple[int, str]]:
+def ended(url: str, asked: list[tuple[int, int]], model: str = NAME) -> list[tuple[int, str]]:
     """Asks all requests (number, priority) at once; returns priority and outcome in the order in which they ended."""
     order: list[tuple[int, str]] = []
 
     async def one(connection: AsyncConnection, number: int, priority: int) -> None:
         try:
-            await connection.infer(NAME, text(number))
+            await connection.infer(model, text(number))
             order.append((priority, "answered"))
         except ModelUnavailableError as exc:
             order.append((priority, str(exc)))
@@ -105,9 +114,10 @@ def test_high_priority_overtakes_a_flood(server: TritonServer) -> None:
 
 
 @contextmanager
-def held(server: TritonServer) -> Iterator[None]:
-    """Lets no step go on for a while, so that queues fill however quick the machine is."""
-    stubs = psutil.Process(server.pid).children(recursive=True)
+def held(server: TritonServer, step: str = "") -> Iterator[None]:
+    """Lets no step (or none of that name) go on for a while, so that queues fill however quick the machine is."""
+    stubs = [stub for stub in psutil.Process(server.pid).children(recursive=True) if step in " ".join(stub.cmdline())]
+    assert stubs
     for stub in stubs:
         stub.suspend()
     release = threading.Timer(HELD_S, lambda: [stub.resume() for stub in stubs])
@@ -126,6 +136,39 @@ def test_a_full_queue_and_one_that_waits_too_long_refuse(server: TritonServer) -
     with held(server):
         impatient = ended(server.grpc_url, [(number, IMPATIENT) for number in range(3000, 3060)])
     assert any("timeout expired" in outcome.lower() for _, outcome in impatient)
+
+
+def test_what_waits_too_long_is_answered_late_where_the_recipe_says_delay(server: TritonServer) -> None:
+    with held(server):
+        outcomes = ended(server.grpc_url, [(number, 0) for number in range(5000, 5030)], "patient")
+    assert [outcome for _, outcome in outcomes] == ["answered"] * 30
+
+
+def test_workloads_that_name_one_resource_take_turns(server: TritonServer) -> None:
+    """While an execution of one is held, the other waits, and a third, which does not name it, is served."""
+    order: list[str] = []
+
+    def ask(model: str) -> None:
+        with Connection(server.grpc_url, timeout_s=60) as connection:
+            connection.infer(model, text(6000))
+        order.append(model)
+
+    with Connection(server.grpc_url, timeout_s=60) as connection:
+        tokenizer = next(status.name for status in connection.models() if status.name.startswith(f"{NAME}_tokenizer"))
+        (before,) = connection.statistics(tokenizer)
+        with held(server, f"{NAME}_engine"):
+            asked = [threading.Thread(target=ask, args=(NAME,))]
+            asked[0].start()
+            counted(connection, tokenizer, 1, before)
+            time.sleep(0.1)
+            asked += [threading.Thread(target=ask, args=(model,)) for model in ("turns", "patient")]
+            for thread in asked[1:]:
+                thread.start()
+            asked[2].join()
+            assert order == ["patient"]
+        for thread in asked:
+            thread.join()
+    assert order == ["patient", NAME, "turns"]
 
 
 def test_the_response_cache_answers_again(server: TritonServer) -> None:
