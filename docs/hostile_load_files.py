@@ -148,7 +148,11 @@ def _stage(rate_per_s: int) -> dict[str, Any]:
         "latency_ms": {"mean": float(times_s.mean()) * 1e3, **percentiles},
         "histogram": histograms.encoded(recorded),
     }
-    lengths = {"words_up_to": {"8": 5_000}, "alone": {"8": histograms.encoded(recorded)}}
+    lengths = {
+        "whole_mean_ms": float(times_s.mean()) * 1e3,
+        "words_up_to": {"8": 5_000},
+        "alone": {"8": histograms.encoded(recorded)},
+    }
     row = {
         "model": "m_step",
         "batch_sizes": {"1": 5_000},
@@ -159,7 +163,8 @@ def _stage(rate_per_s: int) -> dict[str, Any]:
     return {
         "label": f"{rate_per_s}/s", "loop": "open", "users": None, "arrivals": "poisson", "offered_per_s": rate_per_s,
         "throughput_per_s": rate_per_s, "duration_s": float(due_s[-1]), "failed": 0, "warm_up_s": 1.0,
-        "windows": {"width_s": 1.0, "answered_per_s": [rate_per_s] * 20, **windows}, "generator": {"bottleneck": ""},
+        "windows": {"width_s": 1.0, "answered_per_s": [rate_per_s] * 20, **windows},
+        "generator": {"bottleneck": "", "processes": 1},
         "models": [row], "by_model": {"m": {**figures, **lengths}}, **figures,
     }  # fmt: skip
 

@@ -49,7 +49,7 @@ class _Sender:
         self._draws: Iterator[Drawn] = loaded.draws(f"open {order.number} {order.process}")
         self._due_s = stage_schedule(loaded, order)[order.process :: order.of]
         self._in_flight: set[asyncio.Task[None]] = set()
-        self._asked = [0] * len(loaded.requests)
+        self._in_flight_of = [0] * len(loaded.requests)
         self._freed = asyncio.Event()
         self._stopped = asyncio.Event()
         self.recorder = Recorder(loaded.models, self._duration_s, self._timeout_s)
@@ -68,9 +68,10 @@ class _Sender:
             for due_s in self._due_s.tolist():
                 if not await self._until(due_s):
                     break
-                if len(self._in_flight) >= self._most:
+                waits = len(self._in_flight) >= self._most
+                if waits:
                     await self._wait_for_room()
-                self._send(due_s)
+                self._send(due_s, waited=waits)
             await self._until(self._duration_s)
             sent_for_s = min(time.monotonic() - start_s, self._duration_s)
             if self._in_flight:
@@ -95,11 +96,11 @@ class _Sender:
             self._freed.clear()
             await self._freed.wait()
 
-    def _send(self, due_s: float) -> None:
+    def _send(self, due_s: float, *, waited: bool) -> None:
         drawn = next(self._draws)
         self.recorder.started(time.monotonic() - self._start_s - due_s)
-        alone = not self._asked[drawn.place]
-        self._asked[drawn.place] += 1
+        alone = not waited and not self._in_flight_of[drawn.place]
+        self._in_flight_of[drawn.place] += 1
         task = asyncio.create_task(self._ask(drawn, due_s, alone))
         self._in_flight.add(task)
         self.most_in_flight = max(self.most_in_flight, len(self._in_flight))
@@ -119,7 +120,7 @@ class _Sender:
             end_s = time.monotonic() - self._start_s
             self.recorder.answered(drawn.place, drawn.up_to, due_s, end_s, alone=alone)
         finally:
-            self._asked[drawn.place] -= 1
+            self._in_flight_of[drawn.place] -= 1
 
     async def _tick(self) -> None:
         while True:

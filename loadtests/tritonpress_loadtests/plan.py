@@ -24,7 +24,9 @@ _MOST_MACHINES = 20_000
 _BEYOND = 1.10  # rates that were measured carry a plan this far
 _WORST_ERROR = 0.35
 _SLOWEST = 2
-"""Requests beyond the limit's percentile that the lightest stage must have."""
+"""Requests that must have taken longer by themselves than the limit's percentile."""
+_UNSEEN = 0.1
+"""Of the requests beyond the limit's percentile, those whose lengths may be unknown."""
 
 
 def make_plan(runs: list[Results], demand: Demand) -> dict[str, Any]:
@@ -102,15 +104,19 @@ def machine_capacity(model: ServiceModel, demand: Demand, change: Change = as_me
 
 
 def _check_draws(model: ServiceModel, demand: Demand) -> None:
-    """Refuses a percentile that would rest on the slowest one or two of the requests that are drawn from."""
-    least = math.ceil(_SLOWEST / (1 - demand.quantile) - 1e-9)
+    """Refuses a percentile of which too little is known: that of too few slow requests, or of lengths never seen."""
     for station in model.stations:
-        count = station.own.answered
-        if count < least:
+        beyond = station.own.answers_beyond(demand.quantile)
+        if beyond < _SLOWEST:
             raise ScenarioError(
-                f"how requests of {station.asked} differ is drawn from those that were alone in flight: this percentile"
-                f" needs {least} of them, there are {count}; run the lightest stage"
-                f" {math.ceil(least / max(count, 1))} times as long"
+                f"how requests of {station.asked} differ is drawn from the {station.own.counts.sum()} that were alone"
+                f" in flight, of which {beyond} took longer than this percentile, and {_SLOWEST} must have; run the"
+                f" lightest stage {max(2, math.ceil(_SLOWEST / max(beyond, 1)))} times as long"
+            )
+        if station.own.unseen > _UNSEEN * (1 - demand.quantile):
+            raise ScenarioError(
+                f"{station.own.unseen:.2%} of the requests of {station.asked} have lengths of which none was alone in"
+                " flight: too many for this percentile; run the lightest stage longer"
             )
 
 

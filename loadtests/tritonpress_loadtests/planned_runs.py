@@ -32,7 +32,12 @@ def _repository(run: Results) -> str:
 def _mix(run: Results) -> str:
     requests = run["scenario"]["requests"]
     total = sum(request["weight"] for request in requests)
-    return json.dumps([[request["model"], round(request["weight"] / total, 6)] for request in requests])
+    mix = [
+        [request["model"], round(request["weight"] / total, 6)]
+        + [[up_to, round(share, 6)] for up_to, share in request["words_up_to"].items()]
+        for request in requests
+    ]
+    return json.dumps(mix)
 
 
 def _machine(run: Results) -> str:

@@ -13,7 +13,7 @@ stages[]          in their order; see `summarise_stage`
 breakpoint        {kept_per_s, missed_per_s} of a search, else null
 recovery          {recovered_after_s} of a recovery, else null
 slo               {p99_ms, p999_ms, error_rate, by_model: {model: limits}, met, misses[]}
-server            {name, version};  served  {model: {instances, max_batch_size, queue_delay_us, kind, config_sha256}}
+server            {name, version};  served  {model: {instances, max_batch_size, batched, queue_delay_us, …}}
 repository_sha256 of all served models' configs: two runs of one repository have the same
 versions          {package: version};  machine  {cores, cpu, memory_gib, platform}
 """
@@ -98,14 +98,18 @@ def summarise_stage(
     latency_ms      {mean, min, p50, p90, p95, p99, p999, max}: from the scheduled moment in an open loop, from sending
                     in a closed one; null if nothing was answered.  interval_ms  {p50: [low, high], …}, of 95 %
     histogram       HdrHistogram V2 of µs, base64
-    by_model        {model: {the same from `requests` to `histogram`, and, the warm-up too, `words_up_to` {class:
-                    answers} and `alone` {class: histogram}, of those sent while their process had none to it in flight
+    by_model        {model: {the same from `requests` to `histogram`, and, of the whole stage, its warm-up too:
+                    whole_mean_ms   the mean latency; null if nothing was answered
+                    words_up_to     {class of lengths: answers}
+                    alone           {class: histogram}, of those sent while their process had none to it in flight}}
+    offered_per_s   requests over the duration;  most_in_flight  at once
     warm_up_s       cut at the start;  stable, unstable[]  see `stability.verdict`
     windows         {width_s, p50_ms[], p99_ms[], answered_per_s[], failed[]} over time
     late            requests sent more than 1 ms after their moment;  limit_hits  that waited for the limit in flight
     generator       see `_generator`
     models[]        what Triton says happened in the stage (see `model_rows`), each ensemble followed by its steps
     notes[]         what to know before believing the figures
+    server, binding  see `ServerWatch.finish` and `binding.binding_resource`; `run` adds them
     """
     first = stability.warm_up_windows(measured)
     by_model = {
@@ -175,10 +179,12 @@ def _figures(
 
 
 def _by_words(measured: Measured, place: int) -> dict[str, Any]:
-    """Returns how many queries of each class of lengths a model answered, and how long it took for single ones."""
+    """Returns how many queries of each class of lengths a model answered, and how long it took, for single ones too."""
+    recorded = measured.counts(place)
     classes = sorted(up_to for asked, up_to in measured.words_up_to if asked == place)
     alone = {str(up_to): measured.alone[place, up_to] for up_to in classes if (place, up_to) in measured.alone}
     return {
+        "whole_mean_ms": histograms.mean(recorded) / 1e3 if len(recorded[0]) else None,
         "words_up_to": {str(up_to): measured.words_up_to[place, up_to] for up_to in classes},
         "alone": {up_to: histograms.encoded(histogram) for up_to, histogram in alone.items()},
     }

@@ -77,20 +77,21 @@ def _decodes(text: str) -> str:
         recorded = histograms.counts(histograms.merged([text]))
     except _UNDECODABLE as exc:
         raise ValueError(f"must be an HdrHistogram as `run` writes it ({type(exc).__name__})") from exc
-    if not recorded[1].sum() > 0:
+    if not recorded[0].any():
         raise ValueError("must hold a latency")
     return text
 
 
 class _Figures(_Part):
     latency_ms: _Latency | None
-    words_up_to: dict[str, Annotated[int, Field(gt=0)]]
+    whole_mean_ms: float | None = Field(ge=0)
+    words_up_to: dict[str, Annotated[int, Field(gt=0, lt=2**53)]]
     alone: dict[str, Annotated[str, Field(max_length=_MOST_CHARACTERS), AfterValidator(_decodes)]]
 
     @model_validator(mode="after")
     def _are_answers(self) -> _Figures:
-        if self.latency_ms is not None and not self.words_up_to:
-            raise ValueError("words_up_to: must count the answers")
+        if self.latency_ms is not None and not (self.words_up_to and self.whole_mean_ms):
+            raise ValueError("words_up_to and whole_mean_ms: must be of the answers")
         if strange := set(self.alone) - set(self.words_up_to):
             raise ValueError(f"alone: {min(strange)!r} is not in words_up_to")
         return self
@@ -114,6 +115,7 @@ class _Row(_Part):
 
 class _Generator(_Part):
     bottleneck: str
+    processes: int = Field(gt=0)
 
 
 class _Server(_Part):

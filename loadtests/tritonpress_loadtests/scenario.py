@@ -7,7 +7,6 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -120,22 +119,16 @@ class LoadedRequest:
     queries: list[Query]
     payloads: list[bytes]
     """The queries as they are sent."""
+    lengths: list[int]
+    """Their numbers of words."""
+    classes: list[int]
+    """Their classes of lengths (`length_class`)."""
     cumulative: list[float]
     """Cumulative weights of the queries."""
 
-    @cached_property
-    def words(self) -> list[int]:
-        """The number of words of each query."""
-        return [count_words(query) for query in self.queries]
-
-    @cached_property
-    def classes(self) -> list[int]:
-        """The `length_class` of each query."""
-        return [length_class(words) for words in self.words]
-
     def drawn_words(self) -> list[int]:
         """Returns the number of words of queries that can be drawn, each as often as it is likely, of 10,000."""
-        return random.Random(0).choices(self.words, cum_weights=self.cumulative, k=10_000)
+        return random.Random(0).choices(self.lengths, cum_weights=self.cumulative, k=10_000)
 
     def class_shares(self) -> dict[int, float]:
         """Returns how likely a query is of each `length_class`, the shortest first."""
@@ -227,7 +220,8 @@ def _loaded_request(request: Request, workload: Workload, queries: list[Query], 
         weights = weights_by_words(request.words, lengths)
     except ScenarioError as exc:
         raise ScenarioError(f"{where}: {exc}") from exc
-    return LoadedRequest(request, workload, queries, payloads, list(accumulate(weights)))
+    classes = [length_class(words) for words in lengths]
+    return LoadedRequest(request, workload, queries, payloads, lengths, classes, list(accumulate(weights)))
 
 
 def _read(path: Path, what: str) -> str:

@@ -33,6 +33,7 @@ _GPU = {
     "nv_gpu_power_usage": "power_w",
 }
 _GPU_ENERGY = "nv_energy_consumption"
+_LEAST_ENERGY_S = 20.0  # Triton reads the counter every 2 s (--metrics-interval-ms); of less it would be a guess
 
 Samples = list[tuple[str, dict[str, str], float]]
 
@@ -83,7 +84,7 @@ class ServerWatch:
 
         `cpu_cores` (CPU time over wall time), `memory_bytes` (the largest sum of resident sizes), `machine_cpu_share`
         (of all cores, by everything), `metrics` ({model: {counter: increase}}) and `gpu` ({uuid: {utilization,
-        memory_bytes, power_w, energy_j: what it took in the stage}}, as far as Triton shows them).
+        memory_bytes, power_w, energy_j: what it took in the stage, if that was 20 s}}, as far as Triton shows them).
         """
         elapsed_s = time.monotonic() - self._started_s
         cores = (self._cpu_s() - self._cpu_before_s) / elapsed_s if self._root else None
@@ -94,7 +95,7 @@ class ServerWatch:
             "memory_bytes": memory,
             "machine_cpu_share": psutil.cpu_percent() / 100,
             "metrics": increases(self._before, after),
-            "gpu": gpu_figures(self._before, after),
+            "gpu": gpu_figures(self._before if elapsed_s >= _LEAST_ENERGY_S else [], after),
         }
 
     def _sample(self) -> None:

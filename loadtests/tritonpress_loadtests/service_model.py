@@ -180,13 +180,16 @@ def _fit_station(runs: list[Results], request: dict[str, Any], models: list[str]
     stages = [entry for entry in stages if busy_shares(*entry).get(step)]
     stages.sort(key=lambda entry: busy_shares(*entry)[step])
     config = stages[0][1][step]
-    rest_s, delay_s = _rest_s(step, asked, stages[0][0]), config["queue_delay_us"] / 1e6
+    rest_s = _rest_s(step, asked, stages[0][0])
+    max_batch = max(1, config["max_batch_size"]) if config["batched"] else 1
+    # An execution that is full waits for nobody.
+    delay_s = config["queue_delay_us"] / 1e6 if max_batch > 1 else 0.0
     own = own_times(asked, [stage for stage, _ in stages], request["words_up_to"], rest_s + delay_s)
     replica = Replica(
         instances=config["instances"],
-        max_batch=max(1, config["max_batch_size"]) if config["batched"] else 1,
-        fixed_s=own.asked_more * fixed_s,
-        per_row_s=own.asked_more * per_row_s,
+        max_batch=max_batch,
+        fixed_s=own.longer * fixed_s,
+        per_row_s=own.longer * per_row_s,
         delay_s=delay_s,
     )
     return Station(asked, 1.0, step, replica, rest_s, own, largest, *_cores(runs, step)), shares[step]
@@ -197,7 +200,7 @@ def _rest_s(step: str, asked: str, stage: dict[str, Any]) -> float:
     (row,) = [row for row in stage["models"] if row["model"] == step]
     requests = [(int(size) * count, row["execution_ms"][size]) for size, count in row["batch_sizes"].items()]
     execution_ms = sum(count * each_ms for count, each_ms in requests) / sum(count for count, _ in requests)
-    mean_ms = stage["by_model"][asked]["latency_ms"]["mean"]
+    mean_ms = stage["by_model"][asked]["whole_mean_ms"]
     return max(0.0, float(mean_ms - row["queue_us"] / 1e3 - execution_ms) / 1e3)
 
 

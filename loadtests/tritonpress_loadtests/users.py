@@ -67,7 +67,7 @@ class ScenarioUser(User):
     wait_time = constant(0)
     loaded: ClassVar[LoadedScenario]
     gate: ClassVar[Gate]
-    asked: ClassVar[list[int]]
+    in_flight: ClassVar[list[int]]
     """By a model's place, this process's requests in flight."""
     options: ClassVar[Options] = Options()
     """How the server is reached."""
@@ -103,8 +103,8 @@ class ScenarioUser(User):
         drawn = next(self.draws)
         error: LoadedError | None = None
         with self.gate:
-            alone = not self.asked[drawn.place]
-            self.asked[drawn.place] += 1
+            alone = not self.in_flight[drawn.place]
+            self.in_flight[drawn.place] += 1
             sent, started_s = time.time(), time.monotonic()
             try:
                 metadata = sent_metadata(self.options, {})
@@ -112,7 +112,7 @@ class ScenarioUser(User):
             except grpc.RpcError as exc:
                 error = LoadedError(wire.error_text(exc.code().name, exc.details()))
             ended_s = time.monotonic()
-            self.asked[drawn.place] -= 1
+            self.in_flight[drawn.place] -= 1
             self.environment.events.request.fire(
                 request_type="grpc",
                 name=self.loaded.models[drawn.place],
@@ -131,5 +131,5 @@ class LoadedError(Exception):
 def user_class(loaded: LoadedScenario) -> type[ScenarioUser]:
     """Returns the Locust user of a scenario."""
     name = f"{loaded.scenario.name.title().replace('_', '')}User"
-    asked = [0] * len(loaded.requests)
-    return type(name, (ScenarioUser,), {"loaded": loaded, "gate": Gate(), "asked": asked, "abstract": False})
+    in_flight = [0] * len(loaded.requests)
+    return type(name, (ScenarioUser,), {"loaded": loaded, "gate": Gate(), "in_flight": in_flight, "abstract": False})

@@ -114,18 +114,38 @@ def test_high_priority_overtakes_a_flood(server: TritonServer) -> None:
 
 
 @contextmanager
-def held(server: TritonServer, step: str = "") -> Iterator[None]:
-    """Lets no step (or none of that name) go on for a while, so that queues fill however quick the machine is."""
+def stopped(server: TritonServer, step: str = "") -> Iterator[threading.Event]:
+    """Lets no step (or none of that name) go on until the end, or until the event is set."""
     stubs = [stub for stub in psutil.Process(server.pid).children(recursive=True) if step in " ".join(stub.cmdline())]
     assert stubs
     for stub in stubs:
         stub.suspend()
-    release = threading.Timer(HELD_S, lambda: [stub.resume() for stub in stubs])
+    go_on = threading.Event()
+
+    def resume() -> None:
+        go_on.wait()
+        for stub in stubs:
+            stub.resume()
+
+    release = threading.Thread(target=resume)
     release.start()
     try:
-        yield
+        yield go_on
     finally:
+        go_on.set()
         release.join()
+
+
+@contextmanager
+def held(server: TritonServer) -> Iterator[None]:
+    """Lets no step go on for a while, so that queues fill however quick the machine is."""
+    with stopped(server) as go_on:
+        release = threading.Timer(HELD_S, go_on.set)
+        release.start()
+        try:
+            yield
+        finally:
+            release.join()
 
 
 def test_a_full_queue_and_one_that_waits_too_long_refuse(server: TritonServer) -> None:
@@ -151,15 +171,15 @@ def test_workloads_that_name_one_resource_take_turns(server: TritonServer) -> No
     def ask(model: str) -> None:
         with Connection(server.grpc_url, timeout_s=60) as connection:
             connection.infer(model, text(6000))
-        order.append(model)
+            order.append(model)
 
     with Connection(server.grpc_url, timeout_s=60) as connection:
         tokenizer = next(status.name for status in connection.models() if status.name.startswith(f"{NAME}_tokenizer"))
         (before,) = connection.statistics(tokenizer)
-        with held(server, f"{NAME}_engine"):
+        with stopped(server, f"{NAME}_engine"):
             asked = [threading.Thread(target=ask, args=(NAME,))]
             asked[0].start()
-            counted(connection, tokenizer, 1, before)
+            assert counted(connection, tokenizer, 1, before).success.count == 1
             time.sleep(0.1)
             asked += [threading.Thread(target=ask, args=(model,)) for model in ("turns", "patient")]
             for thread in asked[1:]:

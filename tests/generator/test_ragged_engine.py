@@ -79,4 +79,4 @@ def test_requests_of_one_and_several_sequences_share_executions(served: Connecti
         list(pool.map(lambda i: check(served, padded, pairs(requests[i], seed=i)), range(len(requests))))
     spent = counted(served, "reader", len(requests), before)
     assert spent.success.count == len(requests)
-    assert spent.execution_count < len(requests) / 2
+    assert spent.execution_count < len(requests)

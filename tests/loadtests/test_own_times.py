@@ -48,12 +48,13 @@ def stage(rate_per_s: float, asked: list[str], *, seed: int = 0) -> dict[str, An
     }  # fmt: skip
     latency_ms = {"mean": 1e3 * float(np.mean(latencies_s)), "p50": 1e3 * p50, "p99": 1e3 * p99, "p999": 1e3 * p999}
     figures = {
-        "latency_ms": latency_ms, "words_up_to": dict(Counter(asked)),
+        "latency_ms": latency_ms, "whole_mean_ms": latency_ms["mean"], "words_up_to": dict(Counter(asked)),
         "alone": {up_to: histograms.encoded(own) for up_to, own in alone.items()},
     }  # fmt: skip
     return {
         "models": [row], "by_model": {"m": figures},
-        "duration_s": float(due_s[-1]), "offered_per_s": rate_per_s, "latency_ms": latency_ms,
+        "generator": {"processes": 1}, "duration_s": float(due_s[-1]),
+        "offered_per_s": rate_per_s, "latency_ms": latency_ms,
     }  # fmt: skip
 
 
@@ -109,3 +110,25 @@ def test_a_class_that_was_never_answered_is_refused_unless_it_hardly_comes() -> 
     own = own_times("m", light, {"128": 0.9, "512": 0.0995, "2048": 0.0005}, REST_S)
     assert own.times_s.max() < 0.3
     assert own.chances.sum() == pytest.approx(1)
+    assert own.unseen == pytest.approx(0.0005)
+    with pytest.raises(ScenarioError, match="was answered while no other was in flight"):
+        own_times("m", light, {"128": 0.9, "512": 0.0985, "1024": 0.0008, "2048": 0.0007}, REST_S)
+
+
+def test_of_several_processes_only_the_lightest_stage_counts() -> None:
+    """Each knows only its own requests, so that those it takes for alone had to wait for others'."""
+    light, heavy = (stage(share / MEAN_S, drawn(500, seed=4), seed=5) for share in (0.1, 0.8))
+    light["generator"]["processes"] = heavy["generator"]["processes"] = 4
+    alone = own_times("m", [light], SHARES, REST_S).counts.sum()
+    assert own_times("m", [light, heavy], SHARES, REST_S).counts.sum() == alone
+    heavy["generator"]["processes"] = 1
+    assert own_times("m", [light, heavy], SHARES, REST_S).counts.sum() > alone
+
+
+def test_answers_beyond_a_quantile_are_counted_not_weighed() -> None:
+    """Of the longest, 2 % of the requests, one single answer is no distribution."""
+    for longest in (1, 5):
+        asked = ["128"] * 500 + ["512"] * 30 + ["2048"] * longest
+        own = own_times("m", [stage(0.01, asked)], SHARES, REST_S)
+        assert own.answers_beyond(0.99) == longest // 2
+        assert own.answers_beyond(0.5) > 200

@@ -22,11 +22,13 @@ def run() -> dict[str, Any]:
     alone = histograms.new()
     alone.record_value(9_000)
     figures = {"latency_ms": LATENCY, "words_up_to": {"8": 3}, "alone": {"8": histograms.encoded(alone)}}
+    figures["whole_mean_ms"] = 10.0
     row = {"model": "m_step", "batch_sizes": {"1": 3}, "execution_ms": {"1": 8.0}, "queue_us": 90.0}
     windows = {"width_s": 1.0, "answered_per_s": [2.0], "p50_ms": [None], "p99_ms": [24]}
     stage = {
         "label": "20/s", "loop": "open", "users": None, "offered_per_s": 20, "throughput_per_s": 20.0,
-        "duration_s": 30.0, "failed": 0, "warm_up_s": 0, "windows": windows, "generator": {"bottleneck": ""},
+        "duration_s": 30.0, "failed": 0, "warm_up_s": 0, "windows": windows,
+        "generator": {"bottleneck": "", "processes": 1},
         "models": [row], "latency_ms": LATENCY, "by_model": {"m": figures},
     }  # fmt: skip
     request = {"model": "m", "weight": 1, "words_up_to": {"8": 1.0}}
@@ -73,7 +75,7 @@ def test_what_run_writes_is_read(tmp_path: Path) -> None:
         ),
         (
             lambda run: run["stages"][0]["by_model"]["m"]["words_up_to"].clear(),
-            r": stages\.0\.by_model\.m: words_up_to: must count the answers",
+            r": stages\.0\.by_model\.m: words_up_to and whole_mean_ms: must be of the answers",
         ),
         (
             lambda run: run["stages"][0]["by_model"]["m"].update(words_up_to={"4": 3}, alone={}),
@@ -82,6 +84,10 @@ def test_what_run_writes_is_read(tmp_path: Path) -> None:
         (
             lambda run: run["stages"][0]["by_model"]["m"].update(words_up_to={"4": 3}),
             r": stages\.0\.by_model\.m: alone: '8' is not in words_up_to",
+        ),
+        (
+            lambda run: run["stages"][0]["by_model"]["m"].update(words_up_to={"8": 10**400}),
+            r": stages\.0\.by_model\.m\.words_up_to\.8: .* less than",
         ),
         (
             lambda run: run["scenario"]["requests"][0].update(words_up_to={"7": 1.0}),
