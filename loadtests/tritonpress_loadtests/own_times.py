@@ -34,6 +34,8 @@ class OwnTimes:
     """Of each of the times; they add up to 1."""
     counts: npt.NDArray[np.int64]
     """How many answers took each of the times."""
+    classes: npt.NDArray[np.int64]
+    """The class of lengths of each of the times."""
     unseen: float
     """The share of requests of which nothing is known, since none of their length was alone; they are left out."""
     longer: float
@@ -43,6 +45,24 @@ class OwnTimes:
     def mean_s(self) -> float:
         """The mean of the times."""
         return float(self.times_s @ self.chances)
+
+    def draw(self, count: int, seed: int) -> Floats:
+        """Returns that many requests' times in s."""
+        drawn: Floats = np.random.default_rng(seed).choice(self.times_s, count, p=self.chances)
+        return drawn
+
+    def draw_of(self, classes: npt.NDArray[np.int64], seed: int) -> Floats:
+        """Returns the times in s of requests of these classes; of a class that was never seen, as of any."""
+        drawn = self.draw(len(classes), seed)
+        for up_to in np.unique(classes):
+            own = self.classes == up_to
+            if own.any():
+                chances = self.chances[own] / self.chances[own].sum()
+                asked = classes == up_to
+                drawn[asked] = np.random.default_rng([seed, int(up_to)]).choice(
+                    self.times_s[own], asked.sum(), p=chances
+                )
+        return drawn
 
     def answers_beyond(self, quantile: float) -> int:
         """Returns how many answers lie beyond that quantile of the distribution."""
@@ -87,9 +107,10 @@ def own_times(
     times_s = np.concatenate([own_s for own_s, _ in found.values()])
     counts = np.concatenate([counts for _, counts in found.values()])
     chances = np.concatenate([words_up_to[up_to] * part / part.sum() for up_to, (_, part) in found.items()])
+    classes = np.concatenate([np.full(len(part), int(up_to)) for up_to, (part, _) in found.items()])
     order = np.argsort(times_s)
     longer = _longer(asked, stages, words_up_to, found)
-    return OwnTimes(times_s[order], chances[order] / chances.sum(), counts[order], unseen, longer)
+    return OwnTimes(times_s[order], chances[order] / chances.sum(), counts[order], classes[order], unseen, longer)
 
 
 def _longer(

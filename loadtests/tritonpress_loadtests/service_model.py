@@ -45,9 +45,7 @@ class Station:
 
     def factors(self, count: int, seed: int) -> Floats:
         """Returns that many requests' shares in the time of their execution, 1 in the mean, drawn as measured."""
-        drawn = np.random.default_rng(seed).choice(self.own.times_s, count, p=self.own.chances)
-        shares: Floats = drawn / self.own.mean_s
-        return shares
+        return self.own.draw(count, seed) / self.own.mean_s
 
     def execution_s(self, batch: int) -> float:
         """Returns the mean time of an execution of that many requests."""
