@@ -156,7 +156,7 @@ def _of(results: Results, shares: Sequence[float], wanted: Collection[float]) ->
 
 
 def _print(configuration: Configuration, row: tuple[str, float, float, float, str, float]) -> bool:
-    """Prints a row; returns whether the prediction for the requests that were sent missed by more than it may."""
+    """Prints a row; returns whether what a plan foretells missed by more than it may."""
     what, predicted, of_drawn, measured, more, may_be = row
     columns = (
         configuration.name,
@@ -167,7 +167,7 @@ def _print(configuration: Configuration, row: tuple[str, float, float, float, st
         f"± {may_be:.0%}",
     )
     print("| " + " | ".join(columns) + " |", flush=True)
-    return abs(of_drawn / measured - 1) > may_be
+    return abs(predicted / measured - 1) > may_be
 
 
 def _foretold_p99_ms(
