@@ -25,11 +25,12 @@ from tritonpress_loadtests.course import breakpoint_found, course, recovery_foun
 from tritonpress_loadtests.errors import LoadGeneratorError, NothingMeasuredError, ScenarioError
 from tritonpress_loadtests.measured import merge
 from tritonpress_loadtests.report import write_report, write_results
-from tritonpress_loadtests.results import Results, model_rows, stage_misses, summarise_stage, verdict
+from tritonpress_loadtests.results import Results, model_rows, summarise_stage
 from tritonpress_loadtests.scenario import LoadedScenario, load_scenario
 from tritonpress_loadtests.served_models import repository_sha256
 from tritonpress_loadtests.server_side import settled_statistics
 from tritonpress_loadtests.server_watch import ServerWatch
+from tritonpress_loadtests.slo import stage_misses, verdict
 from tritonpress_loadtests.stages import Stage
 
 _MOST_PROCESSES = 64

@@ -14,8 +14,9 @@ from tritonpress_loadtests.binding import binding_resource
 from tritonpress_loadtests.measured import merge
 from tritonpress_loadtests.recorder import Recorder
 from tritonpress_loadtests.report import page, write_report
-from tritonpress_loadtests.results import model_rows, summarise_stage, verdict
+from tritonpress_loadtests.results import model_rows, summarise_stage
 from tritonpress_loadtests.scenario import GeneratorLimits, Slo
+from tritonpress_loadtests.slo import verdict
 from tritonpress_loadtests.stages import Stage
 
 
