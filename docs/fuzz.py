@@ -1,9 +1,10 @@
 """Hostile requests to a real server: none may end it, hang it, change a neighbour's answer, or make its memory grow.
 
-    python docs/fuzz.py model_repo classification "TEXT" [--requests 100000 --seed 0]
+    python docs/fuzz.py model_repo classification "TEXT" [--requests 100000 --seed 0 --http]
 
 Half of the requests are valid ones with something changed above the wire (shape, type, lengths, contents, names,
-parameters); half are serialised messages with bytes changed, cut out or doubled, which gRPC hands on as they are. All
+parameters); half are serialised messages with bytes changed, cut out or doubled, which gRPC hands on as they are. With
+`--http` they go to the HTTP endpoint: JSON and binary bodies, paths, headers, compression (docs/hostile_http.py). All
 the while a neighbour asks what is right, and each of its answers is compared with the first. Prints what came back by
 status, and the resident memory of server and stubs in ten parts. Ends with 1 if anything of the above happened.
 """
@@ -17,12 +18,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any
 
 import grpc
 import numpy as np
 import psutil
 from first_request import parse
+from hostile_http import Http
 from mutations import spoilt
 from tritonclient.grpc import service_pb2
 from tritonpress_client import Connection, TritonpressError
@@ -42,6 +45,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=100_000, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--http", action="store_true", help="to the HTTP endpoint instead")
     parser.add_argument("--classes", action="store_true", help="also what is known to end Triton 2.51")
     arguments, texts = parse(parser)
     chance = random.Random(arguments.seed)
@@ -54,10 +58,16 @@ def main() -> int:
         seen: Counter[str] = Counter()
         failures: list[str] = []
         memory_mib = [_memory_mib(process)]
-        with grpc.insecure_channel(server.grpc_url) as channel:
+        with (
+            grpc.insecure_channel(server.grpc_url) as channel,
+            closing(Http(server.http_url, arguments.model, lambda chance: _rows(chance, texts))) as http,
+        ):
             call = channel.unary_unary(METHOD)  # bytes as they are
             for part in range(PARTS):
                 for _ in range(arguments.requests // PARTS):
+                    if arguments.http:
+                        seen[http.send(chance, failures)] += 1
+                        continue
                     payload = _payload(chance, changes, arguments.model, texts)
                     seen[_send(call, payload, failures)] += 1
                 if not process.is_running():
@@ -135,18 +145,22 @@ def _memory_mib(process: psutil.Process) -> float:
 
 def _payload(chance: random.Random, changes: Sequence[_Change], model: str, texts: dict[str, str]) -> bytes:
     request = service_pb2.ModelInferRequest(model_name=model)
-    rows = chance.choice([1, 1, 1, 2, 5])
-    for name, text in texts.items():
-        contents = [chance.choice([text, text, _text(chance)]) for _ in range(rows)]
-        request.inputs.add(name=name, datatype="BYTES", shape=[rows, 1])
-        request.raw_input_contents.append(
-            b"".join(len(part).to_bytes(4, "little") + part for part in map(_bytes, contents))
-        )
+    for name, contents in _rows(chance, texts).items():
+        request.inputs.add(name=name, datatype="BYTES", shape=[len(contents), 1])
+        request.raw_input_contents.append(b"".join(len(part).to_bytes(4, "little") + part for part in contents))
     if chance.random() < 0.5:
         for _ in range(chance.randint(1, 3)):
             chance.choice(changes)(chance, request)
         return bytes(request.SerializeToString())
     return spoilt(chance, bytes(request.SerializeToString()))
+
+
+def _rows(chance: random.Random, texts: dict[str, str]) -> dict[str, list[bytes]]:
+    """Returns the contents of each input: those of the neighbour, or what may be anything."""
+    rows = chance.choice([1, 1, 1, 2, 5])
+    return {
+        name: [_bytes(chance.choice([text, text, _text(chance)])) for _ in range(rows)] for name, text in texts.items()
+    }
 
 
 def _text(chance: random.Random) -> str | bytes:

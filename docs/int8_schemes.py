@@ -125,12 +125,7 @@ def schemes(workload: Workload) -> dict[str, Infer]:
     head, signature = task.module.head(model, checkpoint, task.config)
     fp32 = fuse.apply(export.export(head, signature), fuse.Config(), [])
     samples = [feed for _, feed in alone(workload.source().calibration)]
-    with tempfile.TemporaryDirectory() as folder:
-        before, after = Path(folder) / "fp32.onnx", Path(folder) / "dynamic.onnx"
-        onnx.save(fp32, before)
-        settings = {"per_channel": True, "weight_type": QuantType.QInt8, "op_types_to_quantize": ["MatMul", "Gather"]}
-        quantize_dynamic(before, after, **settings, extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT})
-        dynamic = session_infer(after)
+    by_channel, by_tensor = (dynamic(fp32, per_channel=per_channel) for per_channel in (True, False))
     return {
         TORCH: workload.baseline,
         "fixed": session_infer(quantize.apply(fp32, quantize.Config(), samples).SerializeToString()),
@@ -138,9 +133,21 @@ def schemes(workload: Workload) -> dict[str, Infer]:
             quantize.apply(fp32, quantize.Config(reduce_range=False), samples).SerializeToString()
         ),
         "by row": session_infer(by_row(fp32).SerializeToString()),
-        "dynamic, whole batch": dynamic,
-        "dynamic, one a run": one_a_run(dynamic),
+        "dynamic, whole batch": by_channel,
+        "dynamic, one a run": one_a_run(by_channel),
+        "dynamic, weights by tensor": by_tensor,
     }
+
+
+def dynamic(fp32: onnx.ModelProto, *, per_channel: bool) -> Infer:
+    """Returns the model by ONNX Runtime's dynamic quantisation: scales of activations are of what an execution has."""
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder) / "fp32.onnx", Path(folder) / "dynamic.onnx"
+        onnx.save(fp32, before)
+        settings = {"weight_type": QuantType.QInt8, "op_types_to_quantize": ["MatMul", "Gather"]}
+        options = {"DefaultTensorType": onnx.TensorProto.FLOAT}
+        quantize_dynamic(before, after, per_channel=per_channel, **settings, extra_options=options)
+        return session_infer(after)
 
 
 def main() -> None:

@@ -7,10 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-_LEAST_REQUESTS = 200_000
-_POOL_SECONDS = 2.0
-_MOST_REQUESTS = 3_000_000
-
 
 @dataclass(frozen=True)
 class Demand:
@@ -38,8 +34,3 @@ def quantile_ms(times_s: Any, demand: Demand) -> float:
     """Returns the limit's percentile in ms; a request that failed took for ever."""
     failed = np.isnan(times_s)
     return 1e3 * float(np.quantile(np.where(failed, np.inf, times_s), demand.quantile, method="higher"))
-
-
-def pool_requests(demand: Demand, machines: int) -> int:
-    """Returns how many requests a simulation of so many machines needs: seconds of the peak, and hundreds for each."""
-    return int(min(max(_LEAST_REQUESTS, _POOL_SECONDS * demand.rate_per_s, 200 * machines), _MOST_REQUESTS))

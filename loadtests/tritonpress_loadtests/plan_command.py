@@ -14,7 +14,7 @@ from tritonpress_server import strict_yaml
 from tritonpress_loadtests.demand import Demand
 from tritonpress_loadtests.errors import ScenarioError
 from tritonpress_loadtests.plan import make_plan
-from tritonpress_loadtests.plan_page import LOST, page
+from tritonpress_loadtests.plan_page import ENDS, LOST, page
 from tritonpress_loadtests.planned_runs import load_runs
 from tritonpress_loadtests.settings import Settings
 from tritonpress_loadtests.simulator import POLICIES
@@ -87,7 +87,9 @@ def lines(plan: dict[str, Any]) -> list[str]:
         f"{machines['survives']} machines{LOST[demand['survive']]}, for {demand['rate_per_s']:,.0f} requests/s"
         f" with {percentile} ≤ {demand['p99_ms']:g} ms",
         "",
-        f"one machine: keeps the limit up to {capacity['rate_per_s']:.0f}/s; the instances of {service['model']} bind",
+        f"one machine: keeps the limit up to {capacity['rate_per_s']:.0f}/s, has its knee at"
+        f" {capacity['knee_per_s']:.0f}/s and is saturated at {capacity['saturation_per_s']:.0f}/s; the instances of"
+        f" {service['model']} bind",
         f"  {service['instances']} × up to {service['max_batch']} requests: an execution of n takes"
         f" {service['fixed_ms']:.2f} + {service['per_row_ms']:.2f} n ms, all else {service['rest_ms']:.2f} ms",
         *(
@@ -99,7 +101,8 @@ def lines(plan: dict[str, Any]) -> list[str]:
         f"machines at the limit: {machines['at_limit']}, behind a balancer by {demand['policy'].replace('_', ' ')};"
         f" {percentile} {machines['p99_ms_after_loss']:.1f} ms",
         f"machines in all: {machines['survives']}; {percentile} {machines['p99_ms']:.1f} ms while all are there,"
-        f" {machines['peak_per_s']:.0f}/s each, headroom {machines['headroom']:.0%}",
+        f" {machines['peak_per_s']:.0f}/s each; the peak may grow by {machines['headroom']:.0%},"
+        f" {ENDS[machines['headroom_ends_at']]}",
         "while machines are away, at the peak:",
         *(
             f"  {outage['what']}: {percentile} {outage['p99_ms']:.1f} ms"
@@ -135,7 +138,7 @@ def _kubernetes(plan: dict[str, Any]) -> dict[str, Any]:
     machines = plan["machines"]
     queue_us = max(1.0, plan["capacity"]["queue_us"])
     return {
-        "min_replicas": max(2, math.ceil(machines["survives"] / 2)),
+        "min_replicas": min(machines["survives"], max(2, math.ceil(machines["survives"] / 2))),
         "max_replicas": machines["survives"],
         "metric": "rate(nv_inference_queue_duration_us) / rate(nv_inference_request_success)",
         "target_us": _SCALE_AT * queue_us,

@@ -9,6 +9,7 @@ from markupsafe import Markup
 from tritonpress_loadtests.plots import plan_svg
 from tritonpress_loadtests.report import template
 
+ENDS = {"limit": "then they miss the limit", "measured": "as far as was measured"}
 LOST = {"nothing": "", "machine": ", one of which may fail", "zone": ", a zone of which may fail"}
 
 
@@ -17,6 +18,7 @@ def page(plan: dict[str, Any]) -> str:
     return template("plan.html.j2").render(
         plan=plan,
         percentile="p99" if plan["demand"]["quantile"] == 0.99 else "p99.9",
+        ends=ENDS[plan["machines"]["headroom_ends_at"]],
         lost=LOST[plan["demand"]["survive"]],
         plot=Markup(plan_svg(plan)),
     )

@@ -15,7 +15,8 @@ def load_runs(folders: list[Path]) -> list[Results]:
     """Returns the runs' results.
 
     Raises:
-        ScenarioError: A folder's cannot be read, or the runs are of different repositories, mixes or machines.
+        ScenarioError: A folder's cannot be read, or the runs are of different repositories, mixes or machines. Which
+            machine serves is known where the load was made on it.
     """
     runs = [read_results(folder, PlannedRun) for folder in folders]
     for name, key in (("repositories", _repository), ("mixes of requests", _mix), ("machines", _machine)):
@@ -35,10 +36,15 @@ def _mix(run: Results) -> str:
     mix = [
         [request["model"], round(request["weight"] / total, 6)]
         + [[up_to, round(share, 6)] for up_to, share in request["words_up_to"].items()]
-        for request in requests
+        for request in sorted(requests, key=lambda request: request["model"])
     ]
     return json.dumps(mix)
 
 
+def served_beside_the_load(run: Results) -> bool:
+    """Returns whether the server ran on the machine that made the load, of which the results tell."""
+    return all((stage.get("server") or {}).get("cpu_cores") is not None for stage in run["stages"])
+
+
 def _machine(run: Results) -> str:
-    return f"{run['machine']['cpu']} {run['machine']['cores']}"
+    return f"{run['machine']['cpu']} {run['machine']['cores']}" if served_beside_the_load(run) else ""

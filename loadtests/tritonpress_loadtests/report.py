@@ -56,6 +56,11 @@ def page(results: Results) -> str:
         percentiles={key: _NAMES.get(key, key) for key in PERCENTILES},
         limits=_limits(results["slo"]),
         gpus=_gpus(results["stages"]),
+        cached=any(
+            "cache_hits" in counted or "cache_misses" in counted
+            for stage in results["stages"]
+            for counted in stage["server"]["metrics"].values()
+        ),
         plots=[(caption, Markup(svg)) for caption, svg in inline_svgs(results).items()],
     )
 

@@ -32,10 +32,10 @@ def served_models(connection: Connection) -> dict[str, dict[str, Any]]:
 
 
 def repository_sha256(models: dict[str, dict[str, Any]], *, without_instances: bool = False) -> str:
-    """Returns one hash of all models' names, and of their configs or of nothing else.
+    """Returns one hash of all models' names and configs, or of what of these is not the number of instances.
 
-    Names of the steps carry a hash of their content, so that repositories that differ in instances alone have the same
-    names.
+    Names of the steps carry a hash of their content; how their batchers are set is in the config alone.
     """
-    told = sorted(name if without_instances else f"{name} {entry['config_sha256']}" for name, entry in models.items())
+    keys = ("max_batch_size", "batched", "queue_delay_us") if without_instances else ("config_sha256",)
+    told = sorted(" ".join([name, *(str(entry[key]) for key in keys)]) for name, entry in models.items())
     return hashlib.sha256("\n".join(told).encode()).hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,8 +13,9 @@ import numpy.typing as npt
 from tritonpress_loadtests.binding import busy_shares
 from tritonpress_loadtests.errors import ScenarioError
 from tritonpress_loadtests.own_times import OwnTimes, own_times
+from tritonpress_loadtests.planned_runs import served_beside_the_load
 from tritonpress_loadtests.results import Results, asked_model
-from tritonpress_loadtests.simulator import Floats, Replica, simulate
+from tritonpress_loadtests.simulator import Floats, Replica, simulate_queues
 
 _LEAST_CORES = 0.02  # left for executions where all else asks for the whole machine
 _HEAD_SHARE = 0.1
@@ -50,6 +51,17 @@ class Station:
     def execution_s(self, batch: int) -> float:
         """Returns the mean time of an execution of that many requests."""
         return self.replica.fixed_s + self.replica.per_row_s * batch
+
+    def most_per_s(self, replica: Replica) -> float:
+        """Returns the rate of all requests of the mix at which the instances of `replica` are busy all of the time."""
+        whole_s = replica.fixed_s + replica.per_row_s * replica.max_batch
+        alone = replica.instances * replica.max_batch / whole_s / self.share
+        low, high = 0.0, alone
+        while high - low > 1e-3 * high:
+            middle = (low + high) / 2
+            slower = max(self.crowded(replica, middle).slowdown, default=1.0)
+            low, high = (middle, high) if middle * slower <= alone else (low, middle)
+        return high
 
     def crowded(self, replica: Replica, rate_per_s: float) -> Replica:
         """Returns `replica` with what more instances than were measured cost where they share the machine's cores.
@@ -97,12 +109,7 @@ class ServiceModel:
 
     def most_per_s(self, change: Change = as_measured) -> float:
         """Returns the rate at which the first station is busy all of the time, in requests/s of the mix."""
-        rates = []
-        for station in self.stations:
-            replica = change(station)
-            whole_s = replica.fixed_s + replica.per_row_s * replica.max_batch
-            rates.append(replica.instances * replica.max_batch / whole_s / station.share)
-        return min(rates)
+        return min(station.most_per_s(change(station)) for station in self.stations)
 
     def latencies_s(
         self, rate_per_s: float, *, count: int, change: Change = as_measured, seed: int = 0, **pool: Any
@@ -123,7 +130,20 @@ class ServiceModel:
             seed: Fixes all draws.
             pool: The rest of `simulator.simulate`'s arguments.
         """
-        due_s, times_s = [], []
+        found = list(self._simulated_s(rate_per_s, count, change, seed, **pool))
+        moments = np.concatenate([due_s for due_s, _, _ in found])
+        order = np.argsort(moments, kind="stable")
+        return moments[order], np.concatenate([times_s for _, times_s, _ in found])[order]
+
+    def queue_s(self, rate_per_s: float, *, count: int) -> float:
+        """Returns the mean time in a queue at that rate, in s, of the station where it is the longest."""
+        found = self._simulated_s(rate_per_s, count, as_measured, 0)
+        return max(float(np.nanmean(waits_s[int(_HEAD_SHARE * len(waits_s)) :])) for _, _, waits_s in found)
+
+    def _simulated_s(
+        self, rate_per_s: float, count: int, change: Change, seed: int, **pool: Any
+    ) -> Iterator[tuple[Floats, Floats, Floats]]:
+        """Yields of each station when its requests are due, their latencies, and what of these they waited."""
         for place, station in enumerate(self.stations):
             # Those that ask one model of a Poisson process are a Poisson process too.
             own = max(1, round(count * station.share))
@@ -131,15 +151,14 @@ class ServiceModel:
             moments = np.cumsum(chance.exponential(1 / (rate_per_s * station.share), own))
             factors = station.factors(own, seed + 1 + place)
             replica = station.crowded(change(station), rate_per_s / pool.get("replicas", 1))
-            times_s.append(simulate(moments, factors, replica, seed=seed, **pool) + station.rest_s)
-            due_s.append(moments)
-        moments = np.concatenate(due_s)
-        order = np.argsort(moments, kind="stable")
-        return moments[order], np.concatenate(times_s)[order]
+            times_s, waits_s = simulate_queues(moments, factors, replica, seed=seed, **pool)
+            yield moments, times_s + station.rest_s, waits_s
 
 
 def fit_service(runs: list[Results]) -> ServiceModel:
     """Returns the model of one machine, from all stages of runs of one repository and one mix.
+
+    Runs may differ in the number of instances; what the first of them had is what is planned with.
 
     Raises:
         ScenarioError: The server's statistics say nothing of an execution.
@@ -177,7 +196,7 @@ def _fit_station(runs: list[Results], request: dict[str, Any], models: list[str]
     )
     stages = [entry for entry in stages if busy_shares(*entry).get(step)]
     stages.sort(key=lambda entry: busy_shares(*entry)[step])
-    config = stages[0][1][step]
+    config = runs[0]["served"][step]
     rest_s = _rest_s(step, asked, stages[0][0])
     max_batch = max(1, config["max_batch_size"]) if config["batched"] else 1
     # An execution that is full waits for nobody.
@@ -207,14 +226,13 @@ def _cores(runs: list[Results], step: str) -> tuple[float, float]:
 
     Both are unknown where the server runs on another machine than the load.
     """
+    if not all(map(served_beside_the_load, runs)):
+        return math.inf, 0.0
     beside_s = requests = 0.0
     for run in runs:
         for stage in run["stages"]:
-            server = stage.get("server") or {}
-            if server.get("cpu_cores") is None:
-                return math.inf, 0.0
             busy = busy_shares(stage, run["served"]).get(step, 0.0) * run["served"][step]["instances"]
-            used = server["machine_cpu_share"] * run["machine"]["cores"]
+            used = stage["server"]["machine_cpu_share"] * run["machine"]["cores"]
             beside_s += max(0.0, used - busy) * stage["duration_s"]
             requests += stage["offered_per_s"] * stage["duration_s"]
     return float(runs[0]["machine"]["cores"]), beside_s / max(requests, 1.0)

@@ -56,7 +56,21 @@ def simulate(
     outages: tuple[Outage, ...] = (),
     seed: int = 0,
 ) -> Floats:
-    """Returns the time of each request in the system in s, NaN where it failed.
+    """Returns the time of each request in the system in s, NaN where it failed: the first of `simulate_queues`."""
+    return simulate_queues(due_s, factors, replica, replicas=replicas, policy=policy, outages=outages, seed=seed)[0]
+
+
+def simulate_queues(
+    due_s: Floats,
+    factors: Floats,
+    replica: Replica,
+    *,
+    replicas: int = 1,
+    policy: str = "random",
+    outages: tuple[Outage, ...] = (),
+    seed: int = 0,
+) -> tuple[Floats, Floats]:
+    """Returns the time of each request in the system in s, and what of it it waited; NaN where it failed.
 
     Args:
         due_s: When requests arrive, ascending.
@@ -72,7 +86,7 @@ def simulate(
         + [(outage.to_s, 2, outage.first, outage.last) for outage in outages]
     )
     table = np.array(changes, np.float64).reshape(-1, 4)
-    times: Floats = _run(
+    times_s, waits_s = _run(
         np.ascontiguousarray(due_s, np.float64),
         np.ascontiguousarray(factors, np.float64),
         replicas,
@@ -86,7 +100,7 @@ def simulate(
         table,
         seed,
     )
-    return times
+    return times_s, waits_s
 
 
 @numba.njit(cache=True)
@@ -123,7 +137,7 @@ def _pop(heap_s, heap_what, size):  # type: ignore[no-untyped-def] # pragma: no 
 
 @numba.njit(cache=True)
 def _choose(policy, replicas, load, up, turn):  # type: ignore[no-untyped-def] # pragma: no cover
-    """Returns the replica of the next request, -1 where none is up; tries again at random past those that are down."""
+    """Returns the replica of the next request, -1 where none is up; `turn` is whose turn it is."""
     if policy == 3:
         best = -1
         first = np.random.randint(replicas)  # ties are broken at random
@@ -131,19 +145,38 @@ def _choose(policy, replicas, load, up, turn):  # type: ignore[no-untyped-def] #
             other = (first + step) % replicas
             if up[other] and (best < 0 or load[other] < load[best]):
                 best = other
+                if load[best] == 0:
+                    break
         return best
-    one = turn % replicas if policy == 1 else np.random.randint(replicas)
-    tried = 0
-    while not up[one]:
-        one = (one + 1) % replicas if policy == 1 or tried > 64 else np.random.randint(replicas)
-        tried += 1
-        if tried > replicas + 64:
-            return -1
-    if policy == 2:
-        other = np.random.randint(replicas)
-        if up[other] and load[other] < load[one]:
+    if policy == 1:
+        for step in range(replicas):
+            if up[(turn + step) % replicas]:
+                return (turn + step) % replicas
+        return -1
+    one = _draw(replicas, up)
+    if policy == 2 and one >= 0:
+        other = _draw(replicas, up)
+        if load[other] < load[one]:
             return other
     return one
+
+
+@numba.njit(cache=True)
+def _draw(replicas, up):  # type: ignore[no-untyped-def] # pragma: no cover
+    """Returns a replica that is up at random, -1 where none is."""
+    for _ in range(64):
+        one = np.random.randint(replicas)
+        if up[one]:
+            return one
+    # Hardly any is up: a draw among those, one by one.
+    left = 0
+    found = -1
+    for one in range(replicas):
+        if up[one]:
+            left += 1
+            if np.random.randint(left) == 0:
+                found = one
+    return found
 
 
 @numba.njit(cache=True)
@@ -154,6 +187,7 @@ def _run(  # type: ignore[no-untyped-def] # noqa: PLR0912, PLR0913, PLR0915, PLR
     np.random.seed(seed)
     count = len(due_s)
     result = np.full(count, np.nan)
+    waits = np.full(count, np.nan)
     # A replica's queue is a list through `following`; what an instance executes is such a list too.
     following = np.full(count, -1, np.int64)
     head = np.full(replicas, -1, np.int64)
@@ -212,7 +246,7 @@ def _run(  # type: ignore[no-untyped-def] # noqa: PLR0912, PLR0913, PLR0915, PLR
         else:
             now_s = arrival_s
             which = 0 if replicas == 1 and up[0] else _choose(policy, replicas, load, up, turn)
-            turn += 1
+            turn = which + 1
             request = arrival
             arrival += 1
             if which < 0:
@@ -239,6 +273,7 @@ def _run(  # type: ignore[no-untyped-def] # noqa: PLR0912, PLR0913, PLR0915, PLR
                 if step:
                     last = following[last]
                 total += factors[last]
+                waits[last] = now_s - due_s[last]
             head[which] = following[last]
             following[last] = -1
             if head[which] < 0:
@@ -250,4 +285,4 @@ def _run(  # type: ignore[no-untyped-def] # noqa: PLR0912, PLR0913, PLR0915, PLR
             running_since_s[slot] = now_s
             took_s = (fixed_s + per_row_s * batch) * (total / batch) * slowdown[instances - free[which] - 1]
             size = _push(heap_s, heap_what, size, now_s + took_s, slot)
-    return result
+    return result, waits

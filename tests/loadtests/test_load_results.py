@@ -219,6 +219,21 @@ def test_the_report_says_what_a_gpu_took() -> None:
     assert "GPU-b at 4 users: 80 W" in text
 
 
+def test_the_report_says_how_often_the_cache_had_the_answer() -> None:
+    assert "cache hits" not in page(of_run(summary(recorded([5.0] * 50))))
+    stage = summary(recorded([5.0] * 50))
+    stage["server"]["metrics"] = {"m": {"cache_hits": 1500.0, "cache_misses": 500.0}}
+    stage["models"] = [
+        {"model": name, "answered": 2000, "failed": 0, "executions": 500, "mean_batch_size": 1.0, "batch_sizes": {},
+         **{f"{part}_us": 1.0 for part in ("queue", "compute_input", "compute_infer", "compute_output", "total")}}
+        for name in ("m", "m_step")
+    ]  # fmt: skip
+    text = page(of_run(stage))
+    assert "<th>cache hits</th>" in text
+    assert "<td>1,500 (75 %)</td>" in text
+    assert "<td>–</td>" in text.split("m_step")[-1]
+
+
 def test_the_report_escapes_and_shows_a_stage_without_answers(tmp_path: Any) -> None:
     stage = summary(recorded([], errors={"m": {"<script>alert(1)</script>": 3}}))
     results = of_run(stage)

@@ -184,6 +184,12 @@ def test_what_the_runs_do_not_carry_is_refused(truth: dict[str, Any]) -> None:
         each["latency_ms"]["p99"] *= 2
     with pytest.raises(ScenarioError, match="these runs do not carry a plan"):
         make_plan([wrong], Demand(peak_per_s=100, p99_ms=60))
+    # One that is measured far beyond the limit, of which the simulation says that it keeps it.
+    slow = copy.deepcopy(truth)
+    for each in slow["stages"]:
+        each["latency_ms"]["p99"] = 121
+    with pytest.raises(ScenarioError, match="these runs do not carry a plan"):
+        make_plan([slow], Demand(peak_per_s=100, p99_ms=60))
     closed = {**truth, "stages": [{**each, "loop": "closed", "users": 1} for each in truth["stages"]]}
     with pytest.raises(ScenarioError, match="no open stage of poisson arrivals"):
         make_plan([closed], Demand(peak_per_s=100, p99_ms=60))
@@ -206,13 +212,46 @@ def test_a_percentile_of_too_few_answers_is_refused(truth: dict[str, Any]) -> No
         make_plan([run], Demand(peak_per_s=100, p99_ms=60, quantile=0.999))
 
 
-def test_runs_of_different_repositories_are_not_mixed(truth: dict[str, Any], tmp_path: Path) -> None:
-    other = {**truth, "served": {"another_step": truth["served"]["m_step"]}}
+def test_stages_of_a_busy_generator_carry_nothing(truth: dict[str, Any]) -> None:
+    demand = Demand(peak_per_s=100, p99_ms=60)
+    run = copy.deepcopy(truth)
+    run["stages"].append({**copy.deepcopy(run["stages"][0]), "offered_per_s": 100_000})
+    run["stages"][-1]["generator"]["bottleneck"] = "it was late"
+    assert make_plan([run], demand)["measured_up_to_per_s"] == max(RATES)
+    for each in run["stages"]:
+        each["generator"]["bottleneck"] = "it was late"
+    with pytest.raises(ScenarioError, match="or its generator was the bottleneck"):
+        make_plan([run], demand)
+
+
+@pytest.mark.parametrize(
+    "change", [{"queue_delay_us": 5}, {"max_batch_size": 4}, {"batched": False}, {"model": "another_step"}]
+)
+def test_runs_of_different_repositories_are_not_mixed(
+    truth: dict[str, Any], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    name = change.pop("model", "m_step")
+    other = {**truth, "served": {name: {**truth["served"]["m_step"], "config_sha256": "1", **change}}}
     for name, run in (("a", truth), ("b", other)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(json.dumps(run))
     with pytest.raises(ScenarioError, match="the runs are of 2 different repositories"):
         load_runs([tmp_path / "a", tmp_path / "b"])
+
+
+def test_runs_may_differ_in_instances_and_the_first_s_are_planned_with(truth: dict[str, Any], tmp_path: Path) -> None:
+    served = {"m_step": {**truth["served"]["m_step"], "instances": 1, "config_sha256": "1"}}
+    alone = replace(TRUTH, instances=1)
+    one = {**truth, "served": served, "stages": [stage(rate, truth=alone) for rate in (15, 80, 120)]}
+    for name, run in (("two", truth), ("one", one)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(run))
+    for first, second, instances in (("two", "one", 2), ("one", "two", 1)):
+        runs = load_runs([tmp_path / first, tmp_path / second])
+        assert fit_service(runs).binding.replica.instances == instances
+
+
+def test_a_run_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ScenarioError, match=r"cannot read .*results\.json"):
         load_runs([tmp_path / "c"])
 
@@ -241,6 +280,56 @@ def test_the_command_prints_the_answer_first(
     prices.write_text("machine_per_month: -1\n")
     assert main([*arguments, "--prices", str(prices)]) == 2
     assert "`machine_per_month`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("policy", "demand", "rate_per_s"),
+    [
+        ("random", ["--peak-rps", "500", "--p999-ms", "70"], 500),
+        ("round_robin", ["--peak-rps", "500", "--p99-ms", "60"], 500),
+        ("least_loaded", ["--per-day", "8640000", "--peak-factor", "3", "--growth", "2", "--p999-ms", "70"], 600),
+    ],
+)
+def test_demands_of_every_kind(
+    truth: dict[str, Any], tmp_path: Path, demand: list[str], rate_per_s: float, policy: str
+) -> None:
+    run = copy.deepcopy(truth)
+    (tmp_path / "results.json").write_text(json.dumps(run))
+    (tmp_path / "prices.yaml").write_text("machine_per_month: 73\nmean_share: 0.5\n")
+    arguments = ["--survive", "zone", "--zones", "4", "--balancer", policy, "--prices", str(tmp_path / "prices.yaml")]
+    assert main(["plan", str(tmp_path), *demand, *arguments]) == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    machines = plan["machines"]
+    assert plan["demand"]["rate_per_s"] == pytest.approx(rate_per_s)
+    assert machines["survives"] == math.ceil(machines["at_limit"] / 3) * 4
+    assert machines["at_limit"] * plan["capacity"]["saturation_per_s"] > rate_per_s
+    assert machines["p99_ms_after_loss"] <= plan["demand"]["p99_ms"]
+    assert machines["headroom"] >= 0
+    # 730 hours at half of the peak, 73 each.
+    assert plan["cost"]["per_million"] == pytest.approx(1e6 * machines["survives"] * 0.1 / (0.5 * rate_per_s * 3600))
+
+
+def test_one_machine_is_one_replica(truth: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(truth))
+    assert main(["plan", str(tmp_path), "--peak-rps", "50", "--p99-ms", "60", "--survive", "nothing"]) == 0
+    kubernetes = json.loads((tmp_path / "plan.json").read_text())["kubernetes"]
+    assert (kubernetes["min_replicas"], kubernetes["max_replicas"]) == (1, 1)
+
+
+def test_knee_and_saturation_are_those_of_the_true_server(truth: dict[str, Any]) -> None:
+    capacity = make_plan([truth], Demand(peak_per_s=100, p99_ms=60))["capacity"]
+    assert capacity["saturation_per_s"] == pytest.approx(2 * 8 / 0.038, rel=0.01)
+    rates = np.linspace(0.1, 0.95, 40) * capacity["saturation_per_s"]
+    powers = [rate / true_latencies_s(rate, seed=3).mean() for rate in rates]
+    assert capacity["knee_per_s"] == pytest.approx(rates[int(np.argmax(powers))], rel=0.1)
+    assert capacity["knee_per_s"] < capacity["rate_per_s"] < capacity["saturation_per_s"]
+
+
+def test_a_limit_that_a_change_misses_leaves_the_change_out(truth: dict[str, Any]) -> None:
+    model = fit_service([truth])
+    alone_ms = 1e3 * np.quantile(model.latencies_s(0.1, count=20_000), 0.99)
+    plan = make_plan([truth], Demand(peak_per_s=100, p99_ms=alone_ms + 1))
+    assert not [entry for entry in plan["what_if"] if entry["change"] == "the batcher waits 2 ms longer"]
 
 
 def test_the_universal_scalability_law_is_found_again() -> None:

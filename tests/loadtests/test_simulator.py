@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from tritonpress_loadtests.simulator import POLICIES, Outage, Replica, simulate
+from tritonpress_loadtests.simulator import POLICIES, Outage, Replica, simulate, simulate_queues
 
 COUNT = 4_000_000
 
@@ -38,8 +38,16 @@ def test_m_m_c_waits_as_erlang_says(servers: int, utilization: float, runs: int)
 
 @pytest.mark.parametrize("utilization", [0.3, 0.6, 0.8])
 def test_m_d_1_waits_as_pollaczek_and_khinchine_say(utilization: float) -> None:
-    times = simulate(poisson(utilization), np.ones(COUNT), Replica(1, 1, 0.0, 1.0))
-    assert (times - 1).mean() == pytest.approx(utilization / (2 * (1 - utilization)), rel=0.01)
+    times, waits = simulate_queues(poisson(utilization), np.ones(COUNT), Replica(1, 1, 0.0, 1.0))
+    assert waits.mean() == pytest.approx(utilization / (2 * (1 - utilization)), rel=0.01)
+    assert times - 1 == pytest.approx(waits, abs=1e-6)
+
+
+def test_a_queue_is_the_time_before_an_execution_begins() -> None:
+    # Two share the second execution: it takes 2, of which neither waits.
+    times, waits = simulate_queues(np.array([0.0, 0.1, 0.2]), np.ones(3), Replica(1, 2, 0.0, 1.0))
+    assert times == pytest.approx([1.0, 2.9, 2.8])
+    assert waits == pytest.approx([0.0, 0.9, 0.8])
 
 
 def test_the_batcher_waits_for_its_delay_and_no_longer() -> None:
@@ -68,6 +76,16 @@ def test_two_choices_are_better_than_chance_and_the_least_loaded_better_still() 
     }
     assert p99["least_loaded"] < p99["two_choices"] < p99["random"]
     assert p99["round_robin"] < p99["random"]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_those_that_are_left_share_what_the_lost_ones_had(policy: str) -> None:
+    count = 300_000
+    due_s, factors = poisson(50, count), np.random.default_rng(0).exponential(1, count)
+    gone = Outage(0, 30, -1.0, math.inf, True)
+    left = simulate(due_s, factors, Replica(1, 1, 0.0, 1.0), replicas=100, policy=policy, outages=(gone,))
+    alone = simulate(due_s, factors, Replica(1, 1, 0.0, 1.0), replicas=70, policy=policy)
+    assert np.quantile(left, [0.5, 0.99]) == pytest.approx(np.quantile(alone, [0.5, 0.99]), rel=0.05)
 
 
 def test_a_lost_zone_fails_what_it_holds_and_a_rolling_update_fails_nothing() -> None:
