@@ -356,6 +356,18 @@ def test_deploying_again_changes_nothing_and_a_new_build_is_a_new_template(
     assert templates[0]["spec"]["containers"][0]["image"] != templates[1]["spec"]["containers"][0]["image"]
 
 
+def test_what_a_later_switch_takes_from_a_server_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_index(tmp_path / "index", monkeypatch)
+    repository = write_repository(tmp_path / "model_repo")
+    deploy(repository, tmp_path / "before")
+    assert "by name" not in capsys.readouterr().out
+    write_repository(repository, files=2, canary=True)
+    deploy(repository, tmp_path / "out")
+    assert "note: servers ask for classification_canary by name, and do not start without" in capsys.readouterr().out
+
+
 def _rules(out: Path) -> list[dict[str, Any]]:
     groups: list[dict[str, Any]] = yaml.safe_load((out / "compose" / "rules.yaml").read_text())["groups"]
     return groups

@@ -35,6 +35,11 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--image=registry.example/t:latest"], "--image must be an image's name without a tag"),
         (["--bundle=s3://models/$(id)"], "--bundle must be s3://BUCKET/KEY or gs://BUCKET/KEY"),
         (["--bundle=https://example.com/b"], "--bundle must be s3://BUCKET/KEY or gs://BUCKET/KEY"),
+        (
+            ["--bundle=s3://models/b", "--bundle-sha256=ABC"],
+            "--bundle-sha256 must be 64 hexadecimal digits, as sha256sum",
+        ),
+        (["--bundle-sha256=" + "0" * 64], "--bundle-sha256 goes with --bundle; give both, or leave it out"),
         (["--mig=all"], "--mig must be a MIG profile such as 1g.10gb, got 'all'"),
         (["--p99-ms=0"], "--p99-ms must be above 0 and below an hour, got 0"),
         (["--plan=absent.json"], "absent.json: cannot be read (["),
@@ -255,7 +260,7 @@ def test_no_edit_is_ever_lost(first: dict[str, str], edits: dict[str, str], seco
         assert found == expected
 
 
-@given(st.text(max_size=60), st.sampled_from(["name", "image", "bundle", "mig"]))
+@given(st.text(max_size=60), st.sampled_from(["name", "image", "bundle", "bundle_sha256", "mig"]))
 @settings(max_examples=100)
 def test_no_name_means_something_to_a_shell(text: str, option: str) -> None:
     try:

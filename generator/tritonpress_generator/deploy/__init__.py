@@ -115,7 +115,7 @@ def deploy(repository: Path, out: Path, wanted: Settings) -> Deployed:
     }
     tree.write(out, files, about)
     names = sorted({path.partition("/")[0] for path in variants})
-    return Deployed(out, name, chosen, names, models, _notes(found, chosen, replicas))
+    return Deployed(out, name, chosen, names, models, _notes(found, wanted, chosen, replicas))
 
 
 def _compose(stack: dict[str, Any], rules: dict[str, Any], board: dict[str, Any]) -> dict[str, tree.Content]:
@@ -150,8 +150,17 @@ def _check_ports(wanted: Settings, before: Mapping[str, Any]) -> None:
         raise InputError(str(exc)) from exc
 
 
-def _notes(found: served.Served, chosen: str, replicas: capacity.Capacity) -> list[str]:
+def _notes(found: served.Served, wanted: Settings, chosen: str, replicas: capacity.Capacity) -> list[str]:
     notes = []
+    if found.passing:
+        notes.append(
+            f"servers ask for {', '.join(found.passing)} by name, and do not start without: deploy again after a"
+            " promote or a rollback that removes it"
+        )
+    if wanted.bundle and not wanted.bundle_sha256:
+        notes.append(
+            f"pods take whatever bundle lies at {wanted.bundle}; give --bundle-sha256 for them to take one and no other"
+        )
     if not replicas.planned:
         notes.append(
             f"{replicas.min_replicas} to {replicas.max_replicas} replicas and a queue of {replicas.target_us} µs are a"

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as pb
-from tritonpress_server.launch import models_to_load
+from tritonpress_server.launch import find_models, models_to_load
+from tritonpress_server.resting import resting
 
+from tritonpress_generator import builds
 from tritonpress_generator import repository as repositories
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.plans import pending
@@ -33,7 +35,11 @@ class Served:
     builds: Mapping[str, str]
     """Of the workloads."""
     models: Sequence[str]
-    """Folders of the repository that are loaded, as `tritonpress-serve` does it."""
+    """Folders of the repository that are loaded."""
+    asked_for: Sequence[str]
+    """Those of them that the server is asked for, as `tritonpress-serve` does it; Triton loads the others with them."""
+    passing: Sequence[str]
+    """Those of the latter that a promote or a rollback removes in time: canaries, and what a step calls by itself."""
     python_steps: Sequence[str]
     packages: Sequence[str]
     """`name==version` of what the Python steps import, sorted."""
@@ -81,10 +87,14 @@ def read(repository: Path) -> Served:
         for step in manifest["steps"].values()
     }
     python = sorted(step for step, config in configs.items() if config.backend == "python")
+    idle, asked_for = resting(repository), models_to_load(repository)
+    canaries = {name for name in manifests if builds.owner(repository, name) != name}
     return Served(
         repository=repository,
         builds={name: str(manifest["build"]) for name, manifest in manifests.items()},
-        models=models_to_load(repository),
+        models=[name for name in find_models(repository) if name not in idle],
+        asked_for=asked_for,
+        passing=[name for name in asked_for if name in configs or name in canaries],
         python_steps=python,
         packages=_packages(repository, manifests, python),
         native=sorted({config.backend or config.platform for config in configs.values()} - {"python"}),
