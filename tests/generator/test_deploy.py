@@ -276,6 +276,52 @@ def test_promql_of_rules_dashboard_and_adapter_parses(out: Path) -> None:
     assert operator["spec"]["groups"] == _rules(out)
 
 
+def test_a_server_without_requests_has_a_queue_time() -> None:
+    """Else Kubernetes takes no server away when nobody asks any more: a comparison would leave out what is idle."""
+    (rule,) = monitoring.adapter_rules()["rules"]
+    assert ">" not in re.sub("<<.*?>>", "", rule["metricsQuery"])
+    promql_parser.parse(filled(rule["metricsQuery"]))
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="plays metrics with promtool, which is not installed")
+def test_the_autoscaler_is_told_the_queue_time(tmp_path: Path) -> None:
+    """Of a pod that is asked ten times in ten seconds, one that is asked once a minute, and one that nobody asks."""
+    (tmp_path / "tests.yaml").write_text(yaml.safe_dump(_scaled()))
+    done = subprocess.run(["promtool", "test", "rules", "tests.yaml"], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _scaled() -> dict[str, Any]:
+    """Returns promtool's unit test of the adapter's query."""
+    (rule,) = monitoring.adapter_rules()["rules"]
+    query = rule["metricsQuery"].replace("<<.LabelMatchers>>", 'namespace="n"').replace("<<.GroupBy>>", "pod")
+    requests = {"busy": "0+10x30", "rare": "0x5 1x5 2x5 3x5 4x5", "idle": "5x30"}
+    waited = {"busy": "0+5000x30", "rare": "0x5 500x5 1000x5 1500x5 2000x5", "idle": "900x30"}
+    series = {"nv_inference_request_success": requests, "nv_inference_queue_duration_us": waited}
+    return {
+        "tests": [
+            {
+                "interval": "10s",
+                "input_series": [
+                    {"series": f'{name}{{namespace="n", pod="{pod}", model="m"}}', "values": values}
+                    for name, pods in series.items()
+                    for pod, values in pods.items()
+                ],
+                "promql_expr_test": [
+                    {
+                        "expr": f"round({query})",
+                        "eval_time": "4m",
+                        "exp_samples": [
+                            {"labels": f'{{pod="{pod}"}}', "value": value}
+                            for pod, value in {"busy": 500, "rare": 500, "idle": 0}.items()
+                        ],
+                    }
+                ],
+            }
+        ]
+    }
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="plays alerts with promtool, which is not installed")
 def test_alerts_ring_when_they_should(tmp_path: Path) -> None:
     objectives = Objectives(["a", "b"], 50)
