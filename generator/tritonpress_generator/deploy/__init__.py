@@ -95,7 +95,7 @@ def deploy(repository: Path, out: Path, wanted: Settings) -> Deployed:
     board = dashboard.dashboard(objectives, gpu=found.needs_gpu)
     rules = monitoring.rules(objectives)
     stack = compose.compose(found, wanted, image=name, repository=tree.relative(models, out / "compose"))
-    files |= _compose(stack, rules, board)
+    files |= _compose(stack, compose.proxy_config(found), rules, board)
     base = kubernetes.base(found, wanted, replicas, image=name, command=line)
     variants = overlays.overlays(found, wanted)
     operator = prometheus_operator.component(wanted, rules, board)
@@ -118,10 +118,12 @@ def deploy(repository: Path, out: Path, wanted: Settings) -> Deployed:
     return Deployed(out, name, chosen, names, models, _notes(found, wanted, chosen, replicas))
 
 
-def _compose(stack: dict[str, Any], rules: dict[str, Any], board: dict[str, Any]) -> dict[str, tree.Content]:
+def _compose(
+    stack: dict[str, Any], proxy: dict[str, Any], rules: dict[str, Any], board: dict[str, Any]
+) -> dict[str, tree.Content]:
     """Returns the files of `compose/`."""
     texts: dict[str, tree.Content] = {
-        "compose/proxy.json": json.dumps(compose.proxy_config(), indent=2) + "\n",
+        "compose/proxy.json": json.dumps(proxy, indent=2) + "\n",
         "compose/grafana/dashboards/tritonpress.json": json.dumps(board, indent=1) + "\n",
     }
     entries = {"compose.yaml": stack, "prometheus.yaml": compose.prometheus_config(), "rules.yaml": rules}
