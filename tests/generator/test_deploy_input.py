@@ -229,6 +229,17 @@ def test_what_an_operator_wrote_is_not_lost(
     assert (out / "compose" / "secrets" / "tls.key").read_text() == "secret"
 
 
+@pytest.mark.parametrize("place", ["deployment", "classification/deployment", "."])
+def test_a_place_that_a_server_would_take_for_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    repository = write_repository(tmp_path / "model_repo")
+    before = sorted(repository.rglob("*"))
+    said = refused(capsys, [repository, "--out", repository / place, *free_ports()])
+    assert "must lie outside of the repository" in said
+    assert sorted(repository.rglob("*")) == before
+
+
 FILES = st.dictionaries(
     st.sampled_from(["a", "b/c", "b/d", "e/f/g"]), st.sampled_from(["old", "new", "third"]), max_size=4
 )

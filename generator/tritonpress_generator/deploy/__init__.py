@@ -72,6 +72,7 @@ def deploy(repository: Path, out: Path, wanted: Settings) -> Deployed:
             release of NVIDIA's container fits, or its Python has no wheel of a package; or `out` cannot be written.
     """
     settings.check(wanted)
+    _check_place(repository, out)
     before = tree.earlier(out)
     _check_ports(wanted, before)
     found = served.read(repository)
@@ -136,6 +137,13 @@ def _compose(
 
 def _yaml(folder: str, entries: Mapping[str, Mapping[str, Any]]) -> dict[str, tree.Content]:
     return {f"{folder}/{name}": tree.yaml_text(entry) for name, entry in entries.items()}
+
+
+def _check_place(repository: Path, out: Path) -> None:
+    if out.resolve().is_relative_to(repository.resolve()):
+        raise InputError(
+            f"--out {out}: must lie outside of the repository {repository}, where every folder is a model; give another"
+        )
 
 
 def _check_ports(wanted: Settings, before: Mapping[str, Any]) -> None:
