@@ -6,8 +6,9 @@ import json
 import re
 import shutil
 import subprocess
+import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from tritonpress_generator.deploy import monitoring
 from tritonpress_generator.deploy.dashboard import dashboard
 from tritonpress_generator.deploy.queries import Objectives
 
-KUBERNETES = "1.37"
+KUBERNETES = ("1.30", "1.37")
+"""The least that docs/deploy.md asks for, and the newest whose schemas there are."""
+DOCUMENT = Path(__file__).parents[2] / "docs" / "deploy.md"
 PLAN = {
     "schema": "tritonpress-plan/1",
     "demand": {"p99_ms": 40.0, "survive": "zone", "peak_per_s": 100.0},
@@ -57,11 +60,12 @@ def objects(folder: Path) -> list[dict[str, Any]]:
     return [entry for entry in found if "kind" in entry and not entry["apiVersion"].startswith(OTHERS)]
 
 
-def validate(entry: dict[str, Any]) -> None:
+def validate(entry: dict[str, Any], versions: Sequence[str] = KUBERNETES) -> None:
     with warnings.catch_warnings():
         # The package's own use of an older name of its reader of resources.
         warnings.simplefilter("ignore", DeprecationWarning)
-        kubernetes_validate.validate(entry, KUBERNETES, strict=True)
+        for version in versions:
+            kubernetes_validate.validate(entry, version, strict=True)
 
 
 def test_kubernetes_takes_the_base(out: Path) -> None:
@@ -76,6 +80,14 @@ def test_kubernetes_takes_the_base(out: Path) -> None:
     misspelt["spec"]["template"]["spec"]["contaners"] = []
     with pytest.raises(kubernetes_validate.ValidationError):
         validate(misspelt)
+
+
+def test_kubernetes_of_before_does_not_take_it(out: Path) -> None:
+    """The wait before a server ends is what came last."""
+    deployment = next(entry for entry in objects(out / "kubernetes" / "base") if entry["kind"] == "Deployment")
+    with pytest.raises(kubernetes_validate.ValidationError, match="sleep"):
+        validate(deployment, ["1.28"])
+    assert f"Kubernetes {KUBERNETES[0]}" in DOCUMENT.read_text()
 
 
 def test_every_kustomization_lists_files_that_are_there(out: Path) -> None:
@@ -93,14 +105,35 @@ def test_every_kustomization_lists_files_that_are_there(out: Path) -> None:
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="builds overlays with kubectl, which is not installed")
 def test_kustomize_builds_the_overlays(out: Path) -> None:
     for overlay in sorted((out / "kubernetes" / "overlays").iterdir()):
-        done = subprocess.run(["kubectl", "kustomize", str(overlay)], capture_output=True, text=True, check=True)
-        built = list(yaml.safe_load_all(done.stdout))
+        built = kustomized(overlay)
         for entry in built:
             validate(entry)
         pod = next(entry for entry in built if entry["kind"] == "Deployment")["spec"]["template"]["spec"]
         (container,) = pod["containers"]
         assert container["resources"]["limits"].keys() > {"memory"}
         assert "tritonserver" in container["args"]
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="builds overlays with kubectl, which is not installed")
+def test_kustomize_builds_what_the_document_says_of_the_operator(out: Path, tmp_path: Path) -> None:
+    (block,) = re.findall(r"(?:^    .*\n)*^    components: .*\n", DOCUMENT.read_text(), re.MULTILINE)
+    overlays = sorted(path.name for path in (out / "kubernetes" / "overlays").iterdir())
+    shutil.copytree(out, tmp_path / "deployment")
+    text = textwrap.dedent(block).replace("overlays/cpu", f"overlays/{overlays[0]}")
+    (tmp_path / "kustomization.yaml").write_text(text)
+    built = kustomized(tmp_path)
+    added = {entry["kind"]: entry for entry in built}
+    assert added.keys() >= {"Deployment", "PodMonitor", "PrometheusRule", "ConfigMap"}
+    assert {entry["metadata"].get("namespace") for entry in built if entry["kind"] != "Namespace"} == {"tritonpress"}
+    labels = added["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert labels.items() >= added["PodMonitor"]["spec"]["selector"]["matchLabels"].items()
+    validate(added["ConfigMap"])
+
+
+def kustomized(folder: Path) -> list[dict[str, Any]]:
+    """Returns the objects that Kustomize makes of a folder."""
+    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=True)
+    return list(yaml.safe_load_all(done.stdout))
 
 
 def test_servers_are_found_by_their_labels(out: Path) -> None:
