@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 _PORTS = {"grpc": 8001, "https": 8443, "prometheus": 9090, "grafana": 3000}
-_SETTINGS = ("release", "name", "image", "bundle", "plan", "p99_ms", "mig", "execution_env", "guarded")
+_SETTINGS = ("release", "name", "image", "bundle", "bundle_sha256", "plan", "p99_ms", "mig", "execution_env", "guarded")
 
 
 def add_parser(commands: Any) -> None:
@@ -22,6 +22,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--name", default="tritonpress", help="of the namespace and its objects (default: %(default)s)")
     parser.add_argument("--image", default="tritonpress", help="its name, with its registry (default: %(default)s)")
     parser.add_argument("--bundle", metavar="URL", help="s3:// or gs:// of the packed repository (default: a volume)")
+    parser.add_argument("--bundle-sha256", metavar="HEX", help="of the bundle that the pods take (default: any)")
     parser.add_argument("--plan", type=Path, metavar="FILE", help="plan.json of tritonpress-load plan")
     parser.add_argument("--p99-ms", type=float, metavar="M", help="limit of the alerts (default: the plan's, or 100)")
     parser.add_argument("--mig", default="1g.10gb", metavar="PROFILE", help="of the overlay mig (default: %(default)s)")

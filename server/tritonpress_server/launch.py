@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
 from tritonpress_server import guard
-from tritonpress_server.resting import resting
+from tritonpress_server.resting import brought, resting
 from tritonpress_server.runtime import Runtime
 
 
@@ -88,6 +88,10 @@ def find_models(repository: Path) -> list[str]:
 
 
 def models_to_load(repository: Path) -> list[str]:
-    """The names of the models that are loaded where none are asked for: all but the steps of builds that rest."""
-    idle = resting(repository)
-    return [name for name in find_models(repository) if name not in idle]
+    """The names of the models that are asked for where none are given: all that serve, but the steps of ensembles.
+
+    Triton loads those with their ensembles. A step's name is another in the next build: a list without it, once written
+    down, still holds after a promote.
+    """
+    left_out = resting(repository) | brought(repository)
+    return [name for name in find_models(repository) if name not in left_out]

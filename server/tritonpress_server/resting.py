@@ -1,4 +1,7 @@
-"""Which models of a repository belong to builds that rest: they lie there for a rollback, and nobody asks them."""
+"""Which models of a repository nobody has to ask for: those of builds that rest, and those that others bring along.
+
+Builds rest for a rollback. What an ensemble's config names, Triton loads with it, whatever that is by then.
+"""
 
 import contextlib
 import json
@@ -6,6 +9,8 @@ import re
 from pathlib import Path
 
 _QUOTED = re.compile(r'"([^"\\]+)"')
+# Of a config it is the scheduling of an ensemble alone that has the key.
+_SCHEDULED = re.compile(r'\bmodel_name\s*:\s*"([^"\\]+)"')
 
 
 def files(repository: Path, pattern: str) -> list[Path]:
@@ -18,15 +23,8 @@ def resting(repository: Path) -> set[str]:
 
     An ensemble names its steps; a step names in its parameters those that it calls by itself.
     """
-    steps: set[str] = set()
-    for path in files(repository, "*/manifest.*.json"):
-        # What cannot be read hides nothing: Triton then loads all there is.
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            steps |= set(json.loads(path.read_text(encoding="utf-8"))["steps"].values())
-    named = {
-        path.parent.name: set(_QUOTED.findall(path.read_text(encoding="utf-8", errors="replace")))
-        for path in files(repository, "*/config.pbtxt")
-    }
+    steps = _steps(repository)
+    named = {name: set(_QUOTED.findall(config)) for name, config in _configs(repository).items()}
     served = set(named) - steps
     asked = list(served)
     while asked:
@@ -34,3 +32,28 @@ def resting(repository: Path) -> set[str]:
         served |= found
         asked += found
     return steps - served
+
+
+def brought(repository: Path) -> set[str]:
+    """Returns the steps, by the manifests of the generator, that an ensemble's config names.
+
+    Not among them are those that a step alone calls, by its parameters (layout `scripting`).
+    """
+    scheduled = {name for config in _configs(repository).values() for name in _SCHEDULED.findall(config)}
+    return _steps(repository) & scheduled
+
+
+def _steps(repository: Path) -> set[str]:
+    steps: set[str] = set()
+    for path in files(repository, "*/manifest.*.json"):
+        # What cannot be read hides nothing: Triton then loads all there is.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            steps |= set(json.loads(path.read_text(encoding="utf-8"))["steps"].values())
+    return steps
+
+
+def _configs(repository: Path) -> dict[str, str]:
+    return {
+        path.parent.name: path.read_text(encoding="utf-8", errors="replace")
+        for path in files(repository, "*/config.pbtxt")
+    }

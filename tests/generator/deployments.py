@@ -27,6 +27,7 @@ def write_repository(
     pins: Mapping[str, str] | None = PINS,
     stamps: Mapping[str, Mapping[str, Any]] | None = None,
     files: int = 1,
+    canary: bool = False,
 ) -> Path:
     """Returns `folder` after writing a workload with a Python step and, with `stamps`, a TensorRT engine into it.
 
@@ -36,6 +37,7 @@ def write_repository(
         pins: Of the Python step; None for a step without a list of them.
         stamps: Of the plans, by their file's name.
         files: Of the step, beside its code.
+        canary: Whether it is placed beside the one that serves.
     """
 
     def write_step(version_dir: Path) -> None:
@@ -63,7 +65,7 @@ def write_repository(
         return pb.ModelConfig(platform="ensemble", ensemble_scheduling=pb.ModelEnsembling(step=parts))
 
     manifest = {"workload": name, "golden": {"requests": []}, "versions": {"tokenizers": "0.23.3"}}
-    repository.write(folder, name, steps, ensemble, manifest)
+    repository.write(folder, name, steps, ensemble, manifest, canary=canary)
     return folder
 
 

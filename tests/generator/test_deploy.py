@@ -6,8 +6,9 @@ import json
 import re
 import shutil
 import subprocess
+import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from tritonpress_generator.deploy import monitoring
 from tritonpress_generator.deploy.dashboard import dashboard
 from tritonpress_generator.deploy.queries import Objectives
 
-KUBERNETES = "1.37"
+KUBERNETES = ("1.30", "1.37")
+"""The least that docs/deploy.md asks for, and the newest whose schemas there are."""
+DOCUMENT = Path(__file__).parents[2] / "docs" / "deploy.md"
 PLAN = {
     "schema": "tritonpress-plan/1",
     "demand": {"p99_ms": 40.0, "survive": "zone", "peak_per_s": 100.0},
@@ -57,11 +60,12 @@ def objects(folder: Path) -> list[dict[str, Any]]:
     return [entry for entry in found if "kind" in entry and not entry["apiVersion"].startswith(OTHERS)]
 
 
-def validate(entry: dict[str, Any]) -> None:
+def validate(entry: dict[str, Any], versions: Sequence[str] = KUBERNETES) -> None:
     with warnings.catch_warnings():
         # The package's own use of an older name of its reader of resources.
         warnings.simplefilter("ignore", DeprecationWarning)
-        kubernetes_validate.validate(entry, KUBERNETES, strict=True)
+        for version in versions:
+            kubernetes_validate.validate(entry, version, strict=True)
 
 
 def test_kubernetes_takes_the_base(out: Path) -> None:
@@ -76,6 +80,14 @@ def test_kubernetes_takes_the_base(out: Path) -> None:
     misspelt["spec"]["template"]["spec"]["contaners"] = []
     with pytest.raises(kubernetes_validate.ValidationError):
         validate(misspelt)
+
+
+def test_kubernetes_of_before_does_not_take_it(out: Path) -> None:
+    """The wait before a server ends is what came last."""
+    deployment = next(entry for entry in objects(out / "kubernetes" / "base") if entry["kind"] == "Deployment")
+    with pytest.raises(kubernetes_validate.ValidationError, match="sleep"):
+        validate(deployment, ["1.28"])
+    assert f"Kubernetes {KUBERNETES[0]}" in DOCUMENT.read_text()
 
 
 def test_every_kustomization_lists_files_that_are_there(out: Path) -> None:
@@ -93,14 +105,35 @@ def test_every_kustomization_lists_files_that_are_there(out: Path) -> None:
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="builds overlays with kubectl, which is not installed")
 def test_kustomize_builds_the_overlays(out: Path) -> None:
     for overlay in sorted((out / "kubernetes" / "overlays").iterdir()):
-        done = subprocess.run(["kubectl", "kustomize", str(overlay)], capture_output=True, text=True, check=True)
-        built = list(yaml.safe_load_all(done.stdout))
+        built = kustomized(overlay)
         for entry in built:
             validate(entry)
         pod = next(entry for entry in built if entry["kind"] == "Deployment")["spec"]["template"]["spec"]
         (container,) = pod["containers"]
         assert container["resources"]["limits"].keys() > {"memory"}
         assert "tritonserver" in container["args"]
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="builds overlays with kubectl, which is not installed")
+def test_kustomize_builds_what_the_document_says_of_the_operator(out: Path, tmp_path: Path) -> None:
+    (block,) = re.findall(r"(?:^    .*\n)*^    components: .*\n", DOCUMENT.read_text(), re.MULTILINE)
+    overlays = sorted(path.name for path in (out / "kubernetes" / "overlays").iterdir())
+    shutil.copytree(out, tmp_path / "deployment")
+    text = textwrap.dedent(block).replace("overlays/cpu", f"overlays/{overlays[0]}")
+    (tmp_path / "kustomization.yaml").write_text(text)
+    built = kustomized(tmp_path)
+    added = {entry["kind"]: entry for entry in built}
+    assert added.keys() >= {"Deployment", "PodMonitor", "PrometheusRule", "ConfigMap"}
+    assert {entry["metadata"].get("namespace") for entry in built if entry["kind"] != "Namespace"} == {"tritonpress"}
+    labels = added["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert labels.items() >= added["PodMonitor"]["spec"]["selector"]["matchLabels"].items()
+    validate(added["ConfigMap"])
+
+
+def kustomized(folder: Path) -> list[dict[str, Any]]:
+    """Returns the objects that Kustomize makes of a folder."""
+    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=True)
+    return list(yaml.safe_load_all(done.stdout))
 
 
 def test_servers_are_found_by_their_labels(out: Path) -> None:
@@ -276,6 +309,52 @@ def test_promql_of_rules_dashboard_and_adapter_parses(out: Path) -> None:
     assert operator["spec"]["groups"] == _rules(out)
 
 
+def test_a_server_without_requests_has_a_queue_time() -> None:
+    """Else Kubernetes takes no server away when nobody asks any more: a comparison would leave out what is idle."""
+    (rule,) = monitoring.adapter_rules()["rules"]
+    assert ">" not in re.sub("<<.*?>>", "", rule["metricsQuery"])
+    promql_parser.parse(filled(rule["metricsQuery"]))
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="plays metrics with promtool, which is not installed")
+def test_the_autoscaler_is_told_the_queue_time(tmp_path: Path) -> None:
+    """Of a pod that is asked ten times in ten seconds, one that is asked once a minute, and one that nobody asks."""
+    (tmp_path / "tests.yaml").write_text(yaml.safe_dump(_scaled()))
+    done = subprocess.run(["promtool", "test", "rules", "tests.yaml"], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _scaled() -> dict[str, Any]:
+    """Returns promtool's unit test of the adapter's query."""
+    (rule,) = monitoring.adapter_rules()["rules"]
+    query = rule["metricsQuery"].replace("<<.LabelMatchers>>", 'namespace="n"').replace("<<.GroupBy>>", "pod")
+    requests = {"busy": "0+10x30", "rare": "0x5 1x5 2x5 3x5 4x5", "idle": "5x30"}
+    waited = {"busy": "0+5000x30", "rare": "0x5 500x5 1000x5 1500x5 2000x5", "idle": "900x30"}
+    series = {"nv_inference_request_success": requests, "nv_inference_queue_duration_us": waited}
+    return {
+        "tests": [
+            {
+                "interval": "10s",
+                "input_series": [
+                    {"series": f'{name}{{namespace="n", pod="{pod}", model="m"}}', "values": values}
+                    for name, pods in series.items()
+                    for pod, values in pods.items()
+                ],
+                "promql_expr_test": [
+                    {
+                        "expr": f"round({query})",
+                        "eval_time": "4m",
+                        "exp_samples": [
+                            {"labels": f'{{pod="{pod}"}}', "value": value}
+                            for pod, value in {"busy": 500, "rare": 500, "idle": 0}.items()
+                        ],
+                    }
+                ],
+            }
+        ]
+    }
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="plays alerts with promtool, which is not installed")
 def test_alerts_ring_when_they_should(tmp_path: Path) -> None:
     objectives = Objectives(["a", "b"], 50)
@@ -354,6 +433,18 @@ def test_deploying_again_changes_nothing_and_a_new_build_is_a_new_template(
     templates = [yaml.safe_load(text)["spec"]["template"] for text in (first[deployment], deployment.read_bytes())]
     assert templates[0]["metadata"]["annotations"] != templates[1]["metadata"]["annotations"]
     assert templates[0]["spec"]["containers"][0]["image"] != templates[1]["spec"]["containers"][0]["image"]
+
+
+def test_what_a_later_switch_takes_from_a_server_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_index(tmp_path / "index", monkeypatch)
+    repository = write_repository(tmp_path / "model_repo")
+    deploy(repository, tmp_path / "before")
+    assert "by name" not in capsys.readouterr().out
+    write_repository(repository, files=2, canary=True)
+    deploy(repository, tmp_path / "out")
+    assert "note: servers ask for classification_canary by name, and do not start without" in capsys.readouterr().out
 
 
 def _rules(out: Path) -> list[dict[str, Any]]:

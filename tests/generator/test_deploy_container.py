@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -21,11 +23,15 @@ import pytest
 import tritonclient.grpc as triton
 import yaml
 from deployments import deploy, filled, use_index, write_repository
+from tiny_sources import write_recipe
 from tritonclient.utils import InferenceServerException
 from tritonpress_client.connecting import ADMIN_METADATA
+from tritonpress_generator import cli
 from tritonpress_generator.deploy import image_files
 from tritonpress_generator.deploy.image import UNPACK_PACKAGES
+from tritonpress_generator.packing.__main__ import main as unpack
 from tritonpress_generator.packing.pack import pack
+from tritonpress_generator.repository import read_manifest
 from tritonpress_server import TritonServer
 from tritonpress_server.ports import choose_ports
 from tritonpress_server.runtime import find_runtime
@@ -88,6 +94,13 @@ def running(command: list[str], repository: Path, work: Path) -> Iterator[dict[s
             assert process.wait(60) == 0
 
 
+def asked() -> triton.InferInput:
+    """Returns a query."""
+    query = triton.InferInput("QUERY", [1, 1], "BYTES")
+    query.set_data_from_numpy(np.array([[b"red lamp"]], np.object_))
+    return query
+
+
 def health(port: int) -> int:
     """Returns the exit status of the container's health check."""
     return subprocess.run([sys.executable, CHECK, str(port)], capture_output=True, check=False).returncode
@@ -112,14 +125,36 @@ def test_the_container_s_command_serves_what_tritonpress_serve_does(
         for model in models:
             configs = [client.get_model_config(model).SerializeToString(deterministic=True) for client in (mine, serve)]
             assert configs[0] == configs[1]
-        query = triton.InferInput("QUERY", [1, 1], "BYTES")
-        query.set_data_from_numpy(np.array([[b"red lamp"]], np.object_))
-        answers = [client.infer("recommendation", [query]).as_numpy("ITEM_ID") for client in (mine, serve)]
+        answers = [client.infer("recommendation", [asked()]).as_numpy("ITEM_ID") for client in (mine, serve)]
         assert answers[0].tolist() == answers[1].tolist()
         with urllib.request.urlopen(f"http://127.0.0.1:{ports['metrics']}/metrics") as response:
             text = response.read().decode()
     _check_metrics(out, text)
     assert health(ports["http"]) == 1
+
+
+def test_a_server_starts_anew_after_two_promotes(
+    tiny_sources: Path, tiny_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command that was written for the first build serves the third, when nothing is left of the first."""
+    use_index(tmp_path / "index", monkeypatch)
+    repository = Path(shutil.copytree(tiny_repository, tmp_path / "model_repo"))
+    first = read_manifest(repository, "recommendation")["steps"].values()
+    command, _ = commands(deploy(repository, tmp_path / "out"))
+    sources = Path(shutil.copytree(tiny_sources, tmp_path / "sources"))
+    for batch in (4, 2):
+        serve = {"max_batch_size": batch, "max_length": 48, "lengths": "exact", "steps": "ensemble"}
+        recipe = write_recipe(sources, graph=["fuse"], serve=serve)
+        for arguments in (
+            ["build", recipe, "--out", repository, "--canary"],
+            ["promote", repository, "recommendation"],
+        ):
+            assert cli.main([str(argument) for argument in arguments]) == 0
+    assert not [step for step in first if (repository / step).exists()]
+    with running(command, repository, tmp_path) as ports:
+        client = triton.InferenceServerClient(f"127.0.0.1:{ports['grpc']}")
+        assert client.get_model_config("recommendation").config.max_batch_size == 2
+        assert client.infer("recommendation", [asked()]).as_numpy("ITEM_ID").shape == (1, 10)
 
 
 def _check_metrics(out: Path, text: str) -> None:
@@ -164,8 +199,8 @@ def test_the_image_unpacks_a_bundle_with_its_packages_alone(tmp_path: Path, monk
                 (python / part).symlink_to(str(installed_as.locate_file(part)))
     pack(repository, tmp_path / "bundle")
     deployment = yaml.safe_load((out / "kubernetes" / "base" / "deployment.yaml").read_text())
-    unpack = deployment["spec"]["template"]["spec"]["initContainers"][1]["command"]
-    command = [sys.executable, "-S", *unpack[1:-2], str(tmp_path / "bundle"), str(tmp_path / "unpacked")]
+    (*program, _, _) = deployment["spec"]["template"]["spec"]["initContainers"][1]["command"]
+    command = [sys.executable, "-S", *program[1:], str(tmp_path / "bundle"), str(tmp_path / "unpacked")]
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(python), "PYTHONDONTWRITEBYTECODE": "1"}
     subprocess.run(command, env=environment, check=True, cwd=tmp_path)
     for path in repository.rglob("*"):
@@ -177,6 +212,56 @@ def test_the_image_unpacks_a_bundle_with_its_packages_alone(tmp_path: Path, monk
     done = subprocess.run([*command[:-1], str(tmp_path / "again")], env=environment, capture_output=True, check=False)
     assert done.returncode == 2
     assert not (tmp_path / "again").exists()
+
+
+def test_an_init_container_that_is_run_again_begins_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As Kubernetes does in the same pod: the folder is as the first run left it, or as a run that was killed did."""
+    folder, bundle = tmp_path / "models" / "repository", tmp_path / "bundle"
+    folder.parent.mkdir()
+    for files in (1, 1, 2):
+        repository = write_repository(tmp_path / f"model_repo_{files}", files=files)
+        pack(repository, bundle)
+        if folder.exists():
+            (folder.parent / ".repository.new" / "tree").mkdir(parents=True)
+        assert unpack(str(bundle), str(folder)) == 0
+        assert contents(folder) == contents(repository)
+        assert [path.name for path in folder.parent.iterdir()] == ["repository"]
+    capsys.readouterr()
+    bundle.write_bytes(bundle.read_bytes()[:-1])
+    assert unpack(str(bundle), str(folder)) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert contents(folder) == contents(repository)
+    assert [path.name for path in folder.parent.iterdir()] == ["repository"]
+
+
+def test_an_init_container_takes_the_bundle_that_was_deployed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_index(tmp_path / "index", monkeypatch)
+    repository = write_repository(tmp_path / "model_repo")
+    pack(repository, tmp_path / "bundle")
+    sha256 = hashlib.sha256((tmp_path / "bundle").read_bytes()).hexdigest()
+    out = deploy(repository, tmp_path / "out", "--bundle=gs://models/b", f"--bundle-sha256={sha256}")
+    assert "--bundle-sha256" not in capsys.readouterr().out
+    deployment = yaml.safe_load((out / "kubernetes" / "base" / "deployment.yaml").read_text())
+    *_, given = deployment["spec"]["template"]["spec"]["initContainers"][1]["command"]
+    assert given == sha256
+    pack(write_repository(tmp_path / "another", files=2), tmp_path / "another.bundle")
+    assert unpack(str(tmp_path / "another.bundle"), str(tmp_path / "unpacked"), given) == 2
+    said = capsys.readouterr().err
+    assert f"must be the bundle of sha256 {sha256}, has " in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "unpacked").exists()
+    assert unpack(str(tmp_path / "bundle"), str(tmp_path / "unpacked"), given) == 0
+    assert contents(tmp_path / "unpacked") == contents(repository)
+    assert unpack(str(tmp_path / "absent"), str(tmp_path / "unpacked"), given) == 2
+    deploy(repository, tmp_path / "untied", "--bundle=gs://models/b")
+    assert "note: pods take whatever bundle lies at gs://models/b; give --bundle-sha256" in capsys.readouterr().out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Returns the files of a folder by their paths."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_python_steps_run_in_a_packed_environment(
@@ -207,9 +292,7 @@ def test_python_steps_run_in_a_packed_environment(
         client = triton.InferenceServerClient(f"127.0.0.1:{ports['grpc']}")
         config = client.get_model_config(steps[0].parents[1].name, as_json=True)["config"]
         assert config["parameters"]["EXECUTION_ENV_PATH"]["string_value"] == str(environment)
-        query = triton.InferInput("QUERY", [1, 1], "BYTES")
-        query.set_data_from_numpy(np.array([[b"red lamp"]], np.object_))
-        assert client.infer("recommendation", [query]).as_numpy("ITEM_ID").shape == (1, 10)
+        assert client.infer("recommendation", [asked()]).as_numpy("ITEM_ID").shape == (1, 10)
         entered = [stub for stub in Path("/proc").glob("[0-9]*/environ") if b"ENVIRONMENT=packed" in _read(stub)]
         assert len(entered) >= len(steps)
 

@@ -35,6 +35,11 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--image=registry.example/t:latest"], "--image must be an image's name without a tag"),
         (["--bundle=s3://models/$(id)"], "--bundle must be s3://BUCKET/KEY or gs://BUCKET/KEY"),
         (["--bundle=https://example.com/b"], "--bundle must be s3://BUCKET/KEY or gs://BUCKET/KEY"),
+        (
+            ["--bundle=s3://models/b", "--bundle-sha256=ABC"],
+            "--bundle-sha256 must be 64 hexadecimal digits, as sha256sum",
+        ),
+        (["--bundle-sha256=" + "0" * 64], "--bundle-sha256 goes with --bundle; give both, or leave it out"),
         (["--mig=all"], "--mig must be a MIG profile such as 1g.10gb, got 'all'"),
         (["--p99-ms=0"], "--p99-ms must be above 0 and below an hour, got 0"),
         (["--plan=absent.json"], "absent.json: cannot be read (["),
@@ -224,6 +229,17 @@ def test_what_an_operator_wrote_is_not_lost(
     assert (out / "compose" / "secrets" / "tls.key").read_text() == "secret"
 
 
+@pytest.mark.parametrize("place", ["deployment", "classification/deployment", "."])
+def test_a_place_that_a_server_would_take_for_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    repository = write_repository(tmp_path / "model_repo")
+    before = sorted(repository.rglob("*"))
+    said = refused(capsys, [repository, "--out", repository / place, *free_ports()])
+    assert "must lie outside of the repository" in said
+    assert sorted(repository.rglob("*")) == before
+
+
 FILES = st.dictionaries(
     st.sampled_from(["a", "b/c", "b/d", "e/f/g"]), st.sampled_from(["old", "new", "third"]), max_size=4
 )
@@ -255,7 +271,7 @@ def test_no_edit_is_ever_lost(first: dict[str, str], edits: dict[str, str], seco
         assert found == expected
 
 
-@given(st.text(max_size=60), st.sampled_from(["name", "image", "bundle", "mig"]))
+@given(st.text(max_size=60), st.sampled_from(["name", "image", "bundle", "bundle_sha256", "mig"]))
 @settings(max_examples=100)
 def test_no_name_means_something_to_a_shell(text: str, option: str) -> None:
     try:

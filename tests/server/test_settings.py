@@ -11,6 +11,7 @@ import pytest
 from tiny_models import add_one, infer, write_model
 from tritonpress_server import Settings, SettingsError, TritonServer
 from tritonpress_server.cli import main
+from tritonpress_server.launch import models_to_load
 from tritonpress_server.resting import resting
 from tritonpress_server.triton_log import model_failures, tail
 
@@ -102,6 +103,8 @@ def test_steps_of_builds_that_rest_are_not_served(repository: Path) -> None:
     config = repository / "w_model_2" / "config.pbtxt"
     config.write_text(config.read_text() + 'parameters { key: "engine" value { string_value: "w_engine_2" } }')
     assert resting(repository) == {"w_engine_1", "w_model_1"}
+    # The step comes with its ensemble; what the step calls by itself does not.
+    assert models_to_load(repository) == ["add_one", "w", "w_engine_2"]
     (folder / "manifest.1.json").write_text("nonsense")
     assert resting(repository) == set()
 

@@ -72,6 +72,7 @@ def deploy(repository: Path, out: Path, wanted: Settings) -> Deployed:
             release of NVIDIA's container fits, or its Python has no wheel of a package; or `out` cannot be written.
     """
     settings.check(wanted)
+    _check_place(repository, out)
     before = tree.earlier(out)
     _check_ports(wanted, before)
     found = served.read(repository)
@@ -95,7 +96,7 @@ def deploy(repository: Path, out: Path, wanted: Settings) -> Deployed:
     board = dashboard.dashboard(objectives, gpu=found.needs_gpu)
     rules = monitoring.rules(objectives)
     stack = compose.compose(found, wanted, image=name, repository=tree.relative(models, out / "compose"))
-    files |= _compose(stack, rules, board)
+    files |= _compose(stack, compose.proxy_config(found), rules, board)
     base = kubernetes.base(found, wanted, replicas, image=name, command=line)
     variants = overlays.overlays(found, wanted)
     operator = prometheus_operator.component(wanted, rules, board)
@@ -115,13 +116,15 @@ def deploy(repository: Path, out: Path, wanted: Settings) -> Deployed:
     }
     tree.write(out, files, about)
     names = sorted({path.partition("/")[0] for path in variants})
-    return Deployed(out, name, chosen, names, models, _notes(found, chosen, replicas))
+    return Deployed(out, name, chosen, names, models, _notes(found, wanted, chosen, replicas))
 
 
-def _compose(stack: dict[str, Any], rules: dict[str, Any], board: dict[str, Any]) -> dict[str, tree.Content]:
+def _compose(
+    stack: dict[str, Any], proxy: dict[str, Any], rules: dict[str, Any], board: dict[str, Any]
+) -> dict[str, tree.Content]:
     """Returns the files of `compose/`."""
     texts: dict[str, tree.Content] = {
-        "compose/proxy.json": json.dumps(compose.proxy_config(), indent=2) + "\n",
+        "compose/proxy.json": json.dumps(proxy, indent=2) + "\n",
         "compose/grafana/dashboards/tritonpress.json": json.dumps(board, indent=1) + "\n",
     }
     entries = {"compose.yaml": stack, "prometheus.yaml": compose.prometheus_config(), "rules.yaml": rules}
@@ -134,6 +137,13 @@ def _compose(stack: dict[str, Any], rules: dict[str, Any], board: dict[str, Any]
 
 def _yaml(folder: str, entries: Mapping[str, Mapping[str, Any]]) -> dict[str, tree.Content]:
     return {f"{folder}/{name}": tree.yaml_text(entry) for name, entry in entries.items()}
+
+
+def _check_place(repository: Path, out: Path) -> None:
+    if out.resolve().is_relative_to(repository.resolve()):
+        raise InputError(
+            f"--out {out}: must lie outside of the repository {repository}, where every folder is a model; give another"
+        )
 
 
 def _check_ports(wanted: Settings, before: Mapping[str, Any]) -> None:
@@ -150,8 +160,17 @@ def _check_ports(wanted: Settings, before: Mapping[str, Any]) -> None:
         raise InputError(str(exc)) from exc
 
 
-def _notes(found: served.Served, chosen: str, replicas: capacity.Capacity) -> list[str]:
+def _notes(found: served.Served, wanted: Settings, chosen: str, replicas: capacity.Capacity) -> list[str]:
     notes = []
+    if found.passing:
+        notes.append(
+            f"servers ask for {', '.join(found.passing)} by name, and do not start without: deploy again after a"
+            " promote or a rollback that removes it"
+        )
+    if wanted.bundle and not wanted.bundle_sha256:
+        notes.append(
+            f"pods take whatever bundle lies at {wanted.bundle}; give --bundle-sha256 for them to take one and no other"
+        )
     if not replicas.planned:
         notes.append(
             f"{replicas.min_replicas} to {replicas.max_replicas} replicas and a queue of {replicas.target_us} µs are a"

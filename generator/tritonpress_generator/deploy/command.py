@@ -37,5 +37,5 @@ def command(served: Served, *, execution_env: bool, guarded: bool) -> list[str]:
     if execution_env:
         added.append(f"--model-config-name={EXECUTION_ENV_CONFIG}")
     shared = shared_options(MODELS, host="0.0.0.0", ports=ports)
-    line = ["tritonserver", *shared, *settings.arguments(served.repository, list(served.models)), *added]
+    line = ["tritonserver", *shared, *settings.arguments(served.repository, list(served.asked_for)), *added]
     return [*GUARDED, TOKEN_FILE, *line, *guard_options(PLACE)] if guarded else line

@@ -29,6 +29,8 @@ _TOKEN = "admin_token"
 # Whoever can ask the proxy can neither load models, nor map shared memory, nor change what is logged and traced.
 _MODEL = r"models/[A-Za-z0-9_][A-Za-z0-9._-]*(/versions/[0-9]+)?"
 _OPEN = rf"^/v2(/health/(live|ready)|/{_MODEL}(/(infer|ready|config))?)?$"
+# The statistics of all models, which Triton gives at the place of a model of that name.
+_ALL_STATISTICS = "^/v2/models/stats$"
 
 
 def compose(served: Served, settings: Settings, *, image: str, repository: str) -> dict[str, Any]:
@@ -58,15 +60,20 @@ def secrets(settings: Settings) -> list[str]:
     return [*_SECRETS, _TOKEN] if settings.guarded else list(_SECRETS)
 
 
-def proxy_config() -> dict[str, Any]:
-    """Returns Caddy's configuration: inference, health and metadata by HTTPS, nothing that changes the server."""
+def proxy_config(served: Served) -> dict[str, Any]:
+    """Returns Caddy's configuration: inference, health and metadata by HTTPS, nothing that changes the server.
+
+    A body that is longer than any request to the repository is answered with 413.
+    """
     # The second is of the path as it was sent, which Triton gets; the first of what it comes to.
     is_open = {
         "method": ["GET", "POST"],
         "path_regexp": {"pattern": _OPEN},
         "vars_regexp": {"{http.request.orig_uri.path}": {"pattern": _OPEN}},
+        "not": [{"path_regexp": {"pattern": _ALL_STATISTICS}}],
     }
     refuse = {"handler": "static_response", "status_code": 403, "body": "not open through this proxy\n"}
+    limit = {"handler": "request_body", "max_size": served.request_bytes}
     forward = {"handler": "reverse_proxy", "upstreams": [{"dial": f"triton:{HTTP}"}]}
     certificate = {"certificate": "/run/secrets/tls_crt", "key": "/run/secrets/tls_key"}
     return {
@@ -78,7 +85,10 @@ def proxy_config() -> dict[str, Any]:
                         "listen": [f":{_TLS_PORT}"],
                         "automatic_https": {"disable": True},
                         "tls_connection_policies": [{}],
-                        "routes": [{"match": [is_open], "handle": [forward], "terminal": True}, {"handle": [refuse]}],
+                        "routes": [
+                            {"match": [is_open], "handle": [limit, forward], "terminal": True},
+                            {"handle": [refuse]},
+                        ],
                     }
                 }
             },

@@ -50,7 +50,7 @@ def rules(objectives: Objectives) -> dict[str, Any]:
 def adapter_rules() -> dict[str, Any]:
     """Returns the rule by which prometheus-adapter gives Kubernetes each pod's queue time: of its worst model."""
     by = ("namespace", "pod")
-    query = queries.queue_us((*by, "model"), "<<.LabelMatchers>>")
+    query = queries.scaling_queue_us((*by, "model"), "<<.LabelMatchers>>")
     return {
         "rules": [
             {

@@ -54,7 +54,7 @@ def spec(served: Served, settings: Settings, *, image: str, command: Sequence[st
     volumes: list[dict[str, Any]] = []
     if settings.bundle:
         repository = {"emptyDir": {}}
-        init = [_fetch(settings.bundle), _unpack(image)]
+        init = [_fetch(settings.bundle), _unpack(image, settings.bundle_sha256)]
         volumes = [{"name": "bundle", "emptyDir": {}}]
     if settings.guarded:
         volumes.append({"name": _TOKEN, "secret": _token_file(settings)})
@@ -147,12 +147,12 @@ def _fetch(bundle: str) -> dict[str, Any]:
     }
 
 
-def _unpack(image: str) -> dict[str, Any]:
-    """Returns the container that unpacks the bundle, which checks every block and every file."""
+def _unpack(image: str, sha256: str | None) -> dict[str, Any]:
+    """Returns the container that unpacks the bundle, of this hash if one is given, and checks every block and file."""
     return {
         "name": "unpack",
         "image": image,
-        "command": [*UNPACK, str(_BUNDLE), str(MODELS)],
+        "command": [*UNPACK, str(_BUNDLE), str(MODELS), *([sha256] if sha256 else [])],
         "env": [{"name": "PYTHONPATH", "value": PYTHON}],
         "resources": _modest(),
         "securityContext": _locked(),

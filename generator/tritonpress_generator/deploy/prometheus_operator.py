@@ -47,6 +47,8 @@ def component(settings: Settings, rules: dict[str, Any], dashboard: dict[str, An
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1alpha1",
         "kind": "Component",
+        # Whoever includes it need not say it: a monitor finds the pods of its own namespace alone.
+        "namespace": settings.name,
         "resources": list(files),
     }
     return {**files, "kustomization.yaml": kustomization}

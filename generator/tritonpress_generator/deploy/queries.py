@@ -15,6 +15,8 @@ LATENCY_OBJECTIVE = 0.99
 """Of minutes, in which the p99 is within the limit."""
 _BAD = 'reason=~"BACKEND|REJECTED"'
 """Triton counts a request that the client got wrong as OTHER, and one that it gave up as CANCELED."""
+_LEAST_PER_S = 0.01
+"""Below the rate of one request in a window of a minute."""
 
 
 def queue_us(by: Sequence[str], matchers: str = "", window: str = "1m") -> str:
@@ -22,11 +24,27 @@ def queue_us(by: Sequence[str], matchers: str = "", window: str = "1m") -> str:
     return per_request("nv_inference_queue_duration_us", by, matchers, window)
 
 
+def scaling_queue_us(by: Sequence[str], matchers: str) -> str:
+    """Returns the mean queue time of a request over a minute in µs, by the labels `by`; 0 where no request was.
+
+    An autoscaler without a value takes no server away, and an idle one is what it should take.
+    """
+    growth, requests = _rates("nv_inference_queue_duration_us", by, matchers, "1m")
+    return f"{growth} / clamp_min({requests}, {_LEAST_PER_S})"
+
+
 def per_request(counter: str, by: Sequence[str], matchers: str = "", window: str = "1m") -> str:
     """Returns a counter's growth for each request that was answered, by the labels `by`."""
+    growth, requests = _rates(counter, by, matchers, window)
+    return f"{growth} / ({requests} > 0)"
+
+
+def _rates(counter: str, by: Sequence[str], matchers: str, window: str) -> tuple[str, str]:
+    """Returns a counter's growth and the requests that were answered, a second each."""
     labels = ", ".join(by)
-    requests = f"sum by ({labels}) (rate(nv_inference_request_success{{{matchers}}}[{window}]))"
-    return f"sum by ({labels}) (rate({counter}{{{matchers}}}[{window}])) / ({requests} > 0)"
+    counters = (counter, "nv_inference_request_success")
+    growth, requests = (f"sum by ({labels}) (rate({name}{{{matchers}}}[{window}]))" for name in counters)
+    return growth, requests
 
 
 def batch_size(by: Sequence[str], matchers: str = "", window: str = "1m") -> str:

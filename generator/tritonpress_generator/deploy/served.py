@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as pb
-from tritonpress_server.launch import models_to_load
+from tritonpress_server.launch import find_models, models_to_load
+from tritonpress_server.resting import resting
 
+from tritonpress_generator import builds
 from tritonpress_generator import repository as repositories
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.plans import pending
@@ -21,6 +24,14 @@ _MIB = 1 << 20
 # Of the demonstration's repository an instance of a Python step took 64 to 75 MiB, of which 23 are its weights.
 _INSTANCE_MIB, _SERVER_MIB = 128, 512
 _STEP_PACKAGES = ("numpy", "tokenizers")
+_TEXT_LIMITS = ("max_bytes", "max_question_bytes", "max_context_bytes")
+"""Of an encoder, what it lets in of a text of each kind (`steps/tokenizer`)."""
+_ESCAPED_BYTES = 6
+"""JSON may write a byte as `\\u001f`."""
+_FRAME_BYTES = 64 << 10
+"""For all of a request that is no text: names, shapes, parameters, the outputs that are asked for."""
+_TRITON_REQUEST_BYTES = 64 << 20
+"""What Triton itself takes, by default, in the releases that have a limit; of steps whose limits are not known."""
 # Nothing that pip would take for an option, or for an address.
 _PIN = re.compile(r"[A-Za-z0-9]+([._-][A-Za-z0-9]+)*==\d[A-Za-z0-9.+!]*")
 
@@ -33,7 +44,11 @@ class Served:
     builds: Mapping[str, str]
     """Of the workloads."""
     models: Sequence[str]
-    """Folders of the repository that are loaded, as `tritonpress-serve` does it."""
+    """Folders of the repository that are loaded."""
+    asked_for: Sequence[str]
+    """Those of them that the server is asked for, as `tritonpress-serve` does it; Triton loads the others with them."""
+    passing: Sequence[str]
+    """Those of the latter that a promote or a rollback removes in time: canaries, and what a step calls by itself."""
     python_steps: Sequence[str]
     packages: Sequence[str]
     """`name==version` of what the Python steps import, sorted."""
@@ -46,6 +61,8 @@ class Served:
     """That the busiest workload's instances compute on."""
     memory_mib: int
     """An estimate of what all instances take."""
+    request_bytes: int
+    """The most that the body of an HTTP request to a workload can be."""
 
     @property
     def digest(self) -> str:
@@ -81,10 +98,14 @@ def read(repository: Path) -> Served:
         for step in manifest["steps"].values()
     }
     python = sorted(step for step, config in configs.items() if config.backend == "python")
+    idle, asked_for = resting(repository), models_to_load(repository)
+    canaries = {name for name in manifests if builds.owner(repository, name) != name}
     return Served(
         repository=repository,
         builds={name: str(manifest["build"]) for name, manifest in manifests.items()},
-        models=models_to_load(repository),
+        models=[name for name in find_models(repository) if name not in idle],
+        asked_for=asked_for,
+        passing=[name for name in asked_for if name in configs or name in canaries],
         python_steps=python,
         packages=_packages(repository, manifests, python),
         native=sorted({config.backend or config.platform for config in configs.values()} - {"python"}),
@@ -92,6 +113,7 @@ def read(repository: Path) -> Served:
         needs_gpu=any(_on_gpu(config) for config in configs.values()),
         cores=max(_cores([configs[step] for step in manifest["steps"].values()]) for manifest in manifests.values()),
         memory_mib=_SERVER_MIB + sum(_memory_mib(repository / step, config) for step, config in configs.items()),
+        request_bytes=max(_request_bytes(repository, name, manifest) for name, manifest in manifests.items()),
     )
 
 
@@ -148,3 +170,24 @@ def _memory_mib(folder: Path, config: pb.ModelConfig) -> int:
     """Returns what a step's instances may take: each has its weights, and as much again for activations."""
     weights = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / _MIB
     return round(_instances(config) * (_INSTANCE_MIB + 2 * weights))
+
+
+def _request_bytes(repository: Path, name: str, manifest: Mapping[str, Any]) -> int:
+    """Returns how long a request to a workload can be: a whole batch of the longest texts, in JSON's longest way."""
+    texts = [_texts_bytes(repository / step / "1" / "settings.json") for step in manifest["steps"].values()]
+    known = [size for size in texts if size]
+    if not known:
+        return _TRITON_REQUEST_BYTES
+    batch: int = max(1, repositories.read_config(repository / name).max_batch_size)
+    return batch * max(known) * _ESCAPED_BYTES + _FRAME_BYTES
+
+
+def _texts_bytes(path: Path) -> int:
+    """Returns the most bytes of all texts that a step reads for an answer; 0 where it reads none."""
+    try:
+        if not path.is_file():
+            return 0
+        encoder = json.loads(path.read_text(encoding="utf-8")).get("encoder", {})
+        return sum(int(encoder[limit]) for limit in _TEXT_LIMITS if limit in encoder)
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as exc:
+        raise InputError(f"{path}: cannot be read ({str(exc)[:200]}); build the workload again") from exc

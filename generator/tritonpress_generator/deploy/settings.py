@@ -30,6 +30,7 @@ _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 _IMAGE = re.compile(r"[a-z0-9]+([._-]+[a-z0-9]+)*(:\d+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*")
 # What a bucket and an object may be called so that nothing of it means something to a command line.
 _BUNDLE = re.compile(r"(s3|gs)://[a-z0-9][a-z0-9._-]{1,61}[a-z0-9](/[A-Za-z0-9._=-]+)+")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Settings:
     ports: Ports = field(default_factory=Ports)
     bundle: str | None = None
     """`s3://…` or `gs://…`: where the cluster's pods get the packed repository; None for a volume."""
+    bundle_sha256: str | None = None
+    """Of the bundle that the pods take, and no other; None for whatever lies there."""
     plan: Path | None = None
     """A capacity plan's `plan.json`."""
     p99_ms: float | None = None
@@ -78,10 +81,13 @@ def check(settings: Settings) -> None:
         ("--image", settings.image, _IMAGE, "an image's name without a tag, such as registry.example/tritonpress"),
         ("--mig", settings.mig, _MIG, "a MIG profile such as 1g.10gb"),
         ("--bundle", settings.bundle, _BUNDLE, "s3://BUCKET/KEY or gs://BUCKET/KEY, of letters, digits and ._=-"),
+        ("--bundle-sha256", settings.bundle_sha256, _SHA256, "64 hexadecimal digits, as sha256sum prints them"),
     )
     for option, value, allowed, rule in rules:
         if value is not None and not allowed.fullmatch(value):
             raise InputError(f"{option} must be {rule}, got {value!r}")
+    if settings.bundle_sha256 and not settings.bundle:
+        raise InputError("--bundle-sha256 goes with --bundle; give both, or leave it out")
     if settings.p99_ms is not None and not 0 < settings.p99_ms < 3.6e6:
         raise InputError(f"--p99-ms must be above 0 and below an hour, got {settings.p99_ms:g}")
     env = settings.execution_env
