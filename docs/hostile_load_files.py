@@ -47,8 +47,10 @@ class Scenarios:
         queries = self._cases[-1][1]
         bursts = {"rate_per_s": 3, "arrivals": {"bursts": {"size": 2}}, "duration_s": 3}
         day = {"rate_per_s": 3, "arrivals": {"day": {"hourly": [1, 2]}}, "duration_s": 3}
+        pieces = {"pieces": {"rates_per_s": [1, 5], "durations": [2, 1]}}
+        changes = {"rate_per_s": None, "arrivals": pieces, "duration_s": 3}
         self._cases.append(
-            ({**self._cases[-1][0], "stages": [replay, bursts, day]}, {**queries, "moments": "0\n1.5\n"})
+            ({**self._cases[-1][0], "stages": [replay, bursts, day, changes]}, {**queries, "moments": "0\n1.5\n"})
         )
 
     def case(self, chance: random.Random, folder: Path) -> Calls:
@@ -163,7 +165,7 @@ def _stage(rate_per_s: int) -> dict[str, Any]:
     return {
         "label": f"{rate_per_s}/s", "loop": "open", "users": None, "arrivals": "poisson", "offered_per_s": rate_per_s,
         "throughput_per_s": rate_per_s, "duration_s": float(due_s[-1]), "failed": 0, "warm_up_s": 1.0,
-        "windows": {"width_s": 1.0, "answered_per_s": [rate_per_s] * 20, **windows},
+        "windows": {"width_s": 1.0, "answered_per_s": [rate_per_s] * 20, "failed": [0] * 20, **windows},
         "generator": {"bottleneck": "", "processes": 1},
         "models": [row], "by_model": {"m": {**figures, **lengths}}, **figures,
     }  # fmt: skip

@@ -6,15 +6,20 @@ the cumulative rate (Cinlar 1975), which is exact for rates that change.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from tritonpress_loadtests.errors import ScenarioError
 from tritonpress_loadtests.settings import Settings
+
+Rate = Annotated[float, Field(gt=0, le=1_000_000)]
+LONGEST_S = 7 * 86_400
+Duration = Annotated[float, Field(gt=0, le=LONGEST_S)]
 
 Schedule = npt.NDArray[np.float64]
 """(requests,): when each is due, in s from the stage's start, ascending."""
@@ -23,6 +28,8 @@ Schedule = npt.NDArray[np.float64]
 _NIGHT_AND_MORNING = (0.35, 0.25, 0.2, 0.18, 0.2, 0.3, 0.5, 0.75, 1.0, 1.15, 1.2, 1.2)
 _AFTERNOON_AND_EVENING = (1.15, 1.15, 1.15, 1.2, 1.3, 1.45, 1.65, 1.85, 1.9, 1.6, 1.1, 0.65)
 _DAY: tuple[float, ...] = _NIGHT_AND_MORNING + _AFTERNOON_AND_EVENING
+_LEAST_PIECE = 1 / 500  # of the stage, so that windows of a fourth of the shortest piece are not without number
+_BLOCK = 10_000
 
 
 class Bursts(Settings):
@@ -54,6 +61,37 @@ class Replay(Settings):
     """2 replays in half the time."""
 
 
+class Pieces(Settings):
+    """Rates one after the other without a break, so that what waits at the end of one is there in the next."""
+
+    rates_per_s: tuple[Rate, ...] = Field(min_length=2, max_length=200)
+    """Poisson processes of these rates; the stage's own is not asked for."""
+    durations: tuple[Duration, ...]
+    """How long each is held, relative to the others; together they are the stage's duration."""
+
+    @model_validator(mode="after")
+    def _has_a_duration_for_each(self) -> Pieces:
+        if len(self.durations) != len(self.rates_per_s):
+            raise ValueError(f"`durations` must be {len(self.rates_per_s)}, one a rate, got {len(self.durations)}")
+        if min(self.durations) < _LEAST_PIECE * sum(self.durations):
+            raise ValueError(
+                f"the shortest part must be at least a {1 / _LEAST_PIECE:.0f}th of the whole, got"
+                f" {min(self.durations):g} of {sum(self.durations):g}; lengthen it, or shorten the others"
+            )
+        return self
+
+    @property
+    def mean_per_s(self) -> float:
+        """The mean rate."""
+        return float(np.average(self.rates_per_s, weights=self.durations))
+
+    def edges_s(self, duration_s: float) -> list[float]:
+        """Returns the moments at which pieces of a stage begin and end, one more than there are rates."""
+        edges = np.cumsum([0.0, *self.durations])
+        moments: list[float] = (edges / edges[-1] * duration_s).tolist()
+        return moments
+
+
 class ByBursts(Settings):
     """`{bursts: …}`."""
 
@@ -72,7 +110,39 @@ class ByReplay(Settings):
     replay: Replay
 
 
-Arrivals = Literal["poisson", "constant", "day"] | ByBursts | ByDay | ByReplay
+class ByPieces(Settings):
+    """`{pieces: …}`."""
+
+    pieces: Pieces
+
+
+_KINDS = ("bursts", "day", "pieces", "replay")
+
+
+def _kind(value: Any) -> str:
+    """Returns the tag of what is meant, so that an error is told of it alone; in brackets, since it is no key."""
+    keys = list(value) if isinstance(value, dict) else [name for name in _KINDS if hasattr(value, name)]
+    return f"[{keys[0]}]" if len(keys) == 1 and keys[0] in _KINDS else "[name]"
+
+
+Arrivals = Annotated[
+    Annotated[Literal["poisson", "constant", "day"], Tag("[name]")]
+    | Annotated[ByBursts, Tag("[bursts]")]
+    | Annotated[ByDay, Tag("[day]")]
+    | Annotated[ByPieces, Tag("[pieces]")]
+    | Annotated[ByReplay, Tag("[replay]")],
+    Discriminator(_kind),
+]
+
+
+def _goes_by_a_rate(arrivals: Arrivals) -> Arrivals:
+    if isinstance(arrivals, ByPieces | ByReplay):
+        raise ValueError("must go by a rate that is given; a replay, and pieces, have their own and belong in `stages`")
+    return arrivals
+
+
+RatedArrivals = Annotated[Arrivals, AfterValidator(_goes_by_a_rate)]
+"""Those of a shape that has rates."""
 
 
 def schedule(arrivals: Arrivals, rate_per_s: float, duration_s: float, *, seed: str, folder: Path) -> Schedule:
@@ -80,7 +150,7 @@ def schedule(arrivals: Arrivals, rate_per_s: float, duration_s: float, *, seed: 
 
     Args:
         arrivals: The process.
-        rate_per_s: The mean rate; a replay has its own.
+        rate_per_s: The mean rate; a replay, and pieces, have their own.
         duration_s: No request is due at or after it.
         seed: Fixes what is drawn.
         folder: What a replay's file is relative to.
@@ -92,6 +162,8 @@ def schedule(arrivals: Arrivals, rate_per_s: float, duration_s: float, *, seed: 
         due_s: Schedule = replayed(folder / arrivals.replay.file) / arrivals.replay.speed
         return due_s[due_s < duration_s]
     chance = np.random.default_rng(list(seed.encode()))
+    if isinstance(arrivals, ByPieces):
+        return _in_pieces(arrivals.pieces, duration_s, chance)
     if arrivals == "constant":
         return np.arange(np.ceil(rate_per_s * duration_s - 1e-9)) / rate_per_s
     if isinstance(arrivals, ByBursts):
@@ -102,6 +174,12 @@ def schedule(arrivals: Arrivals, rate_per_s: float, duration_s: float, *, seed: 
         return due_s
     hourly = arrivals.day.hourly if isinstance(arrivals, ByDay) else _DAY
     return _rescaled(due_s, np.array(hourly), duration_s)
+
+
+def moments(due_s: Schedule) -> Iterator[float]:
+    """Yields the moments one by one; as a list all of them would take four times their memory."""
+    for start in range(0, len(due_s), _BLOCK):
+        yield from due_s[start : start + _BLOCK].tolist()
 
 
 def peak_rate_per_s(due_s: Schedule, width_s: float = 1.0) -> float:
@@ -140,6 +218,14 @@ def replayed(path: Path) -> Schedule:
 def _poisson(rate_per_s: float, duration_s: float, chance: np.random.Generator) -> Schedule:
     """Returns the moments of a Poisson process: as many as a Poisson draw says, spread evenly (Lewis 1979)."""
     return np.sort(chance.uniform(0, duration_s, chance.poisson(rate_per_s * duration_s)))
+
+
+def _in_pieces(pieces: Pieces, duration_s: float, chance: np.random.Generator) -> Schedule:
+    """Returns the moments of a Poisson process whose rate is constant in each piece."""
+    edges_s = pieces.edges_s(duration_s)
+    expected = np.concatenate([[0.0], np.cumsum(np.diff(edges_s) * np.array(pieces.rates_per_s))])
+    moved: Schedule = np.interp(_poisson(1.0, float(expected[-1]), chance), expected, edges_s)
+    return moved
 
 
 def _rescaled(due_s: Schedule, hourly: Schedule, duration_s: float) -> Schedule:

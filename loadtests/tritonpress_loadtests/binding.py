@@ -20,7 +20,9 @@ def busy_shares(stage: Mapping[str, Any], served: Mapping[str, Mapping[str, Any]
 
 
 def binding_resource(stage: Mapping[str, Any], served: Mapping[str, Mapping[str, Any]], cores: int) -> str:
-    """Returns in a few words what limits the stage; "nothing" where the server could do more.
+    """Returns in a few words what limits the stage.
+
+    "nothing" where the server could do more, "unknown" where Triton's statistics tell of no request.
 
     Args:
         stage: Of the results, with `server` filled in.
@@ -40,4 +42,6 @@ def binding_resource(stage: Mapping[str, Any], served: Mapping[str, Mapping[str,
         return f"the instances of {busiest[0]}: {busiest[1]:.0%} busy{also}"
     if server["cpu_cores"] is not None and cpu > _BUSY:
         return f"the CPU: {cpu:.0%} of {cores} cores, {server['cpu_cores']:.1f} by the server"
+    if not stage["models"]:
+        return "unknown: Triton's statistics tell of no request"
     return "nothing: the server could do more"

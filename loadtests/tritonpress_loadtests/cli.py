@@ -11,14 +11,14 @@ from typing import Any, NoReturn
 from tritonpress_client import TritonpressError, connecting
 
 from tritonpress_loadtests import plan_command
-from tritonpress_loadtests.compare import compare, load_pair, page
-from tritonpress_loadtests.errors import LoadTestError
+from tritonpress_loadtests.compare import bottlenecks, compare, differences, load_pair, page
+from tritonpress_loadtests.errors import LoadTestError, ScenarioError
 from tritonpress_loadtests.results import PERCENTILES, Results
 from tritonpress_loadtests.run import RunOptions, run
 
 _EXIT_STATUS = (
-    "Exit status: 0 done; 1 a limit was missed, a run is worse, or the load generator was the bottleneck;"
-    " 2 the input is at fault; 130 interrupted."
+    "Exit status: 0 done; 1 a limit was missed, a run is worse or ended early, or the load generator was the"
+    " bottleneck; 2 the input is at fault; 130 interrupted."
 )
 _COLUMNS = ("load", "requests", "failed", "answers/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "p99.9 ms", "max ms")
 _MODEL_COLUMNS = ("model", "executions", "mean batch", "queue µs", "input µs", "inference µs", "output µs")
@@ -94,7 +94,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if results["interrupted"]:
         return 130
     bottleneck = any(stage["generator"]["bottleneck"] for stage in results["stages"])
-    return 0 if results["slo"]["met"] and not bottleneck else 1
+    return 0 if results["slo"]["met"] and not bottleneck and not results["failure"] else 1
 
 
 def _add_compare(command: argparse.ArgumentParser) -> None:
@@ -118,10 +118,16 @@ def _compare(arguments: argparse.Namespace) -> int:
             interval = f"{row['low']:+.1%} to {row['high']:+.1%}"
             figures = (f"{row['before']:.2f}", f"{row['after']:.2f}", f"{row['change']:+.1%}", interval, word)
         table.append((row["stage"], row["figure"], *figures))
-    print("\n".join(_aligned(table)))
+    told = [f"note: {said}" for said in differences(before, after)]
+    slow = bottlenecks(before, after)
+    told += [f"failed: {said}" for said in slow]
+    print("\n".join([*_aligned(table), *told]))
     if arguments.html:
-        arguments.html.write_text(page(before, after, rows), encoding="utf-8")
-    return 1 if any(row["worse"] for row in rows) else 0
+        try:
+            arguments.html.write_text(page(before, after, rows), encoding="utf-8")
+        except OSError as exc:
+            raise ScenarioError(f"cannot write {arguments.html}: {exc.strerror}; give another --html") from exc
+    return 1 if slow or any(row["worse"] for row in rows) else 0
 
 
 def summary(results: Results) -> list[str]:
@@ -143,6 +149,8 @@ def summary(results: Results) -> list[str]:
     lines += [f"limit missed: {miss}" for miss in results["slo"]["misses"]]
     if any(stage["generator"]["bottleneck"] for stage in stages):
         lines.append("failed: the load generator was the bottleneck, so that the figures are its own")
+    if results["failure"]:
+        lines.append(f"failed: {results['failure']}; this is what was measured until then")
     if results["interrupted"]:
         lines.append("interrupted: this is what was measured until then")
     return lines
@@ -186,8 +194,10 @@ class _Progress:
 
 
 def _stage_rows(stage: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Yields the figures of all requests, and under them those of each model where there are several."""
+    """Yields the figures of all requests, and under them those of each part of a rate that changes, and each model."""
     yield _figures_row(stage["label"], stage)
+    for piece in stage["pieces"]:
+        yield _figures_row(f"  {piece['label']}", piece)
     if len(stage["by_model"]) > 1:
         for model, figures in stage["by_model"].items():
             yield _figures_row(f"  {model}", figures)

@@ -24,6 +24,7 @@ Progress = Callable[[dict[str, Any]], None]
 _START_IN_S = 0.05
 _STOP_S = 10.0
 _QUESTIONS = 8
+_SHOWN = 200
 _MODULES = {True: "tritonpress_loadtests.open_loop", False: "tritonpress_loadtests.locust_process"}
 
 
@@ -164,6 +165,8 @@ class _Generator:
         self.process = process
         self.place = place
         self._log = log
+        self.stray = ""
+        """What it said that is no event."""
 
     def say(self, order: dict[str, Any]) -> None:
         # A process that has ended is found by its end of output.
@@ -173,10 +176,18 @@ class _Generator:
             stdin.flush()
 
     def last_words(self) -> str:
-        status = self.process.wait(_STOP_S)
+        if self.stray:
+            return (
+                f"the load generator said {self.stray[:_SHOWN]!r}, which is no event; what starts it (such as ssh, and"
+                " the files of its login) must print nothing"
+            )
+        try:
+            ended = f"ended with status {self.process.wait(_STOP_S)}"
+        except subprocess.TimeoutExpired:
+            ended = "says no more"
         said = self._log.read_text(encoding="utf-8", errors="replace").split("\n")
         reason = next((line for line in reversed(said) if line.strip()), "it said nothing")
-        return f"the load generator ended with status {status}: {reason}"
+        return f"the load generator {ended}: {reason}"
 
 
 @contextlib.contextmanager
@@ -190,20 +201,29 @@ def _started(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             # A session of its own: Ctrl-C reaches this process alone, which then asks for an orderly end.
             start_new_session=True,
         )
 
+    generator = _Generator(process, place, Path(log.name))
+
     def read() -> None:
-        for line in process.stdout or ():
-            lines.put((place, json.loads(line)))
-        lines.put((place, None))
+        try:
+            for line in process.stdout or ():
+                event = _event(line)
+                if event is None:
+                    generator.stray = line.strip() or "an empty line"
+                    return
+                lines.put((place, event))
+        finally:
+            lines.put((place, None))
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
     try:
-        yield _Generator(process, place, Path(log.name))
+        yield generator
     finally:
         if process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
@@ -216,6 +236,15 @@ def _started(
         reader.join(_STOP_S)
         if process.stdout is not None:
             process.stdout.close()
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    """Returns what a process tells; None of a line that is no event."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "event" in event else None
 
 
 def _sum(ticks: list[dict[str, Any]]) -> dict[str, Any]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator
 from typing import Any
 
+from tritonpress_loadtests.arrivals import LONGEST_S
+from tritonpress_loadtests.errors import ScenarioError
 from tritonpress_loadtests.scenario import Scenario
 from tritonpress_loadtests.stages import Stage, bounds
 
 Course = Generator[Stage, dict[str, Any], None]
+_MOST_DUE = 50_000_000  # 16 B each while a schedule is made: 0.8 GB in each process
 
 
 def warm_up(scenario: Scenario) -> Stage | None:
@@ -21,7 +25,36 @@ def warm_up(scenario: Scenario) -> Stage | None:
         stages = [first] if first else []
     closed = [stage for stage in stages if not stage.is_open]
     heaviest = max(closed, key=lambda stage: stage.users or 0) if closed else stages[0]
+    if heaviest.pieces:  # the first of its rates, not all of them in a few seconds
+        return Stage(rate_per_s=heaviest.pieces.rates_per_s[0], duration_s=scenario.warm_up_s)
     return heaviest.model_copy(update={"duration_s": scenario.warm_up_s})
+
+
+def check_size(scenario: Scenario, scale: float) -> None:
+    """Refuses what no generator can hold, before anything is sent.
+
+    Args:
+        scenario: What is to be run.
+        scale: Multiplies the durations.
+
+    Raises:
+        ScenarioError: A stage is too long or too short, or its schedule does not fit into memory.
+    """
+    stages = [stage for stage in (warm_up(scenario), *scenario.fixed_stages()) if stage is not None]
+    if scenario.shape and (search := scenario.shape.breakpoint):
+        stages.append(Stage(name="to_per_s", rate_per_s=search.to_per_s, duration_s=search.duration_s))
+    for stage in stages:
+        if not 0 < scale * stage.duration_s <= LONGEST_S:
+            raise ScenarioError(
+                f"a stage must take more than 0 and at most {LONGEST_S} s, got {scale * stage.duration_s:g} of"
+                f" {stage.label} with `duration_scale` {scale:g}; change it"
+            )
+        if scale * stage.due > _MOST_DUE:
+            raise ScenarioError(
+                f"a stage must have at most {_MOST_DUE:,} requests, whose schedule fits into memory, got"
+                f" {scale * stage.due:,.0f} of {stage.label} for {scale * stage.duration_s:g} s; divide it into"
+                " several stages, or lower the rate"
+            )
 
 
 def course(scenario: Scenario, kept_slo: Callable[[dict[str, Any]], bool]) -> Course:
@@ -52,16 +85,21 @@ def breakpoint_found(stages: list[dict[str, Any]], kept_slo: Callable[[dict[str,
 
 
 def recovery_found(stages: list[dict[str, Any]], p99_ms: float) -> dict[str, Any]:
-    """Returns after how many seconds of the stage behind the peak every window kept the limit; None if none did."""
-    after = next((stage for stage in stages if stage["name"] == "after"), None)
-    if after is None:
-        return {"recovered_after_s": None}
-    windows = after["windows"]
-    recovered = len(windows["p99_ms"])
-    for number in range(len(windows["p99_ms"]) - 1, -1, -1):
+    """Returns how many seconds behind the peak began the windows that all kept the limit; None if the last did not.
+
+    A window is that of requests that were due in it, whose latency holds what the peak had left waiting.
+    """
+    pieces = [piece for stage in stages for piece in stage["pieces"]]
+    if len(pieces) < 3:
+        return {"recovered_after_s": None}  # ended before the peak was over
+    peak_ended_s, windows = pieces[2]["from_s"], stages[0]["windows"]
+    behind = math.ceil(peak_ended_s / windows["width_s"] - 1e-6)
+    recovered = count = len(windows["p99_ms"])
+    for number in range(count - 1, behind - 1, -1):
         value = windows["p99_ms"][number]
         if windows["failed"][number] or (value is not None and value > p99_ms):
             break
         recovered = number
-    whole = recovered < len(windows["p99_ms"])
-    return {"recovered_after_s": recovered * windows["width_s"] if whole else None}
+    if recovered == count:
+        return {"recovered_after_s": None}
+    return {"recovered_after_s": max(0.0, recovered * windows["width_s"] - peak_ended_s)}

@@ -2,7 +2,7 @@
 
     LoadTestError             every error of this package; `exit_status` is the command's
     ├── ScenarioError         the scenario, its queries or an argument is at fault: status 2
-    ├── LoadGeneratorError    the process that makes the load ended without a result: status 2
+    ├── LoadGeneratorError    the process that makes the load ended before a stage was measured: status 2
     └── NothingMeasuredError  the run was interrupted before its first stage: status 130
 
 What the server is to blame for before a run comes as `tritonpress_client.TritonpressError`; during a run it is counted.

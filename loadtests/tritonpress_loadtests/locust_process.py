@@ -19,9 +19,7 @@ from tritonpress_client import Options, connecting
 from tritonpress_loadtests.generator_protocol import BEAT_S, TICK_S, Order, emit, is_stop, parse_arguments, start_of
 from tritonpress_loadtests.recorder import Recorder
 from tritonpress_loadtests.scenario import LoadedScenario, load_scenario
-from tritonpress_loadtests.users import user_class
-
-_USERS_A_PROCESS = 10_000
+from tritonpress_loadtests.users import USERS_A_PROCESS, user_class
 
 
 class _LoadGenerator:
@@ -55,7 +53,7 @@ class _LoadGenerator:
             while line := self._lines.get():
                 if (order := Order.parse(line, self._loaded)) is None:
                     continue
-                self._user.first = order.process * _USERS_A_PROCESS
+                self._user.first = order.process * USERS_A_PROCESS
                 self._resize(order.users)
                 emit({"event": "ready"})
                 if (start_s := start_of(self._lines.get)) is None:

@@ -27,14 +27,18 @@ class Measured:
     """By the same, those to queries that were sent while none to that model was in flight."""
     answered: Counter[int]
     """Answers by the window in which they came, within the stage."""
-    failed: Counter[int]
-    """Failures by the window in which their request was due."""
+    failed: Counter[tuple[int, int]]
+    """Failures by the window in which their request was due, and the model's place."""
     errors: dict[str, Counter[str]]
     in_time: list[int]
     """By model, the requests that were answered within the stage's duration."""
     late: int
     limit_hits: int
     most_in_flight: int
+    due: int
+    """Requests that a schedule had; 0 of a closed loop."""
+    gave_up_after_s: float | None
+    """When the generator, too late by its own fault, sent no more; None if it did send all."""
     start_lag: HdrHistogram
     loop_lag: HdrHistogram
     cpu_shares: list[float]
@@ -55,6 +59,14 @@ class Measured:
         """Returns the same as values in µs and counts."""
         return histograms.counts(self.histogram(place, first, last))
 
+    def failures(self, place: int | None = None, first: int = 0, last: int | None = None) -> int:
+        """Returns how many requests to a model (or all) failed that were due in windows `first` to before `last`."""
+        return sum(
+            count
+            for (number, which), count in self.failed.items()
+            if first <= number and (last is None or number < last) and place in (None, which)
+        )
+
     @property
     def whole_windows(self) -> int:
         """How many windows lie within the duration."""
@@ -68,7 +80,7 @@ def merge(events: list[dict[str, Any]], models: list[str]) -> Measured:
     alone: dict[tuple[int, int], HdrHistogram] = {}
     errors: dict[str, Counter[str]] = {model: Counter() for model in models}
     answered: Counter[int] = Counter()
-    failed: Counter[int] = Counter()
+    failed: Counter[tuple[int, int]] = Counter()
     for event in events:
         for key, packed in event["histograms"].items():
             number, place = _pair(key)
@@ -80,7 +92,7 @@ def merge(events: list[dict[str, Any]], models: list[str]) -> Measured:
         for model, messages in event["errors"].items():
             errors[model].update(messages)
         answered.update({int(window): count for window, count in event["answered"].items()})
-        failed.update({int(window): count for window, count in event["failed"].items()})
+        failed.update({_pair(key): count for key, count in event["failed"].items()})
     duration_s = max(event["duration_s"] for event in events)
     return Measured(
         window_s=events[0]["window_s"],
@@ -95,6 +107,8 @@ def merge(events: list[dict[str, Any]], models: list[str]) -> Measured:
         late=sum(event["late"] for event in events),
         limit_hits=sum(event["limit_hits"] for event in events),
         most_in_flight=sum(event["most_in_flight"] for event in events),
+        due=sum(event.get("due", 0) for event in events),
+        gave_up_after_s=max(filter(None, (event.get("gave_up_after_s") for event in events)), default=None),
         start_lag=histograms.merged(event["start_lag"] for event in events),
         loop_lag=histograms.merged(event["loop_lag"] for event in events),
         cpu_shares=[event["cpu_share"] for event in events],

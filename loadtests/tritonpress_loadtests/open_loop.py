@@ -18,13 +18,14 @@ from collections.abc import Iterator
 
 import grpc
 import grpc.aio
+import numpy as np
 import psutil
 from tritonpress_client import Options, connecting
 from tritonpress_client.credentials import sent_metadata
 from tritonpress_client.transport import AsyncioTransport
 
 from tritonpress_loadtests import wire
-from tritonpress_loadtests.arrivals import Schedule, schedule
+from tritonpress_loadtests.arrivals import Schedule, moments, schedule
 from tritonpress_loadtests.generator_protocol import BEAT_S, TICK_S, Order, emit, parse_arguments, start_of
 from tritonpress_loadtests.recorder import Recorder
 from tritonpress_loadtests.scenario import Drawn, LoadedScenario, load_scenario
@@ -32,6 +33,7 @@ from tritonpress_loadtests.scenario import Drawn, LoadedScenario, load_scenario
 _PR_SET_TIMERSLACK = 29
 _READY_S = 20.0
 _NAP_S = 0.25  # how long an order to stop may wait
+_GIVE_UP_S = 10.0
 
 
 class _Sender:
@@ -47,13 +49,28 @@ class _Sender:
         self._call = call
         self._options = options
         self._draws: Iterator[Drawn] = loaded.draws(f"open {order.number} {order.process}")
-        self._due_s = stage_schedule(loaded, order)[order.process :: order.of]
+        own = stage_schedule(loaded, order)[order.process :: order.of]
+        # A view would keep the others' moments in memory.
+        self._due_s = own.copy() if order.of > 1 else own
         self._in_flight: set[asyncio.Task[None]] = set()
         self._in_flight_of = [0] * len(loaded.requests)
         self._freed = asyncio.Event()
         self._stopped = asyncio.Event()
-        self.recorder = Recorder(loaded.models, self._duration_s, self._timeout_s)
+        pieces = order.stage.pieces
+        self.recorder = Recorder(
+            loaded.models,
+            self._duration_s,
+            self._timeout_s,
+            piece_s=float(np.diff(pieces.edges_s(self._duration_s)).min()) if pieces else None,
+        )
         self.most_in_flight = 0
+        self.gave_up_after_s: float | None = None
+        self._held_s = 0.0
+
+    @property
+    def due(self) -> int:
+        """How many requests the whole stage has for this process."""
+        return len(self._due_s)
 
     def stop(self) -> None:
         """Sends nothing more; what says so on standard input is left to whoever reads the next order."""
@@ -61,12 +78,19 @@ class _Sender:
         self._stopped.set()
 
     async def run(self, start_s: float) -> float:
-        """Sends everything and waits for the answers; returns how long it sent, in s."""
+        """Sends everything and waits for the answers; returns how long it sent, in s.
+
+        It gives up where it is itself so late that its rate is not offered: the rest would take many times the
+        duration, and be no measurement of the server.
+        """
         self._start_s = start_s
         tasks = [asyncio.create_task(self._tick()), asyncio.create_task(self._beat())]
         try:
-            for due_s in self._due_s.tolist():
+            for due_s in moments(self._due_s):
                 if not await self._until(due_s):
+                    break
+                if self._is_behind(due_s):
+                    self.gave_up_after_s = time.monotonic() - start_s
                     break
                 waits = len(self._in_flight) >= self._most
                 if waits:
@@ -90,11 +114,19 @@ class _Sender:
             await asyncio.sleep(min(wait_s, _NAP_S))
         return not self._stopped.is_set()
 
+    def _is_behind(self, due_s: float) -> bool:
+        """Says whether it is later than the stage is long, by its own fault and not that of the limit in flight."""
+        lag_s = time.monotonic() - self._start_s - due_s
+        self._held_s = min(self._held_s, lag_s)
+        return lag_s - self._held_s > max(_GIVE_UP_S, self._duration_s)
+
     async def _wait_for_room(self) -> None:
+        since_s = time.monotonic()
         self.recorder.limit_hits += 1
         while len(self._in_flight) >= self._most:
             self._freed.clear()
             await self._freed.wait()
+        self._held_s += time.monotonic() - since_s
 
     def _send(self, due_s: float, *, waited: bool) -> None:
         drawn = next(self._draws)
@@ -177,6 +209,8 @@ async def _run_stage(loaded: LoadedScenario, url: str, options: Options, order: 
                 "cpu_share": (time.process_time() - cpu_s) / (time.monotonic() - start_s),
                 "rss_bytes": psutil.Process().memory_info().rss,
                 "most_in_flight": sender.most_in_flight,
+                "due": sender.due,
+                "gave_up_after_s": sender.gave_up_after_s,
                 **sender.recorder.state(),
             }
         )

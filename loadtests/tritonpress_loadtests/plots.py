@@ -128,7 +128,7 @@ def _throughput_latency(results: Results, colours: _Colours) -> Figure:
         axes.axvline(knee, color=colours.muted, linewidth=1, linestyle=":", label="knee")
     if results["slo"]["p99_ms"] is not None:
         axes.axhline(results["slo"]["p99_ms"], color=colours.ink, linewidth=1, linestyle="--", label="p99 limit")
-    axes.set_xlim(0, max(loads, default=1) * 1.15)
+    axes.set_xlim(0, (max(loads, default=0) or 1) * 1.15)
     values = [value for stage in stages for value in (stage["latency_ms"]["p50"], stage["latency_ms"]["p99"])]
     if values and max(values) > 20 * min(values):
         _scale_by_decades(axes)

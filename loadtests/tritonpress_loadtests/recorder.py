@@ -13,12 +13,19 @@ from tritonpress_loadtests import histograms
 
 _MOST_MESSAGES = 20
 _MOST_WINDOWS = 240
+_WINDOWS_A_PIECE = 4
 _LATE_S = 0.001
 
 
-def window_s(duration_s: float) -> float:
-    """Returns the width of a stage's windows: a second, less in a short stage, more in one of many minutes."""
-    return max(duration_s / _MOST_WINDOWS, min(1.0, max(0.1, duration_s / 20)))
+def window_s(duration_s: float, piece_s: float | None = None) -> float:
+    """Returns the width of a stage's windows: a second, less in a short stage, more in one of many minutes.
+
+    Args:
+        duration_s: Of the stage.
+        piece_s: Of the shortest part of a stage whose rate changes, which has at least four windows.
+    """
+    width_s = max(duration_s / _MOST_WINDOWS, min(1.0, max(0.1, duration_s / 20)))
+    return width_s if piece_s is None else min(width_s, piece_s / _WINDOWS_A_PIECE)
 
 
 class Recorder:
@@ -28,9 +35,11 @@ class Recorder:
     the window in which they came.
     """
 
-    def __init__(self, models: Sequence[str], duration_s: float, timeout_s: float) -> None:
+    def __init__(
+        self, models: Sequence[str], duration_s: float, timeout_s: float, *, piece_s: float | None = None
+    ) -> None:
         self._models = models
-        self._window_s = window_s(duration_s)
+        self._window_s = window_s(duration_s, piece_s)
         self._duration_s = duration_s
         self._kept_open = math.ceil(timeout_s / self._window_s) + 1
         self._open: dict[tuple[int, int], HdrHistogram] = {}
@@ -39,7 +48,7 @@ class Recorder:
         self._closed: defaultdict[str, list[str]] = defaultdict(list)
         self._newest = 0
         self._answered: Counter[int] = Counter()
-        self._failed: Counter[int] = Counter()
+        self._failed: Counter[tuple[int, int]] = Counter()
         self._errors: dict[str, Counter[str]] = {model: Counter() for model in models}
         self._recent_us: list[int] = []
         self._start_lag = histograms.new()
@@ -86,7 +95,7 @@ class Recorder:
         errors = self._errors[self._models[place]]
         # A message may hold something of the request; what cannot be grouped must not fill the memory.
         errors[message if message in errors or len(errors) < _MOST_MESSAGES else "other"] += 1
-        self._failed[int(at_s / self._window_s)] += 1
+        self._failed[int(at_s / self._window_s), place] += 1
         self.requests += 1
         self.failures += 1
 
@@ -114,7 +123,7 @@ class Recorder:
             "words_up_to": {f"{place} {up_to}": count for (place, up_to), count in self._up_to.items()},
             "alone": {f"{place} {up_to}": histograms.encoded(own) for (place, up_to), own in self._alone.items()},
             "answered": self._answered,
-            "failed": self._failed,
+            "failed": {f"{window} {place}": count for (window, place), count in self._failed.items()},
             "errors": self._errors,
             "in_time": self.in_time,
             "late": self.late,

@@ -7,6 +7,7 @@ scenario          the scenario's keys as they were used, with `path`, `sha256` (
 url, command      what was loaded, and the command that repeats it
 started_at        ISO 8601 with the offset
 interrupted       whether the run was ended early; the last stage is then shorter than planned
+failure           why the load ended before its last stage, such as a generator that is gone; empty if it did not
 duration_scale    what the scenario's durations were multiplied by
 processes         how many processes made the load
 stages[]          in their order; see `summarise_stage`
@@ -20,8 +21,10 @@ versions          {package: version};  machine  {cores, cpu, memory_gib, platfor
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,6 +33,7 @@ from tritonpress_client import ModelStatistics
 
 from tritonpress_loadtests import histograms, stability
 from tritonpress_loadtests.measured import Measured
+from tritonpress_loadtests.notes import notes
 from tritonpress_loadtests.scenario import GeneratorLimits
 from tritonpress_loadtests.stages import Stage
 
@@ -37,6 +41,7 @@ Results = dict[str, Any]
 
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999}
 _NEVER_LATE_MS = 1.0
+_CHANGES: dict[str, object] = {"stable": False, "unstable": ["its rate is meant to change"]}
 
 
 def model_rows(before: Sequence[ModelStatistics], after: Sequence[ModelStatistics]) -> list[dict[str, Any]]:
@@ -95,22 +100,25 @@ def summarise_stage(
     label, name, loop ("open", "closed"), users, rate_per_s, arrivals, planned_duration_s, duration_s
     requests, failed, error_rate, errors {message: count}, throughput_per_s (answered within the duration)
     latency_ms      {mean, min, p50, p90, p95, p99, p999, max}: from the scheduled moment in an open loop, from sending
-                    in a closed one; null if nothing was answered.  interval_ms  {p50: [low, high], …}, of 95 %
+                    in a closed one; of answers alone, null if none.  interval_ms  {p50: [low, high], …}, of 95 %
     histogram       HdrHistogram V2 of µs, base64
     by_model        {model: {the same from `requests` to `histogram`, and, of the whole stage, its warm-up too:
                     whole_mean_ms   the mean latency; null if nothing was answered
                     words_up_to     {class of lengths: answers}
                     alone           {class: histogram}, of those sent while their process had none to it in flight}}
-    offered_per_s   requests over the duration;  most_in_flight  at once
+    offered_per_s   requests over the duration, or until the generator gave up;  most_in_flight  at once
     warm_up_s       cut at the start;  stable, unstable[]  see `stability.verdict`
     windows         {width_s, p50_ms[], p99_ms[], answered_per_s[], failed[]} over time
+    pieces[]        the parts of a rate that changes: label, rate_per_s, from_s, until_s, throughput_per_s, the same
+                    from `requests` to `histogram`, and by_model, of the windows that lie wholly in a part; else empty
     late            requests sent more than 1 ms after their moment;  limit_hits  that waited for the limit in flight
     generator       see `_generator`
     models[]        what Triton says happened in the stage (see `model_rows`), each ensemble followed by its steps
     notes[]         what to know before believing the figures
     server, binding  see `ServerWatch.finish` and `binding.binding_resource`; `run` adds them
     """
-    first = stability.warm_up_windows(measured)
+    # Of a rate that changes, latency is meant to change too: nothing is cut, and its parts are looked at by themselves.
+    first = 0 if stage.pieces else stability.warm_up_windows(measured)
     by_model = {
         model: {
             **_figures(measured, place, first, measured.errors[model], measured.in_time[place]),
@@ -133,18 +141,19 @@ def summarise_stage(
         "planned_duration_s": stage.duration_s,
         "duration_s": measured.duration_s,
         **whole,
-        "offered_per_s": whole["requests"] / measured.duration_s if measured.duration_s else 0.0,
+        "offered_per_s": _offered_per_s(measured, whole["requests"]),
         "by_model": by_model,
         "warm_up_s": first * measured.window_s,
-        **stability.verdict(measured, first),
+        **(_CHANGES if stage.pieces else stability.verdict(measured, first)),
+        "pieces": _pieces(stage, measured, models),
         "windows": _windows(measured),
         "late": measured.late,
         "limit_hits": measured.limit_hits,
         "most_in_flight": measured.most_in_flight,
-        "generator": _generator(measured, whole["latency_ms"], stage, limits),
+        "generator": _generator(measured, whole, stage, limits),
         "models": sorted(rows, key=lambda row: (places[asked_model(row, models)], row["model"] not in models)),
     }
-    return {**summary, "notes": _notes(summary)}
+    return {**summary, "notes": notes(summary)}
 
 
 def _figures(
@@ -154,17 +163,9 @@ def _figures(
     answered = int(measured.counts(place)[1].sum())
     failed = sum(errors.values())
     recorded = measured.counts(place, first)
-    shares = list(PERCENTILES.values())
-    found: dict[str, Any] = {"latency_ms": None, "interval_ms": None}
-    if len(recorded[0]):
-        quantiles_ms = histograms.quantiles(recorded, shares) / 1e3
-        found["latency_ms"] = {
-            "mean": histograms.mean(recorded) / 1e3,
-            "min": float(recorded[0][0]) / 1e3,
-            **dict(zip(PERCENTILES, quantiles_ms.tolist(), strict=True)),
-            "max": float(recorded[0][-1]) / 1e3,
-        }
-        bounds_ms = stability.intervals_us(measured, place, first, shares) / 1e3
+    found: dict[str, Any] = {"latency_ms": _latency_ms(recorded), "interval_ms": None}
+    if found["latency_ms"]:
+        bounds_ms = stability.intervals_us(measured, place, first, list(PERCENTILES.values())) / 1e3
         found["interval_ms"] = dict(zip(PERCENTILES, bounds_ms.tolist(), strict=True))
     return {
         "requests": answered + failed,
@@ -174,6 +175,61 @@ def _figures(
         "throughput_per_s": in_time / measured.duration_s if measured.duration_s else 0.0,
         **found,
         "histogram": histograms.encoded(measured.histogram(place, first)),
+    }
+
+
+def _latency_ms(recorded: histograms.Counts) -> dict[str, float] | None:
+    """Returns mean, extremes and percentiles; None if nothing was answered."""
+    if not len(recorded[0]):
+        return None
+    quantiles_ms = histograms.quantiles(recorded, list(PERCENTILES.values())) / 1e3
+    return {
+        "mean": histograms.mean(recorded) / 1e3,
+        "min": float(recorded[0][0]) / 1e3,
+        **dict(zip(PERCENTILES, quantiles_ms.tolist(), strict=True)),
+        "max": float(recorded[0][-1]) / 1e3,
+    }
+
+
+def _pieces(stage: Stage, measured: Measured, models: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns the figures of each part of a rate that changes, by the windows that lie in it as a whole."""
+    if stage.pieces is None:
+        return []
+    rows = []
+    width_s = measured.window_s
+    edges = pairwise(stage.pieces.edges_s(stage.duration_s))
+    for rate_per_s, (from_s, until_s) in zip(stage.pieces.rates_per_s, edges, strict=True):
+        first = math.ceil(from_s / width_s - 1e-6)
+        last = min(math.floor(until_s / width_s + 1e-6), measured.whole_windows)
+        if first >= last:
+            break  # ended before
+        answered = sum(measured.answered[number] for number in range(first, last))
+        rows.append(
+            {
+                "label": f"{rate_per_s:g}/s from {from_s:g} s",
+                "rate_per_s": rate_per_s,
+                "from_s": from_s,
+                "until_s": until_s,
+                **_part(measured, None, first, last),
+                "throughput_per_s": answered / ((last - first) * width_s),
+                "by_model": {model: _part(measured, place, first, last) for place, model in enumerate(models)},
+            }
+        )
+    return rows
+
+
+def _part(measured: Measured, place: int | None, first: int, last: int) -> dict[str, Any]:
+    """Returns what became of the requests to a model (or all) that were due in some windows."""
+    histogram = measured.histogram(place, first, last)
+    recorded, failed = histograms.counts(histogram), measured.failures(place, first, last)
+    requests = failed + int(recorded[1].sum())
+    return {
+        "requests": requests,
+        "failed": failed,
+        "error_rate": failed / requests if requests else 0.0,
+        "latency_ms": _latency_ms(recorded),
+        "interval_ms": None,
+        "histogram": histograms.encoded(histogram),
     }
 
 
@@ -199,13 +255,16 @@ def _windows(measured: Measured) -> dict[str, Any]:
         "p50_ms": [None if p50 is None else float(p50) for p50, _ in quantiles],
         "p99_ms": [None if p99 is None else float(p99) for _, p99 in quantiles],
         "answered_per_s": [measured.answered[number] / measured.window_s for number in numbers],
-        "failed": [measured.failed[number] for number in numbers],
+        "failed": [measured.failures(first=number, last=number + 1) for number in numbers],
     }
 
 
-def _generator(
-    measured: Measured, latency_ms: dict[str, float] | None, stage: Stage, limits: GeneratorLimits
-) -> dict[str, Any]:
+def _offered_per_s(measured: Measured, requests: int) -> float:
+    offered_in_s = measured.gave_up_after_s or measured.duration_s
+    return requests / offered_in_s if offered_in_s else 0.0
+
+
+def _generator(measured: Measured, whole: Mapping[str, Any], stage: Stage, limits: GeneratorLimits) -> dict[str, Any]:
     """Returns what the generator says of itself.
 
     processes, cpu_share (of the busiest, 1 is a core), loop_lag_ms and start_lag_ms ({p50, p99, max}; null if none),
@@ -215,8 +274,12 @@ def _generator(
     cpu_share = max(measured.cpu_shares)
     # Requests that wait for the limit in flight start late by the scenario's will, which has a note of its own.
     lag = start_lag if stage.is_open and not measured.limit_hits else loop_lag
+    latency_ms = whole["latency_ms"]
     bottleneck = ""
-    if cpu_share > limits.cpu_share:
+    if measured.gave_up_after_s:
+        offered, wanted = _offered_per_s(measured, whole["requests"]), measured.due / stage.duration_s
+        bottleneck = f"offered {offered:.0f} of {wanted:.0f}/s: use more --processes, or another machine"
+    elif cpu_share > limits.cpu_share:
         bottleneck = f"used {cpu_share:.0%} of a core, the limit is {limits.cpu_share:.0%}: use more --processes"
     elif lag and latency_ms and lag["p99"] > max(_NEVER_LATE_MS, limits.lag_share * latency_ms["p99"]):
         bottleneck = (
@@ -239,35 +302,3 @@ def _lag_ms(histogram: Any) -> dict[str, float] | None:
         return None
     values: npt.NDArray[np.float64] = histograms.quantiles(recorded, [0.5, 0.99, 1]) / 1e3
     return dict(zip(("p50", "p99", "max"), values.tolist(), strict=True))
-
-
-def _notes(stage: dict[str, Any]) -> list[str]:
-    """Returns what would make a reader trust the stage less."""
-    notes = []
-    answered = {model: figures["requests"] - figures["failed"] for model, figures in stage["by_model"].items()}
-    few = [
-        f"{max(1, count // 100)} of {count} requests" + (f" to {model}" if len(answered) > 1 else "")
-        for model, count in answered.items()
-        if count < 1000
-    ]
-    if few:
-        notes.append(f"p99 rests on the slowest {', '.join(few)}: run longer to trust it")
-    if stage["stable"] is not True:
-        notes.append(f"not stable: {'; '.join(stage['unstable'])}")
-    if stage["generator"]["bottleneck"]:
-        notes.append(f"the load generator was the bottleneck: it {stage['generator']['bottleneck']}")
-    if stage["late"]:
-        notes.append(f"{stage['late']:,} requests were sent more than 1 ms after their moment; their latency counts it")
-    if stage["limit_hits"]:
-        notes.append(
-            f"{stage['limit_hits']:,} requests had to wait, since `max_in_flight` were waiting for answers;"
-            " their latency counts it"
-        )
-    for model, figures in stage["by_model"].items():
-        seen = sum(row["answered"] for row in stage["models"] if row["model"] == model)
-        if seen > figures["requests"]:
-            count = f"{seen} requests to {model}, {figures['requests']} were sent"
-            notes.append(
-                f"the server answered {count}: those of an earlier stage that had timed out, or of somebody else"
-            )
-    return notes

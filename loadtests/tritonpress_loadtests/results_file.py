@@ -44,6 +44,20 @@ class _Stage(_Part):
     windows: _Windows
 
 
+class _Generator(_Part):
+    bottleneck: str
+    processes: int = Field(gt=0)
+
+
+class _ComparedWindows(_Windows):
+    failed: list[Annotated[int, Field(ge=0, lt=2**53)]]
+
+
+class _ComparedStage(_Stage):
+    windows: _ComparedWindows
+    generator: _Generator
+
+
 class _Request(_Part):
     model: str
     weight: float = Field(gt=0)
@@ -59,7 +73,7 @@ class ComparedRun(_Part):
     """What a comparison reads."""
 
     scenario: _ComparedScenario
-    stages: list[_Stage] = Field(min_length=1)
+    stages: list[_ComparedStage] = Field(min_length=1)
     started_at: str
     machine: dict[str, Any]
     repository_sha256: str
@@ -111,11 +125,6 @@ class _Row(_Part):
             if self.execution_ms.get(size, -1.0) < 0:
                 raise ValueError(f"execution_ms: must have the time of {size} rows")
         return self
-
-
-class _Generator(_Part):
-    bottleneck: str
-    processes: int = Field(gt=0)
 
 
 class _Server(_Part):

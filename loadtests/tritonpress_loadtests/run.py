@@ -16,12 +16,12 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-from tritonpress_client import Connection, Options
+from tritonpress_client import Connection, ModelStatistics, Options, TritonpressError
 
 from tritonpress_loadtests import environment, server_side
 from tritonpress_loadtests.binding import binding_resource
 from tritonpress_loadtests.conductor import Conductor, Progress
-from tritonpress_loadtests.course import breakpoint_found, course, recovery_found, warm_up
+from tritonpress_loadtests.course import breakpoint_found, check_size, course, recovery_found, warm_up
 from tritonpress_loadtests.errors import LoadGeneratorError, NothingMeasuredError, ScenarioError
 from tritonpress_loadtests.measured import merge
 from tritonpress_loadtests.report import write_report, write_results
@@ -99,13 +99,14 @@ def run(
 
     Raises:
         ScenarioError: The scenario or an argument is at fault.
-        LoadGeneratorError: The load generator ended without a result.
+        LoadGeneratorError: The load generator ended before a stage was measured; later, `failure` says so.
         NothingMeasuredError: The run was interrupted before its first stage.
         TritonpressError: The server or the model cannot be reached before the run.
     """
     options = options or RunOptions()
     options.check()
     loaded = load_scenario(scenario)
+    check_size(loaded.scenario, options.duration_scale)
     server = server_side.check(loaded, url, options.connection)
     watch = ServerWatch(url, pid=options.server_pid, metrics_url=options.metrics_url)
     try:
@@ -129,6 +130,7 @@ def run(
         "command": shlex.join(command),
         "started_at": started_at,
         "interrupted": conductor.interrupted,
+        "failure": load.failure,
         "duration_scale": options.duration_scale,
         "processes": options.processes + len(options.via),
         "stages": stages,
@@ -152,6 +154,8 @@ class _Load:
     conductor: Conductor
     progress: Progress
     served: dict[str, dict[str, Any]]
+    failure: str = ""
+    """Why the load ended before its last stage; empty if it did not."""
 
     def run(self, scale: float) -> list[dict[str, Any]]:
         """Returns the summaries of the stages that were run, their durations multiplied by `scale`."""
@@ -168,9 +172,11 @@ class _Load:
                     stage = planned.send(stages[-1])
                 except StopIteration:
                     stage = None
-        except LoadGeneratorError:
+        except LoadGeneratorError as exc:
             if not self.conductor.interrupted:
-                raise
+                if not stages:
+                    raise
+                self.failure = str(exc)
         if not stages:
             raise NothingMeasuredError("interrupted before the first stage; nothing is written")
         return stages
@@ -180,21 +186,35 @@ class _Load:
             self.progress({**event, "label": stage.label, "warm_up": number < 0, "duration_s": stage.duration_s})
 
         def begin() -> None:
-            self._before = settled_statistics(self.connection)
+            self._missing: list[str] = []
+            self._before = self._statistics()
             self.watch.start()
 
         return self.conductor.run(stage, number, progress=tick, before=begin)
 
     def _measure(self, stage: Stage, number: int) -> dict[str, Any]:
-        """Runs a stage between two snapshots of the server's statistics, both taken while no request is in flight."""
+        """Runs a stage between two snapshots of the server's statistics, both taken while no request is in flight.
+
+        A server that tells them no more is no reason to lose the stage: what it answered, or did not, is counted here.
+        """
         events = self._send(stage, number)
         server = self.watch.finish()
-        rows = model_rows(self._before, settled_statistics(self.connection))
+        before, after = self._before, self._statistics()
+        rows = [] if before is None or after is None else model_rows(before, after)
         limits = self.loaded.scenario.generator
         summary = summarise_stage(stage, merge(events, self.loaded.models), self.loaded.models, rows, limits)
+        summary["notes"] += dict.fromkeys([*self._missing, *self.watch.missing])
         summary["server"] = server
         summary["binding"] = binding_resource(summary, self.served, environment.machine()["cores"])
         return summary
+
+    def _statistics(self) -> list[ModelStatistics] | None:
+        """Returns the server's statistics; None, and a note, where it does not tell them."""
+        try:
+            return settled_statistics(self.connection)
+        except TritonpressError as exc:
+            self._missing.append(f"Triton's statistics are not there: {exc}")
+            return None
 
 
 def _kept_slo(loaded: LoadedScenario) -> Callable[[dict[str, Any]], bool]:
@@ -211,7 +231,7 @@ def _findings(loaded: LoadedScenario, stages: list[dict[str, Any]]) -> dict[str,
         judged = []  # trials are there to miss the limit; what counts is that one kept it
     elif shape and shape.recovery:
         findings["recovery"] = recovery_found(stages, slo.p99_ms or slo.p999_ms or math.inf)
-        judged = [stage for stage in stages if stage["name"] == "before"]
+        judged = [piece for stage in stages for piece in stage["pieces"][:1]]  # before the peak
     told = verdict(judged, slo, loaded.slo_by_model)
     if findings["breakpoint"] and findings["breakpoint"]["kept_per_s"] is None:
         told["misses"].append("no rate that was tried kept the limit: begin the search lower")

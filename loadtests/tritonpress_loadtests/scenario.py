@@ -28,7 +28,7 @@ class Slo(Settings):
     """What every stage must reach; a run that misses it ends with status 1."""
 
     p99_ms: float | None = Field(default=None, gt=0)
-    """The 99th percentile of the latency in ms; no limit by default."""
+    """The 99th percentile of the latency in ms; no limit by default. A request that failed is beyond every limit."""
     p999_ms: float | None = Field(default=None, gt=0)
     """The 99.9th percentile."""
     error_rate: float = Field(default=0.01, ge=0, le=1)
@@ -181,6 +181,8 @@ def load_scenario(path: Path) -> LoadedScenario:
     text = _read(path, "scenario")
     try:
         scenario = Scenario.model_validate(strict_yaml.load(text))
+        # A shape's stages have rules too.
+        planned = scenario.fixed_stages()
     except strict_yaml.StrictYamlError as exc:
         raise ScenarioError(f"{path} is not YAML that can be read: {exc}") from exc
     except ValidationError as exc:
@@ -201,7 +203,7 @@ def load_scenario(path: Path) -> LoadedScenario:
         sha256.update(f"\0{queries_text}".encode())
         queries = _read_queries(queries_path, queries_text, workload)
         requests.append(_loaded_request(request, workload, queries, f"{path}: `requests.{number}.words`"))
-    for stage in scenario.fixed_stages():
+    for stage in planned:
         if isinstance(stage.arrivals, arrivals.ByReplay):
             moments = path.parent / stage.arrivals.replay.file
             sha256.update(arrivals.replayed(moments).tobytes())
@@ -278,5 +280,6 @@ _PARTS: dict[str, type[Settings]] = {
     "breakpoint": stages.Breakpoint,
     "bursts": arrivals.Bursts,
     "day": arrivals.Day,
+    "pieces": arrivals.Pieces,
     "replay": arrivals.Replay,
 }

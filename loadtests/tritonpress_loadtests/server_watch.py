@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import math
 import re
 import threading
@@ -58,7 +59,9 @@ class ServerWatch:
             raise ScenarioError(f"`--server-pid` {pid} is no process here; leave it out for a remote server") from exc
         self._memory_bytes: list[int] = []
         self._stopped = threading.Event()
-        self._before: Samples = self._scrape()
+        self._before: Samples | None = self._scrape()
+        self.missing: list[str] = []
+        """Of the stage in hand, what could not be read, a sentence each."""
 
     def __enter__(self) -> ServerWatch:
         self._sampler = threading.Thread(target=self._sample, daemon=True)
@@ -73,29 +76,35 @@ class ServerWatch:
 
     def start(self) -> None:
         """Begins a stage."""
-        self._before = self._scrape()
+        self.missing = []
+        self._before = self._scraped()
         self._cpu_before_s = self._cpu_s()
         psutil.cpu_percent()
         self._memory_bytes = []
         self._started_s = time.monotonic()
 
     def finish(self) -> dict[str, Any]:
-        """Returns a stage's figures; None where the server's processes are not on this machine.
+        """Returns a stage's figures; None where the server's processes are not on this machine, or are no more.
 
         `cpu_cores` (CPU time over wall time), `memory_bytes` (the largest sum of resident sizes), `machine_cpu_share`
         (of all cores, by everything), `metrics` ({model: {counter: increase}}) and `gpu` ({uuid: {utilization,
         memory_bytes, power_w, energy_j: what it took in the stage, if that was 20 s}}, as far as Triton shows them).
+        Without the endpoint's answer both are empty, and `missing` says why.
         """
         elapsed_s = time.monotonic() - self._started_s
-        cores = (self._cpu_s() - self._cpu_before_s) / elapsed_s if self._root else None
-        after = self._scrape()
+        if self._root is not None and _has_ended(self._root):
+            self._root = None
+        # Of a stub that has ended meanwhile its time is gone too.
+        cores = max(0.0, self._cpu_s() - self._cpu_before_s) / elapsed_s if self._root else None
+        after = self._scraped()
         memory = max(self._memory_bytes, default=self._resident_bytes()) if self._root else None
+        read = self._before is not None and after is not None
         return {
             "cpu_cores": cores,
             "memory_bytes": memory,
             "machine_cpu_share": psutil.cpu_percent() / 100,
-            "metrics": increases(self._before, after),
-            "gpu": gpu_figures(self._before if elapsed_s >= _LEAST_ENERGY_S else [], after),
+            "metrics": increases(self._before or [], after or []) if read else {},
+            "gpu": gpu_figures((self._before or []) if elapsed_s >= _LEAST_ENERGY_S else [], after or []),
         }
 
     def _sample(self) -> None:
@@ -104,10 +113,10 @@ class ServerWatch:
                 self._memory_bytes.append(self._resident_bytes())
 
     def _processes(self) -> list[psutil.Process]:
-        if self._root is None:
+        if (root := self._root) is None:
             return []
         with contextlib.suppress(psutil.Error):
-            return [self._root, *self._root.children(recursive=True)]
+            return [root, *root.children(recursive=True)]
         return []
 
     def _cpu_s(self) -> float:
@@ -125,15 +134,29 @@ class ServerWatch:
                 total += process.memory_info().rss
         return total
 
+    def _scraped(self) -> Samples | None:
+        """Returns what the endpoint counts; None, and a note, if it does not answer during the load."""
+        try:
+            return self._scrape()
+        except ScenarioError as exc:
+            self.missing.append(str(exc))
+            return None
+
     def _scrape(self) -> Samples:
         if self._metrics_url is None:
             return []
         try:
             with urllib.request.urlopen(f"http://{self._metrics_url}/metrics", timeout=_TIMEOUT_S) as answer:
                 return parse_metrics(answer.read().decode())
-        except (OSError, ValueError) as exc:
+        except (OSError, ValueError, http.client.HTTPException) as exc:
             message = f"`--metrics-url` {self._metrics_url} does not answer ({exc}); give HOST:PORT of Triton's metrics"
             raise ScenarioError(message) from exc
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    return True
 
 
 def parse_metrics(text: str) -> Samples:

@@ -6,22 +6,23 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from tritonpress_loadtests.arrivals import Arrivals, ByReplay
+from tritonpress_loadtests.arrivals import Arrivals, ByPieces, ByReplay, Duration, Pieces, Rate, RatedArrivals
 from tritonpress_loadtests.settings import Settings
 
-Rate = Annotated[float, Field(gt=0, le=1_000_000)]
-Duration = Annotated[float, Field(gt=0, le=7 * 86_400)]
+Users = Annotated[int, Field(ge=1, le=10_000)]
+_MOST_NAMED = 5  # rates in a label
 
 
 class Stage(Settings):
     """A load held for a time: users that wait for their answers (closed loop), or a rate that waits for none (open)."""
 
-    users: int | None = Field(default=None, ge=1, le=10_000)
+    users: Users | None = None
     """How many users ask at once; each sends its next request when it has the answer to the last."""
     rate_per_s: Rate | None = None
     """Requests that are due a second, whatever became of those before."""
     arrivals: Arrivals = "poisson"
-    """When they are due: poisson, constant, day, {bursts: {size: 10}}, {day: {hourly: […]}}, {replay: {file: …}}."""
+    """When they are due: poisson, constant, day, {bursts: {size: 10}}, {day: {hourly: […]}}, {replay: {file: …}}, or
+    {pieces: {rates_per_s: […], durations: […]}}."""
     duration_s: Duration
     """How long requests are sent, in seconds."""
     name: str = Field(default="", max_length=40)
@@ -29,9 +30,12 @@ class Stage(Settings):
 
     @model_validator(mode="after")
     def _has_one_load(self) -> Stage:
-        replay = isinstance(self.arrivals, ByReplay)
-        if (self.users is not None) + (self.rate_per_s is not None) + replay != 1:
-            raise ValueError("a stage has `users`, or `rate_per_s`, or `arrivals: {replay: …}`: one of them")
+        own = isinstance(self.arrivals, ByPieces | ByReplay)
+        if (self.users is not None) + (self.rate_per_s is not None) + own != 1:
+            raise ValueError(
+                "a stage has `users`, or `rate_per_s`, or `arrivals` with rates of their own (replay, pieces): one"
+                " of them"
+            )
         if self.users is not None and "arrivals" in self.model_fields_set:
             raise ValueError("`arrivals` belongs to a stage with `rate_per_s`; users ask when they have their answer")
         return self
@@ -42,10 +46,24 @@ class Stage(Settings):
         return self.users is None
 
     @property
+    def pieces(self) -> Pieces | None:
+        """The parts of a rate that changes; None of any other stage."""
+        return self.arrivals.pieces if isinstance(self.arrivals, ByPieces) else None
+
+    @property
+    def due(self) -> float:
+        """How many requests are due on average; 0 of users, and of a replay, who do not say."""
+        rate_per_s = self.pieces.mean_per_s if self.pieces else self.rate_per_s or 0.0
+        return rate_per_s * self.duration_s
+
+    @property
     def label(self) -> str:
         """The load in a few words."""
         if self.users is not None:
             load = f"{self.users} user{'' if self.users == 1 else 's'}"
+        elif self.pieces is not None:
+            load = ", ".join(f"{rate:g}/s" for rate in self.pieces.rates_per_s[:_MOST_NAMED])
+            load += ", …" if len(self.pieces.rates_per_s) > _MOST_NAMED else ""
         elif self.rate_per_s is None:
             load = "replay"
         else:
@@ -58,8 +76,8 @@ class Step(Settings):
     """Rates (or numbers of users) one after the other."""
 
     rates_per_s: tuple[Rate, ...] = ()
-    users: tuple[int, ...] = ()
-    arrivals: Arrivals = "poisson"
+    users: tuple[Users, ...] = ()
+    arrivals: RatedArrivals = "poisson"
     duration_s: Duration
 
     @model_validator(mode="after")
@@ -86,12 +104,10 @@ class Spike(Settings):
     peak_s: Duration = 5.0
 
     def stages(self) -> list[Stage]:
-        """Returns the three parts."""
-        return [
-            Stage(name="before", rate_per_s=self.base_per_s, duration_s=self.base_s),
-            Stage(name="peak", rate_per_s=self.peak_per_s, duration_s=self.peak_s),
-            Stage(name="after", rate_per_s=self.base_per_s, duration_s=self.base_s),
-        ]
+        """Returns one stage: what the peak leaves waiting must be there when the base rate begins again."""
+        durations = (self.base_s, self.peak_s, self.base_s)
+        pieces = Pieces(rates_per_s=(self.base_per_s, self.peak_per_s, self.base_per_s), durations=durations)
+        return [Stage(name="spike", arrivals=ByPieces(pieces=pieces), duration_s=sum(durations))]
 
 
 class Soak(Settings):
@@ -100,7 +116,7 @@ class Soak(Settings):
     rate_per_s: Rate
     duration_s: Duration
     parts: int = Field(default=4, ge=2, le=1000)
-    arrivals: Arrivals = "poisson"
+    arrivals: RatedArrivals = "poisson"
 
     def stages(self) -> list[Stage]:
         """Returns the parts."""
@@ -121,7 +137,7 @@ class Breakpoint(Settings):
     """Of each trial."""
     precision: float = Field(default=0.05, gt=0, le=0.5)
     """The search ends where the two rates that enclose the breakpoint differ by this share."""
-    arrivals: Arrivals = "poisson"
+    arrivals: RatedArrivals = "poisson"
 
     @model_validator(mode="after")
     def _rises(self) -> Breakpoint:
@@ -166,7 +182,7 @@ class Shape(Settings):
 
     @model_validator(mode="after")
     def _is_one(self) -> Shape:
-        if len(self.model_fields_set) != 1:
+        if sum(getattr(self, name) is not None for name in Shape.model_fields) != 1:
             raise ValueError(f"`shape` must be one of {', '.join(Shape.model_fields)}")
         return self
 

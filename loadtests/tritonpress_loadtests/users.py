@@ -24,6 +24,9 @@ from tritonpress_loadtests.scenario import LoadedScenario
 # Before the first channel, else the first call blocks all users.
 grpc.experimental.gevent.init_gevent()
 
+USERS_A_PROCESS = 10_000
+"""A process's users have numbers of their own, so that no two draw the same."""
+
 
 class Gate:
     """Lets all users send, or holds them back once their answers are there; open unless it is closed."""
@@ -73,13 +76,15 @@ class ScenarioUser(User):
     """How the server is reached."""
     channel: ClassVar[grpc.Channel | None] = None
     first: ClassVar[int] = 0
-    """The number of this process's first user, so that no two processes draw the same."""
+    """The number of this process's first user, where we started it."""
     started: ClassVar[int] = 0
 
     def on_start(self) -> None:
         """Joins the process's connection; a server that cannot be reached shows in the requests."""
         cls = type(self)
-        self.draws = self.loaded.draws(f"user {cls.first + cls.started}")
+        # Locust numbers the workers of `--processes`; by itself it has one, of number 0, and an old master says none.
+        worker = max(0, getattr(self.environment.runner, "worker_index", 0))
+        self.draws = self.loaded.draws(f"user {cls.first + worker * USERS_A_PROCESS + cls.started}")
         cls.started += 1
         # gRPC waits for each answer in a thread of gevent's pool; in its default of 10, more users would queue for one.
         pool = gevent.get_hub().threadpool

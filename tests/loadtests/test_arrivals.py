@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
-from tritonpress_loadtests.arrivals import Arrivals, peak_rate_per_s, replayed, schedule
+from tritonpress_loadtests.arrivals import Arrivals, moments, peak_rate_per_s, replayed, schedule
 from tritonpress_loadtests.errors import ScenarioError
 from tritonpress_loadtests.stages import Breakpoint, bounds
 
@@ -46,6 +47,29 @@ def test_a_days_curve_peaks_where_it_says() -> None:
     assert 19 <= counts.argmax() <= 21
     assert counts.argmin() in (2, 3, 4)
     assert peak_rate_per_s(made("day", 2000, 240), 10) / 2000 == pytest.approx(1.9, rel=0.1)
+
+
+def test_pieces_have_their_rates_and_end_where_they_say() -> None:
+    # 100/s for a half, 1,000/s for a fourth, 100/s for a fourth, of 40 s.
+    due_s = made({"pieces": {"rates_per_s": [100, 1000, 100], "durations": [2, 1, 1]}}, rate_per_s=0)
+    counts = np.histogram(due_s, bins=[0, 20, 30, 40])[0]
+    # Four standard deviations of a Poisson count.
+    for count, expected in zip(counts, (2000, 10_000, 1000), strict=True):
+        assert abs(count - expected) < 4 * expected**0.5
+    gaps_s = np.diff(due_s[(due_s > 20) & (due_s < 30)])
+    assert gaps_s.std() == pytest.approx(gaps_s.mean(), rel=0.05)  # exponential
+    assert (np.diff(due_s) >= 0).all()
+
+
+def test_going_through_a_schedule_takes_no_memory() -> None:
+    due_s = made("constant", 1000, 1000)
+    tracemalloc.start()
+    try:
+        assert sum(moments(due_s)) == pytest.approx(due_s.sum())
+        # All of them as Python's numbers would take 32 MB.
+        assert tracemalloc.get_traced_memory()[1] < 2e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_replayed_moments_keep_their_gaps(tmp_path: Path) -> None:

@@ -11,19 +11,25 @@ import pytest
 from tritonpress_loadtests.cli import main
 
 
-def run(p99_ms: float, *, seed: int, count: int = 30, label: str = "10/s") -> dict[str, Any]:
+def run(p99_ms: float, *, seed: int, count: int = 30, label: str = "10/s", failed: float = 0.0) -> dict[str, Any]:
     chance = np.random.default_rng(seed)
     windows = {
         "width_s": 1.0,
         "p50_ms": chance.normal(5, 0.5, count).tolist(),
         "p99_ms": chance.normal(p99_ms, 2, count).tolist(),
         "answered_per_s": chance.normal(10, 1, count).tolist(),
+        "failed": chance.poisson(10 * failed, count).tolist(),
     }
     return {
         "schema": "tritonpress-load/4",
         "scenario": {"name": "n", "sha256": "0", "requests": [{"model": "m", "weight": 1}]},
         "started_at": "t", "repository_sha256": "0", "machine": {},
-        "stages": [{"label": label, "warm_up_s": 0.0, "windows": windows}],
+        "stages": [
+            {
+                "label": label, "warm_up_s": 0.0, "windows": windows,
+                "generator": {"bottleneck": "", "processes": 1},
+            }
+        ],
     }  # fmt: skip
 
 
@@ -57,6 +63,52 @@ def test_false_alarms_are_rare(tmp_path: Path) -> None:
     assert alarms <= 12
 
 
+def test_failures_are_compared_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sound, failing, same = write(
+        tmp_path, a=run(20, seed=0), b=run(20, seed=0, failed=0.05), c=run(20, seed=2, failed=0.05)
+    )
+    assert main(["compare", sound, failing]) == 1
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "failed %" in line]
+    before, after, *_, word = row.replace("failed %", "").split()[1:]
+    assert (float(before), word) == (0, "worse")
+    assert 2 < float(after) < 9
+    # What is accepted is a share of what failed before, of nothing nothing.
+    assert main(["compare", sound, failing, "--tolerance", "0.5"]) == 1
+    assert main(["compare", failing, sound]) == 0
+    assert "better" in capsys.readouterr().out
+    assert main(["compare", failing, same]) == 0
+    assert "failed %" in capsys.readouterr().out
+    assert main(["compare", sound, sound]) == 0
+    assert "failed %" not in capsys.readouterr().out
+
+
+def test_what_else_tells_two_runs_apart_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = run(20, seed=1)
+    other["scenario"]["sha256"] = "1"
+    other["machine"] = {"cores": 4}
+    before, after = write(tmp_path, a=run(20, seed=0), b=other)
+    page = tmp_path / "page.html"
+    assert main(["compare", before, after, "--html", str(page)]) == 0
+    told = ["the scenarios' files differ", "the machines differ"]
+    assert capsys.readouterr().out.splitlines()[-2:] == [f"note: {said}" for said in told]
+    assert all(said.replace("'", "&#39;") in page.read_text() for said in told)
+    assert main(["compare", before, before]) == 0
+    assert "note:" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_generator_that_was_the_bottleneck_fails_the_comparison(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], when: str
+) -> None:
+    runs = {"before": run(20, seed=0), "after": run(20, seed=1)}
+    runs[when]["stages"][0]["generator"]["bottleneck"] = "used 99% of a core: use more --processes"
+    page = tmp_path / "page.html"
+    assert main(["compare", *write(tmp_path, **runs), "--html", str(page)]) == 1
+    said = f"the load generator was the bottleneck {when} at 10/s: it used 99% of a core: use more --processes"
+    assert capsys.readouterr().out.splitlines()[-1] == f"failed: {said}"
+    assert said in page.read_text()
+
+
 def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b, short = write(tmp_path, a=run(20, seed=0), b=run(20, seed=1, label="20/s"), c=run(20, seed=1, count=3))
     assert main(["compare", a, b]) == 2
@@ -65,3 +117,11 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path, capsys: pytest
     assert "cannot read" in capsys.readouterr().err
     assert main(["compare", a, short]) == 0
     assert "too short" in capsys.readouterr().out
+
+
+def test_a_page_that_cannot_be_written_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = write(tmp_path, a=run(20, seed=0), b=run(20, seed=1))
+    missing = tmp_path / "missing" / "x.html"
+    assert main(["compare", before, after, "--html", str(missing)]) == 2
+    said = capsys.readouterr().err
+    assert said == f"tritonpress-load: cannot write {missing}: No such file or directory; give another --html\n"

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scenarios import write_scenario
@@ -32,6 +37,38 @@ def test_a_run_prints_its_tables_and_ends_with_the_verdict(
     assert "limit missed: at 2 users p99 is" in capsys.readouterr().out
 
 
+def test_a_generator_that_was_the_bottleneck_fails_the_run(
+    folder: Path, tiny_server: TritonServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenario = write_scenario(folder, stages=SHORT, warm_up_s=0, generator={"cpu_share": 1e-6})
+    options = ["--out", str(folder / "out"), "--url", tiny_server.grpc_url, "--duration-scale", "0.5"]
+    assert main(["run", str(scenario), *options, "--results-only"]) == 1
+    out = capsys.readouterr().out
+    assert "failed: the load generator was the bottleneck, so that the figures are its own" in out
+    assert "limit missed" not in out
+
+
+def test_a_terminal_shows_a_line_that_refreshes(folder: Path, tiny_server: TritonServer) -> None:
+    scenario = write_scenario(folder, stages=[{"users": 2, "duration_s": 1.6}], warm_up_s=0)
+    command = [sys.executable, "-m", "tritonpress_loadtests.cli", "run", str(scenario), "--results-only"]
+    command += ["--out", str(folder / "out"), "--url", tiny_server.grpc_url]
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, stdout=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        # The end of a terminal that nobody holds any more is an error.
+        with contextlib.suppress(OSError):
+            while part := os.read(ours, 4096):
+                shown += part
+        os.close(ours)
+        assert process.wait(30) == 0
+    refreshed, _, closing = shown.decode().partition("2 users: 1.6 s, 0 failed, p99 ")
+    *lines, last = refreshed.split("\r\x1b[K")
+    assert last == ""  # the line is taken away before what stays
+    assert any(re.fullmatch(r"2 users  [12]/2 s  [\d,]+ requests(  p50 [\d.]+ ms)?  0 failed", line) for line in lines)
+    assert "answers/s" in closing
+
+
 def test_input_at_fault_ends_with_2_and_one_line(
     folder: Path, tiny_server: TritonServer, unused_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -54,6 +91,46 @@ def test_input_at_fault_ends_with_2_and_one_line(
     )
     assert "model 'nothing'" in capsys.readouterr().err
     assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("course", "scale", "words"),
+    [
+        (
+            {"stages": [{"rate_per_s": 1e6, "duration_s": 3600}]},
+            1,
+            "at most 50,000,000 requests, whose schedule fits into memory, got 3,600,000,000 of 1e+06/s for 3600 s",
+        ),
+        ({"stages": [{"rate_per_s": 1000, "duration_s": 60}]}, 1000, "got 60,000,000 of 1000/s for 60000 s"),
+        (
+            {"shape": {"breakpoint": {"from_per_s": 1, "to_per_s": 1e6, "duration_s": 60}}, "slo": {"p99_ms": 9}},
+            1,
+            "got 60,000,000 of to_per_s: 1e+06/s for 60 s; divide it into several stages, or lower the rate",
+        ),
+        (
+            {
+                "shape": {"recovery": {"base_per_s": 1, "peak_per_s": 1e6, "base_s": 9, "peak_s": 90}},
+                "slo": {"p99_ms": 9},
+            },
+            1,
+            "got 90,000,018 of spike: 1/s, 1e+06/s, 1/s for 108 s",
+        ),
+        (
+            {"stages": [{"users": 1, "duration_s": 60}]},
+            1e6,
+            "at most 604800 s, got 6e+07 of 1 user with `duration_scale`",
+        ),
+    ],
+)
+def test_what_no_generator_can_hold_is_refused_before_anything_is_sent(
+    folder: Path, unused_url: str, capsys: pytest.CaptureFixture[str], course: dict[str, Any], scale: float, words: str
+) -> None:
+    scenario = write_scenario(folder, **{"stages": None, **course})
+    command = ["run", str(scenario), "--out", str(folder / "out"), "--url", unused_url]
+    assert main([*command, f"--duration-scale={scale:g}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert words in error
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -91,3 +92,17 @@ def test_another_scenario_on_the_other_host_is_refused(folder: Path, tiny_server
 def test_wrong_hosts_are_refused(folder: Path, options: RunOptions, says: str) -> None:
     with pytest.raises(ScenarioError, match=says):
         run(write_scenario(folder), "127.0.0.1:1", folder / "out", options=options)
+
+
+@pytest.mark.usefixtures("python3")
+@pytest.mark.parametrize("said", ["Welcome to load2, the time is 10:45", "17", ""])
+def test_what_a_login_prints_is_told_in_place_of_waiting_for_ever(
+    folder: Path, tiny_server: TritonServer, tmp_path: Path, said: str
+) -> None:
+    scenario = write_scenario(folder, stages=[{"rate_per_s": 20, "duration_s": 1}], warm_up_s=0)
+    login = tmp_path / "login"
+    login.write_text(f'#!/bin/sh\necho "{said}"\nexec sh -c "$1"\n', encoding="utf-8")
+    login.chmod(0o755)
+    told = re.escape(f"the load generator said {said or 'an empty line'!r}, which is no event; what starts it")
+    with pytest.raises(LoadGeneratorError, match=told):
+        run(scenario, tiny_server.grpc_url, folder / "out", options=RunOptions(via=(str(login),)))

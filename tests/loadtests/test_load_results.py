@@ -134,6 +134,14 @@ def test_notes_warn_of_few_samples_a_busy_generator_and_strangers() -> None:
     assert loud["generator"]["bottleneck"].startswith("used 95% of a core")
 
 
+def test_a_warm_up_that_is_cut_is_told() -> None:
+    stage = summary(recorded([30.0] * 200 + [5.0] * 800, over_s=9.99))
+    assert (stage["warm_up_s"], stage["requests"]) == (2.0, 1000)
+    assert stage["latency_ms"]["max"] == pytest.approx(5.0, rel=1e-3)
+    (note,) = [note for note in stage["notes"] if "the first 2 s differ from the rest" in note]
+    assert note.endswith("are no part of the latencies and their limits; their requests are counted")
+
+
 def test_a_generator_that_is_late_says_so() -> None:
     recorder = recorded([20.0] * 1000)
     for _ in range(100):
@@ -149,6 +157,23 @@ def test_a_generator_that_is_late_says_so() -> None:
         (Slo(), {}, [5.0] * 100, []),
         (Slo(p99_ms=5.01), {}, [5.0] * 100, []),
         (Slo(p99_ms=4.9), {}, [5.0] * 100, ["at 4 users p99 is 5.0 ms, the limit is 4.9 ms"]),
+        (Slo(p99_ms=100), {"boom": 9}, [5.0] * 991, []),
+        (Slo(p99_ms=100), {"boom": 9}, [5.0] * 990 + [200.0], []),
+        (
+            Slo(p99_ms=100),
+            {"boom": 9},
+            [5.0] * 986 + [200.0] * 5,
+            ["at 4 users 9 of 1,000 requests failed and 5 took longer than 100 ms: more than the 1% that p99 leaves"],
+        ),
+        (
+            Slo(p999_ms=100),
+            {"boom": 2},
+            [5.0] * 998,
+            [
+                "at 4 users 2 of 1,000 requests failed and 0 took longer than 100 ms:"
+                " more than the 0.1% that p99.9 leaves"
+            ],
+        ),
         (Slo(), {"boom": 1}, [5.0] * 99, []),
         (Slo(), {"boom": 2}, [5.0] * 98, ["at 4 users 2.00% of requests failed, the limit is 1.00%"]),
         (Slo(error_rate=0), {"boom": 1}, [5.0] * 99, ["at 4 users 1.00% of requests failed, the limit is 0.00%"]),
@@ -205,7 +230,7 @@ def of_run(*stages: dict[str, Any]) -> dict[str, Any]:
         "url": "u", "command": "c", "started_at": "t", "interrupted": True, "stages": list(stages),
         "slo": verdict(stages, Slo(), {}), "server": {"name": "s", "version": "2"}, "versions": {},
         "machine": {"cores": 1, "cpu": "c", "memory_gib": 1.0}, "processes": 1, "repository_sha256": "0" * 64,
-        "breakpoint": None, "recovery": None,
+        "breakpoint": None, "recovery": None, "failure": "",
     }  # fmt: skip
 
 
@@ -232,6 +257,14 @@ def test_the_report_says_how_often_the_cache_had_the_answer() -> None:
     assert "<th>cache hits</th>" in text
     assert "<td>1,500 (75 %)</td>" in text
     assert "<td>–</td>" in text.split("m_step")[-1]
+
+
+def test_the_report_shows_a_stage_whose_answers_all_came_too_late() -> None:
+    recorder = Recorder(["m"], 10.0, 5.0)
+    recorder.answered(0, 8, 9.9, 10.5, alone=True)
+    stage = summary(recorder)
+    assert (stage["requests"], stage["throughput_per_s"]) == (1, 0)
+    assert "<svg" in page(of_run(stage))
 
 
 def test_the_report_escapes_and_shows_a_stage_without_answers(tmp_path: Any) -> None:

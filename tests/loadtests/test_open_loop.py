@@ -15,6 +15,7 @@ import pytest
 from at_once import AT_ONCE
 from noop_model import write_noop
 from scenarios import write_noop_scenario as scenario
+from tritonpress_loadtests.cli import main
 from tritonpress_loadtests.run import RunOptions, run
 from tritonpress_server import TritonServer
 
@@ -100,3 +101,21 @@ def test_a_server_that_stands_still_shows_as_arithmetic_says_and_a_closed_loop_h
     assert closed["latency_ms"]["max"] == pytest.approx(2000, abs=300)
     assert closed["latency_ms"]["p99"] < 200
     assert json.loads((tmp_path / "out" / "results.json").read_text())["stages"][1]["stable"] is False
+
+
+@pytest.mark.slow
+def test_a_rate_that_the_generator_cannot_offer_ends_the_stage_and_fails(
+    tmp_path: Path, noop_server: TritonServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = [{"rate_per_s": 100_000, "arrivals": "constant", "duration_s": 1}]
+    path = scenario(tmp_path, stages=stages, warm_up_s=0, max_in_flight=1_000_000, slo={"error_rate": 1})
+    assert main(["run", str(path), "--out", str(tmp_path / "out"), "--url", noop_server.grpc_url]) == 1
+    out = capsys.readouterr().out
+    (stage,) = json.loads((tmp_path / "out" / "results.json").read_text())["stages"]
+    # It gave up once it was 10 s late, having sent what it could in as long.
+    assert 0 < stage["requests"] < 100_000
+    assert stage["offered_per_s"] < stage["requests"] / 10
+    said = f"offered {stage['offered_per_s']:.0f} of 100000/s: use more --processes, or another machine"
+    assert stage["generator"]["bottleneck"] == said
+    assert f"the load generator was the bottleneck: it {said}" in out
+    assert stage["binding"] == "the load generator"

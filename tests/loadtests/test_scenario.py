@@ -13,6 +13,8 @@ from tritonpress_loadtests.errors import ScenarioError
 from tritonpress_loadtests.scenario import Drawn, load_scenario
 
 SHIPPED = sorted((Path(__file__).parents[2] / "loadtests" / "scenarios").glob("*.yaml"))
+REPLAY = {"replay": {"file": "moments.txt"}}
+PIECES = {"pieces": {"rates_per_s": [1, 2], "durations": [1, 1]}}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -58,6 +60,47 @@ def test_the_hash_covers_the_queries_too(folder: Path) -> None:
         (
             {"stages": None, "shape": {"breakpoint": {"from_per_s": 1, "to_per_s": 9}}},
             "a search for a breakpoint, and a recovery, need `slo.p99_ms` or `slo.p999_ms`",
+        ),
+        (
+            {"stages": None, "shape": {"step": {"users": [0], "duration_s": 5}}},
+            "`shape.step.users.0`: .*greater than or equal to 1, got 0",
+        ),
+        (
+            {"stages": None, "shape": {"step": {"users": [1, 20_000], "duration_s": 5}}},
+            "`shape.step.users.1`: .*less than or equal to 10000, got 20000",
+        ),
+        *(
+            (
+                {"stages": None, "shape": {shape: {**keys, "arrivals": REPLAY}}, "slo": {"p99_ms": 9}},
+                f"`shape.{shape}.arrivals`: must go by a rate that is given; a replay, and pieces, have their own",
+            )
+            for shape, keys in {
+                "step": {"rates_per_s": [5], "duration_s": 5},
+                "soak": {"rate_per_s": 5, "duration_s": 5},
+                "breakpoint": {"from_per_s": 1, "to_per_s": 9},
+            }.items()
+        ),
+        ({"stages": None, "shape": {"step": None}}, "`shape`: `shape` must be one of step, spike"),
+        ({"stages": None, "shape": {"soak": None, "spike": None}}, "`shape` must be one of step, spike"),
+        (
+            {"stages": None, "shape": {"spike": {"base_per_s": 1, "peak_per_s": 9, "base_s": 600, "peak_s": 1}}},
+            "the shortest part must be at least a 500th of the whole, got 1 of 1201; lengthen it",
+        ),
+        (
+            {"stages": None, "shape": {"spike": {"base_per_s": 1, "peak_per_s": 9, "base_s": 6e5, "peak_s": 6e5}}},
+            "`duration_s`: .*less than or equal to 604800, got 1800000",
+        ),
+        (
+            {"stages": [{"arrivals": {"pieces": {"rates_per_s": [1, 2], "durations": [1]}}, "duration_s": 1}]},
+            "`stages.0.arrivals.pieces`: `durations` must be 2, one a rate, got 1",
+        ),
+        (
+            {"stages": [{"arrivals": {"pieces": {"rates": [1, 2]}}, "duration_s": 1}]},
+            "`stages.0.arrivals.pieces.rates_per_s` is missing",
+        ),
+        (
+            {"stages": [{"rate_per_s": 3, "arrivals": PIECES, "duration_s": 1}]},
+            "`stages.0`: a stage has `users`, or `rate_per_s`, or `arrivals` with rates of their own",
         ),
         ({"request": {"words": {"up_to": [5, 9], "shares": [0.5, 0.4]}}}, "`shares` must add up to 1, got 0.9"),
         ({"request": {"words": {"up_to": [1, 9], "shares": [0.5, 0.5]}}}, "no query has 1 to 1 words, 50% should"),

@@ -74,12 +74,19 @@ def test_histograms_are_exact_to_a_thousandth_and_survive_the_wire() -> None:
 
 
 def test_recovery_is_the_time_until_every_later_window_kept_the_limit() -> None:
-    def after(p99_ms: list[float | None], failed: list[int]) -> list[dict[str, object]]:
-        return [{"name": "after", "windows": {"width_s": 2.0, "p99_ms": p99_ms, "failed": failed}}]
+    def behind_peak(
+        p99_ms: list[float | None], failed: list[int], *, peak_ended_s: float = 4.0
+    ) -> list[dict[str, object]]:
+        windows = {"width_s": 2.0, "p99_ms": [9, 9, *p99_ms], "failed": [0, 0, *failed]}
+        return [{"pieces": [{"from_s": 0.0}, {"from_s": 2.0}, {"from_s": peak_ended_s}], "windows": windows}]
 
-    assert recovery_found(after([90, 40, 60, 20, None, 10], [0] * 6), 50) == {"recovered_after_s": 6.0}
-    assert recovery_found(after([9, 9], [0, 0]), 50) == {"recovered_after_s": 0.0}
-    assert recovery_found(after([9, 9], [0, 1]), 50) == {"recovered_after_s": None}
+    assert recovery_found(behind_peak([90, 40, 60, 20, None, 10], [0] * 6), 50) == {"recovered_after_s": 6.0}
+    assert recovery_found(behind_peak([9, 9], [0, 0]), 50) == {"recovered_after_s": 0.0}
+    # The window in which the peak ends is the peak's.
+    assert recovery_found(behind_peak([90, 9], [0, 0], peak_ended_s=4.5), 50) == {"recovered_after_s": 1.5}
+    assert recovery_found(behind_peak([9, 9], [0, 1]), 50) == {"recovered_after_s": None}
+    ended_in_peak = [{"pieces": [{"from_s": 0.0}], "windows": {"width_s": 2.0, "p99_ms": [9], "failed": [0]}}]
+    assert recovery_found(ended_in_peak, 50) == {"recovered_after_s": None}
     assert recovery_found([], 50) == {"recovered_after_s": None}
 
 

@@ -1,0 +1,90 @@
+"""What is lost in the middle of a run, the server or a process that makes the load, loses no stage that is finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from at_once import AT_ONCE
+from noop_model import write_noop
+from scenarios import write_noop_scenario
+from tritonpress_loadtests.cli import summary
+from tritonpress_loadtests.run import RunOptions, run
+from tritonpress_server import TritonServer
+
+STAGES = [{"users": 1, "duration_s": 0.5}, {"rate_per_s": 20, "duration_s": 4}]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[TritonServer]:
+    """A server of a model that does nothing, which a test may kill."""
+    with TritonServer(write_noop(tmp_path / "repository"), settings=AT_ONCE) as started:
+        yield started
+
+
+def in_second_stage(folder: Path, server: TritonServer) -> subprocess.Popen[str]:
+    """Returns a run of the command whose first stage is measured."""
+    scenario = write_noop_scenario(folder, stages=STAGES, warm_up_s=0)
+    command = [sys.executable, "-m", "tritonpress_loadtests.cli", "run", str(scenario), "--out", str(folder / "out")]
+    command += ["--url", server.grpc_url]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("1 user: ")
+    return process
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    """Returns what the run has written."""
+    results: dict[str, Any] = json.loads((folder / "out" / "results.json").read_text(encoding="utf-8"))
+    return results
+
+
+def test_a_server_that_dies_is_in_the_figures(tmp_path: Path, server: TritonServer) -> None:
+    def kill(event: dict[str, Any]) -> None:
+        if event["event"] == "tick" and event["label"] == "20/s" and event["elapsed_s"] > 1 and not killed:
+            killed.append(server.pid)
+            os.kill(server.pid, signal.SIGKILL)
+
+    killed: list[int] = []
+    scenario = write_noop_scenario(tmp_path, stages=STAGES, warm_up_s=0)
+    options = RunOptions(metrics_url=server.metrics_url)
+    run(scenario, server.grpc_url, tmp_path / "out", options=options, progress=kill)
+    assert killed
+    results = results_of(tmp_path)
+    first, second = results["stages"]
+    assert first["requests"] > first["failed"] == 0
+    assert first["models"][0]["answered"] == first["requests"]
+    assert second["requests"] > second["failed"] > 0
+    assert second["models"] == []
+    assert second["server"]["cpu_cores"] is None
+    assert second["server"]["metrics"] == {}
+    assert second["binding"] == "unknown: Triton's statistics tell of no request"
+    told = "\n".join(summary(results))
+    for words in ("Triton's statistics are not there: no Triton server answers", "`--metrics-url`"):
+        assert any(words in note for note in second["notes"])
+        assert words in told
+    assert not results["slo"]["met"]
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_generator_that_dies_leaves_what_was_measured(tmp_path: Path, server: TritonServer) -> None:
+    with in_second_stage(tmp_path, server) as process:
+        children = psutil.Process(process.pid).children()
+        while not (opened := [child for child in children if "tritonpress_loadtests.open_loop" in child.cmdline()]):
+            children = psutil.Process(process.pid).children()
+        opened[0].kill()
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    results = results_of(tmp_path)
+    assert [stage["label"] for stage in results["stages"]] == ["1 user"]
+    assert results["failure"] == "the load generator ended with status -9: it said nothing"
+    assert f"failed: {results['failure']}; this is what was measured until then" in out
+    assert "The run has failed" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
