@@ -13,6 +13,7 @@ import yaml
 from tiny_builds import write_other_sources
 from tritonpress_generator import builds, cli, switching
 from tritonpress_generator.build import build
+from tritonpress_generator.tune.load import Traffic
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_refuses_to_work_where_a_server_looks_for_models(
 ) -> None:
     monkeypatch.chdir(tuned)
     there = sorted(path.name for path in tuned.iterdir())
-    assert cli.main(["tune", ".", "--p99-ms", "50", "--work", work]) == 2
+    assert cli.main(["tune", ".", "--p99-ms", "50", "--budget-minutes", "0.01", "--work", work]) == 2
     (said,) = capsys.readouterr().err.strip().splitlines()
     assert "--work must lie outside of the repository ., in which every folder is a model to a server" in said
     assert f"got {work};" in said
@@ -125,6 +126,12 @@ def test_says_that_another_build_was_promoted_meanwhile(
     build(write_other_sources(tiny_sources, tmp_path / "other"), tuned, canary=True)
     before, there = builds.served(tuned, name), {row["build"] for row in builds.listing(tuned, name)}
     work, ended = tmp_path / "work", threading.Event()
+    scenario = tmp_path / "scenario.yaml"
+    requests = Traffic.golden({name: builds.read_manifest(tuned, name)}, tmp_path).requests
+    # How busy the machine is decides nothing here.
+    limits = {"cpu_share": 100.0, "lag_share": 100.0}
+    scenario.write_text(yaml.safe_dump({"requests": requests, "generator": limits}), encoding="utf-8")
+    command = ["tune", str(tuned), "--p99-ms", "2000", "--budget-minutes", "2", "--work", str(work)]
 
     def promote() -> None:
         # What is in the journal was measured: the search has begun.
@@ -135,7 +142,7 @@ def test_says_that_another_build_was_promoted_meanwhile(
     promoting = threading.Thread(target=promote)
     promoting.start()
     try:
-        status = cli.main(["tune", str(tuned), "--p99-ms", "500", "--budget-minutes", "2", "--work", str(work)])
+        status = cli.main([*command, "--scenario", str(scenario)])
     finally:
         ended.set()
         promoting.join()
