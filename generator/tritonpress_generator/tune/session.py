@@ -177,9 +177,10 @@ class Session:
         return self._at(key, setting, rate, turning.words(self._knobs, setting), within_s)
 
     def _closing_s(self, rate: float) -> float:
-        """Returns what is kept for the rounds at the end; nothing before there is a figure at all."""
-        rounds_s = ROUNDS * 2 * self._takes_s(rate)
-        return min(rounds_s, self._config.budget_minutes * 60 * _CLOSING_SHARE) if self._measured else 0.0
+        """Returns what is left for the rounds at the end, of which there are none unless something keeps the limit."""
+        if not any(at.keeps(self._config.p99_ms) for _, at in self._measured):
+            return 0.0
+        return min(ROUNDS * 2 * self._takes_s(rate), self._config.budget_minutes * 60 * _CLOSING_SHARE)
 
     def _at(self, key: str, setting: Setting, rate: float, words: str, within_s: float) -> Measured:
         began = time.monotonic()
