@@ -57,7 +57,12 @@ def main() -> None:
     configs = turning.read_configs(arguments.repository, manifest, MODEL)
     (step,) = manifest["steps"].values()
     knobs = turning.knobs(
-        configs, manifest["steps"], workload=MODEL, cores=len(os.sched_getaffinity(0)), p99_ms=arguments.p99_ms
+        configs,
+        manifest["steps"],
+        workload=MODEL,
+        engine=manifest["engine"],
+        cores=len(os.sched_getaffinity(0)),
+        p99_ms=arguments.p99_ms,
     )
     settings: dict[str, Setting] = {"as it is": {knob.key: knob.now for knob in knobs}}
     with tempfile.TemporaryDirectory() as name:

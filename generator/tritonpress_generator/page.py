@@ -26,6 +26,7 @@ td:not(:nth-child(2)):not(:last-child) { white-space: nowrap; } td:nth-child(2),
 figure { margin: 1rem 0; } .interval { stroke: var(--soft); }
 .curve { fill: none; stroke-width: 1.5; }
 .curve.front { stroke: var(--front); } .curve.reference { stroke: var(--reference); }
+.pareto { fill: none; stroke: var(--text); stroke-width: 1.2; pointer-events: none; }
 """
 
 

@@ -44,8 +44,7 @@ def run(options: argparse.Namespace) -> None:
     from tritonpress_client import TritonpressError, connecting
     from tritonpress_server import ServerError
 
-    from tritonpress_generator import builds
-    from tritonpress_generator.tune import knobs, report, written
+    from tritonpress_generator.tune import report, written
     from tritonpress_generator.tune.run import tune
     from tritonpress_generator.tune.session import TuneConfig
 
@@ -63,24 +62,14 @@ def run(options: argparse.Namespace) -> None:
         found = tune(options.repository, config, options.work)
     except (ServerError, TritonpressError) as exc:
         raise InputError(str(exc)) from exc
-    lines: dict[str, list[str]] = {}
-    promote: list[str] = []
-    for name in dict.fromkeys(knob.workload for knob in found.knobs):
-        manifest = builds.read_manifest(options.repository, name)
-        models = {*manifest["steps"].values(), name}
-        if models & set(found.changed):
-            configs = knobs.read_configs(options.repository, manifest, name) | {
-                model: config for model, config in found.changed.items() if model in models
-            }
-            build = written.write(options.repository, name, configs, report.manifest_entry(found))
-            own = [knob for knob in found.knobs if knob.workload == name]
-            lines[name] = written.recipe_lines(own, found.best.setting, manifest["engine"])
-            promote.append(f"tritonpress promote {os.fspath(options.repository)} {name} {build}")
+    entries = written.entries(found)
+    lines = {name: written.recipe_lines(changed) for name, changed in entries.items()}
     page = options.work / "report.html"
     report.write(found, page, lines)
     print("\n".join(report.summary(found)))
     print(f"wrote {os.fspath(page)}")
     for name, text in lines.items():
-        print("\n".join([f"the same in the recipe of {name}:", *(f"  {line}" for line in text)]))
-    for command in promote:
-        print(f"to serve it: {command}")
+        print(f"the same in the recipe of {name}, in place of what it has:")
+        print("\n".join(f"  {line}" for line in text))
+    for name, build in written.place(options.repository, found, report.manifest_entry(found)).items():
+        print(f"to serve it: tritonpress promote {os.fspath(options.repository)} {name} {build}")

@@ -12,7 +12,7 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as pb
 
-from tritonpress_generator import builds
+from tritonpress_generator import builds, plugins
 
 Value = tuple[int, ...]
 Setting = Mapping[str, Value]
@@ -55,6 +55,13 @@ def _write_instances(config: pb.ModelConfig, value: Value) -> None:
 
 def _threads_parameter(config: pb.ModelConfig) -> str | None:
     return next((name for name in _THREADS if name in config.parameters), None)
+
+
+def sizing(config: pb.ModelConfig) -> dict[str, int]:
+    """Returns an engine's instances, and threads if it is told them, as a recipe's engine is told them."""
+    parameter = _threads_parameter(config)
+    names = ["instances", *([parameter.lower()] if parameter else [])]
+    return dict(zip(names, _read_instances(config), strict=True))
 
 
 def _instances_words(value: Value) -> str:
@@ -139,6 +146,7 @@ def knobs(
     steps: Mapping[str, str],
     *,
     workload: str,
+    engine: str,
     cores: int,
     p99_ms: float,
     preferred: Sequence[int] = (),
@@ -150,20 +158,23 @@ def knobs(
         configs: Of its ensemble and its steps, by name.
         steps: The steps' names, by role.
         workload: Its name, which is the ensemble's.
+        engine: The recipe's word for its engine: what no recipe can tell it is no knob.
         cores: Of the machine that serves.
         p99_ms: The limit on the latency.
         preferred: The sizes for which the engine's profiles are optimised; none for an engine without profiles.
         cache: Whether the response cache is tried.
+
+    Raises:
+        InputError: There is no such engine.
     """
     # Where the work is done is where requests wait for companions.
     role = "engine" if "engine" in steps else "model"
     found: list[tuple[str, str, tuple[str, ...], list[Value]]] = []
-    for sized in (role, "tokenizer"):
-        if sized in steps:
-            config = configs[steps[sized]]
-            found.append(
-                (sized, "instances", (steps[sized],), _sizings(config, KINDS["instances"].read(config), cores))
-            )
+    told = set(plugins.find("engines", engine, path=workload).Config.model_fields)
+    sized = [role] if told.issuperset(sizing(configs[steps[role]])) else []
+    for name in [*sized, *(["tokenizer"] if "tokenizer" in steps else [])]:
+        config = configs[steps[name]]
+        found.append((name, "instances", (steps[name],), _sizings(config, KINDS["instances"].read(config), cores)))
     if configs[steps[role]].HasField("dynamic_batching"):
         batching = configs[steps[role]].dynamic_batching
         most_us = _DELAY_SHARE * p99_ms * 1000

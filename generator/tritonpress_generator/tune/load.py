@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -25,6 +27,8 @@ _LEAST_REQUESTS = 600
 """p99 rests on the slowest hundredth."""
 _MOST_S = 30.0
 _LONGER = 2.0
+_BESIDE_S = 6.0
+"""What a run takes beside its load, until one has shown it: processes, warm-up, evaluation."""
 _INTERRUPTED = 130
 # Enough to fill every instance with full batches, and then some.
 _USERS = 32
@@ -80,6 +84,7 @@ class Traffic:
         if find_spec("tritonpress_loadtests") is None:
             raise InputError("tritonpress tune: needs the load tests; pip install 'tritonpress[loadtests]'")
         self.requests, self._scenario, self.where = requests, scenario, where
+        self._beside_s = _BESIDE_S
 
     @property
     def models(self) -> list[str]:
@@ -88,8 +93,13 @@ class Traffic:
 
     @property
     def identity(self) -> str:
-        """What tells this traffic from another."""
-        return json.dumps([self.requests, self._scenario], sort_keys=True)
+        """What tells this traffic from another: what is asked, wherever it lies.
+
+        Raises:
+            InputError: A file of queries cannot be read.
+        """
+        asked = [{**request, "queries": _content(Path(request["queries"]))} for request in self.requests]
+        return yaml.safe_dump([asked, dict(self._scenario)])
 
     @classmethod
     def read(cls, path: Path) -> Traffic:
@@ -134,22 +144,27 @@ class Traffic:
         stage = self._run(url, {"users": _USERS, "duration_s": _LEAST_S})
         return float(stage["throughput_per_s"])
 
-    def at(self, url: str, rate: float, limit_ms: float, *, longer: float = 1.0) -> Measured:
-        """Returns what the server gives at a rate, measured for longer where p99 is near the limit.
+    def takes_s(self, rate: float) -> float:
+        """Returns how long `at` takes, in s, where p99 is not near the limit."""
+        return _load_s(rate) + self._beside_s
+
+    def at(self, url: str, rate: float, limit_ms: float, *, within_s: float = math.inf) -> Measured:
+        """Returns what the server gives at a rate, measured once more and longer where p99 is near the limit.
 
         Args:
             url: `HOST:PORT` of the server.
             rate: In requests/s, of all workloads together; their moments are those of a Poisson process.
             limit_ms: The limit on p99.
-            longer: Multiplies the duration.
+            within_s: Nothing is measured once more that would take longer in all.
 
         Raises:
             InputError: The load test refuses the scenario or the server.
         """
-        seconds = min(max(_LEAST_S, _LEAST_REQUESTS / rate), _MOST_S) * longer
-        found = self._measured(url, rate, seconds)
-        if found.undecided(limit_ms):
-            found = self._measured(url, rate, seconds * _LONGER)
+        end = time.monotonic() + within_s
+        found = self._measured(url, rate, _load_s(rate))
+        longer_s = _load_s(rate) * _LONGER
+        if found.undecided(limit_ms) and time.monotonic() + longer_s + self._beside_s <= end:
+            found = self._measured(url, rate, longer_s)
         return found
 
     def _measured(self, url: str, rate: float, seconds: float) -> Measured:
@@ -185,6 +200,7 @@ class Traffic:
             (folder / "scenario.yaml").write_text(yaml.safe_dump(scenario), encoding="utf-8")
             command = [sys.executable, "-m", "tritonpress_loadtests.cli", "run", str(folder / "scenario.yaml")]
             command += ["--out", str(folder / "out"), "--url", url, "--results-only", *self.security]
+            began = time.monotonic()
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             results = folder / "out" / "results.json"
             if done.returncode == _INTERRUPTED:
@@ -192,5 +208,24 @@ class Traffic:
             if not results.exists():
                 said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
                 raise InputError(f"load test: {said.removeprefix('tritonpress-load: ').replace(str(folder), 'tune')}")
-            stages = json.loads(results.read_text(encoding="utf-8"))["stages"]
-            return dict(stages[0])
+            found = dict(json.loads(results.read_text(encoding="utf-8"))["stages"][0])
+            # Where requests fail their timeouts are waited for too, which says nothing of other runs.
+            if not found["error_rate"]:
+                self._beside_s = time.monotonic() - began - found["duration_s"]
+            return found
+
+
+def _load_s(rate: float) -> float:
+    """Returns how long a rate is measured."""
+    return min(max(_LEAST_S, _LEAST_REQUESTS / rate), _MOST_S)
+
+
+def _content(path: Path) -> str:
+    """Returns what tells a file of queries from another: the format, by its name, and a hash."""
+    try:
+        if not path.is_file():  # a pipe or a device would be waited for
+            raise OSError("is no file")
+        return hashlib.sha256(path.read_bytes()).hexdigest() + path.suffix
+    except OSError as exc:
+        why = exc.strerror or str(exc)
+        raise InputError(f"scenario: its queries {path} cannot be read ({why}); correct the path") from exc

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from tritonpress_generator import page
 from tritonpress_generator.page import BOTTOM, EDGE, HEIGHT, LEFT, WIDTH, Axis
+from tritonpress_generator.search.front import front
 from tritonpress_generator.table import render
 from tritonpress_generator.tune.climb import STEP, Point, Tried
+from tritonpress_generator.tune.confirm import ROUNDS
 from tritonpress_generator.tune.knobs import words
 from tritonpress_generator.tune.load import Measured
 from tritonpress_generator.tune.session import Found
@@ -59,19 +62,30 @@ def summary(found: Found) -> list[str]:
         )
     else:
         than = "" if found.gain is None else f", {found.gain:.2f} × as it is"
-        verdict = "confirmed" if found.confirmed else "not confirmed"
-        p99_ms = [at.p99_ms for _, at in found.rounds]
         lines.append(
             f"best: {words(found.knobs, found.best.setting)}: {found.best.rate_per_s:.0f}/s within "
-            f"{found.limit_ms:g} ms{than}; {verdict} in {len(p99_ms)} rounds in turn: p99 {min(p99_ms):.1f} to "
-            f"{max(p99_ms):.1f} ms"
+            f"{found.limit_ms:g} ms{than}; {_verdict(found)}"
         )
+        if len(found.rounds) < ROUNDS:
+            lines.append(
+                f"the time was over after {len(found.rounds)} of {ROUNDS} rounds in turn; the same command with more "
+                "--budget-minutes goes on"
+            )
     if not found.complete:
         lines.append(
             "the time was over before every knob was turned; the same command with more --budget-minutes goes on"
         )
     lines.append(f"load: {found.traffic}")
     return lines
+
+
+def _verdict(found: Found) -> str:
+    p99_ms = [at.p99_ms for _, at in found.rounds]
+    if not p99_ms:
+        return "not confirmed, since no time was left to measure it in turn with the configs as they are"
+    verdict = "confirmed" if found.confirmed else "not confirmed"
+    rounds = f"{len(p99_ms)} round{'s' if len(p99_ms) > 1 else ''}"
+    return f"{verdict} in {rounds} in turn: p99 {min(p99_ms):.1f} to {max(p99_ms):.1f} ms"
 
 
 def manifest_entry(found: Found) -> dict[str, Any]:
@@ -95,13 +109,15 @@ def write(found: Found, path: Path, lines: dict[str, list[str]]) -> None:
         lines: What each workload's recipe must say for the same configs.
     """
     recipes = "".join(
-        f"<p>The same in the recipe of {escape(name)}:</p><pre>{escape(chr(10).join(text))}</pre>"
+        f"<p>The same in the recipe of {escape(name)}, in place of what it has:</p>"
+        f"<pre>{escape(chr(10).join(text))}</pre>"
         for name, text in lines.items()
     )
     closing = "".join(f"<p>{escape(line)}</p>" for line in summary(found)[2:])
     body = f"""{closing}
 <figure>{_plot(found)}<figcaption>Each circle is a measurement at a rate; the line through it is the interval of its
-p99 at 95 %. Blue: the best configs. Orange: the configs as they were. Dashed: the limit. Hover for what was
+p99 at 95 %. Blue: the best configs. Orange: the configs as they were. Ringed, with steps between them: the
+Pareto front, where no other measurement had as high a rate with as low a p99. Dashed: the limit. Hover for what was
 served.</figcaption></figure>
 <h2>What was tried</h2>{page.table(["", *_HEADER], [["", *row] for row in rows(found)])}
 {recipes}"""
@@ -112,12 +128,14 @@ def _plot(found: Found) -> str:
     """Returns the measurements as SVG: requests/s to the right, p99 upwards, cut off at three times the limit."""
     top = 3 * found.limit_ms
     shown = [(setting, at) for setting, at in found.measured if not math.isinf(at.p99_ms)]
+    undominated = _front([at for _, at in shown])
     horizontal = Axis([at.rate_per_s for _, at in shown], LEFT, WIDTH - EDGE)
     vertical = Axis([0.0, *(min(at.p99_ms, top) for _, at in shown), found.limit_ms], HEIGHT - BOTTOM, EDGE)
     limit = vertical(found.limit_ms)
     marks: list[str] = []
     curves: dict[str, list[tuple[float, float]]] = {"reference": [], "front": []}
-    for setting, at in shown:
+    steps: list[tuple[float, float]] = []
+    for number, (setting, at) in enumerate(shown):
         kind = "other"
         if setting == found.best.setting:
             kind = "front"
@@ -126,6 +144,9 @@ def _plot(found: Found) -> str:
         x, y = horizontal(at.rate_per_s), vertical(min(at.p99_ms, top))
         if kind in curves:
             curves[kind].append((x, y))
+        if number in undominated:
+            steps.append((x, y))
+            marks.append(f"<circle class='pareto' cx='{x:.1f}' cy='{y:.1f}' r='9'/>")
         low, high = (vertical(min(value, top)) for value in (at.low_ms, at.high_ms))
         said = f"{words(found.knobs, setting)}: {at.rate_per_s:.0f}/s, p99 {at.p99_ms:.1f} ms"
         marks.append(
@@ -135,6 +156,7 @@ def _plot(found: Found) -> str:
     for kind, points in curves.items():
         places = " ".join(f"{x:.1f},{y:.1f}" for x, y in sorted(points))
         marks.insert(0, f"<polyline class='curve {kind}' points='{places}'/>")
+    marks.insert(0, f"<path class='curve pareto' d='{_stairs(sorted(steps))}'/>")
     ticks = page.ticks(horizontal, vertical)
     return (
         f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img' aria-label='p99 against rate'>{ticks}"
@@ -142,3 +164,21 @@ def _plot(found: Found) -> str:
         f"<text x='{(LEFT + WIDTH) / 2}' y='{HEIGHT - 8}' text-anchor='middle'>requests per second</text>"
         f"<text x='{LEFT - 58}' y='14'>p99, ms</text></svg>"
     )
+
+
+def _front(measured: Sequence[Measured]) -> set[int]:
+    """Returns which measurements no other dominates, which had as high a rate with as low a p99 and one of them better.
+
+    Those that have a fault are none: their p99 is of what was answered.
+    """
+    sound = [number for number, at in enumerate(measured) if not at.fault]
+    points = [(-measured[number].rate_per_s, measured[number].p99_ms) for number in sound]
+    return {sound[place] for place in front(points)}
+
+
+def _stairs(places: Sequence[tuple[float, float]]) -> str:
+    """Returns a path through places, from left to right: a p99 holds for all lower rates down to the next one."""
+    if not places:
+        return ""
+    (x, y), *rest = places
+    return f"M{x:.1f},{y:.1f}" + "".join(f"V{below:.1f}H{right:.1f}" for right, below in rest)

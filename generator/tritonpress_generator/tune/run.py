@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,7 @@ def tune(path: Path, config: TuneConfig, work: Path, *, progress: Progress | Non
     Args:
         path: The model repository.
         config: See `TuneConfig`.
-        work: A folder where measurements are kept, so that a tuning that was killed goes on.
+        work: A folder outside of it where measurements are kept, so that a tuning that was killed goes on.
         progress: Says how far it is.
 
     Raises:
@@ -41,7 +42,9 @@ def tune(path: Path, config: TuneConfig, work: Path, *, progress: Progress | Non
         SloError: Nothing keeps the limit; says what came nearest, and what binds.
         TritonpressError: The server does not answer.
     """
+    began = time.monotonic()
     config.check()
+    _check_work(path, work)
     say = progress or Progress()
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="tritonpress-") as folder:
@@ -58,6 +61,7 @@ def tune(path: Path, config: TuneConfig, work: Path, *, progress: Progress | Non
                 own,
                 manifest["steps"],
                 workload=name,
+                engine=manifest["engine"],
                 cores=config.cores or len(os.sched_getaffinity(0)),
                 p99_ms=config.p99_ms,
                 preferred=_optimised_sizes(path, manifest),
@@ -69,15 +73,23 @@ def tune(path: Path, config: TuneConfig, work: Path, *, progress: Progress | Non
         journal = Journal(work / f"{_fingerprint(manifests, knobs, traffic, config)}.jsonl")
         say.stage("server")
         with bench(path, configs, knobs, server=config.server, options=config.connection, cache=config.cache) as served:
-            session = Session(config, knobs, traffic, journal, served, say)
+            session = Session(config, knobs, traffic, journal, served, say, began=began)
             found = session.run()
     say.done()
     changed = turning.changed(configs, knobs, found.best.setting) if _better(found) else {}
-    return replace(found, changed=changed)
+    return replace(found, manifests=manifests, configs=configs | changed, changed=frozenset(changed))
 
 
 def _better(found: Found) -> bool:
     return found.confirmed and (found.gain is None or found.gain >= STEP)
+
+
+def _check_work(path: Path, work: Path) -> None:
+    if work.resolve().is_relative_to(path.resolve()):
+        raise InputError(
+            f"tune: --work must lie outside of the repository {path}, in which every folder is a model to a server, "
+            f"got {work}; give another"
+        )
 
 
 def _manifest(path: Path, name: str) -> dict[str, Any]:

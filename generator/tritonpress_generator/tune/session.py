@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,13 @@ from tritonpress_generator.journal import Journal
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.tune import knobs as turning
 from tritonpress_generator.tune.bench import Bench
-from tritonpress_generator.tune.climb import STEP, Climb, OverBudgetError, Point, Tried
+from tritonpress_generator.tune.climb import Climb, OverBudgetError, Point, Tried
+from tritonpress_generator.tune.confirm import ROUNDS, Measurer, Round, confirm, mostly_kept
 from tritonpress_generator.tune.knobs import Configs, Knob, Setting
 from tritonpress_generator.tune.load import Measured, Traffic
 
-ROUNDS = 3
-"""How often the best and the configs as they are are measured in turn at the end: a machine's speed drifts."""
-_CLOSING_SHARE = 0.3
-_OVERHEAD_S = 12.0
-"""What a measurement takes at least: loading, warm-up, the load, its evaluation."""
+_CLOSING_SHARE = 0.4
+"""Of the budget, at most: kept for the rounds at the end."""
 
 
 @dataclass(frozen=True)
@@ -68,21 +66,25 @@ class Found:
     first: Point | None
     """The configs as they are; None where they keep the limit at no rate."""
     best: Point
-    rounds: list[tuple[Measured | None, Measured]]
-    """The configs as they are, and the best, each at its rate, in turn."""
+    rounds: list[Round]
+    """Each at its rate, in turn; fewer where the time was short."""
     tried: list[Tried]
     measured: list[tuple[Setting, Measured]]
     """All measurements."""
     complete: bool
     """Whether nothing more was to be gained; else the time was over."""
     minutes: float
-    changed: Configs
-    """By name; empty where nothing is better than what is there."""
+    manifests: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of the builds that were tuned, by workload."""
+    configs: Configs = field(default_factory=dict)
+    """Theirs, by name, with what is better; as they were where nothing is."""
+    changed: frozenset[str] = frozenset()
+    """The names of those that differ."""
 
     @property
     def confirmed(self) -> bool:
         """Whether the best has kept the limit in most rounds."""
-        return sum(best.keeps(self.limit_ms) for _, best in self.rounds) * 2 > len(self.rounds)
+        return mostly_kept(self.rounds, self.limit_ms)
 
     @property
     def gain(self) -> float | None:
@@ -101,10 +103,14 @@ class Session:
         journal: Journal,
         served: Bench,
         say: Progress,
+        *,
+        began: float,
     ) -> None:
+        """Takes `began`, the moment from which the budget counts (`time.monotonic`)."""
         self._config, self._knobs, self._traffic = config, knobs, traffic
         self._journal, self._bench, self._say = journal, served, say
-        self._began = time.monotonic()
+        self._began = began
+        self._loading_s = 0.0
         self._measured: list[tuple[Setting, Measured]] = []
 
     def run(self) -> Found:
@@ -119,7 +125,8 @@ class Session:
         climb.run(self._knobs)
         if climb.best is None:
             raise self._nothing(climb)
-        best, rounds = self._confirmed(climb.first, climb.best)
+        measurer = Measurer(self._round, self._round_s, lambda: self._left_s)
+        best, rounds = confirm(climb.first, climb.best, self._config.p99_ms, measurer)
         return Found(
             limit_ms=self._config.p99_ms,
             traffic=self._traffic.where,
@@ -131,12 +138,18 @@ class Session:
             measured=self._measured,
             complete=climb.complete,
             minutes=self._spent_s / 60,
-            changed={},
         )
 
     @property
     def _spent_s(self) -> float:
         return time.monotonic() - self._began + self._journal.replayed_s
+
+    @property
+    def _left_s(self) -> float:
+        return self._config.budget_minutes * 60 - self._spent_s
+
+    def _takes_s(self, rate: float) -> float:
+        return self._loading_s + self._traffic.takes_s(rate)
 
     def _most(self, now: Setting) -> float:
         """Returns what the configs as they are give at most, in requests/s."""
@@ -151,24 +164,36 @@ class Session:
         return most
 
     def _measure(self, setting: Setting, rate: float, before: int) -> Measured:
-        budget_s = self._config.budget_minutes * 60
         key = f"{json.dumps(setting, sort_keys=True)} {rate:.6g}" + (f" again {before}" if before else "")
-        if self._journal.get(key) is None and self._spent_s + _OVERHEAD_S > budget_s * (1 - _CLOSING_SHARE):
+        known = self._journal.get(key) is not None
+        within_s = self._left_s - self._closing_s(rate)
+        if not known and self._takes_s(rate) > within_s:
             if not self._measured:
                 raise InputError(
-                    f"tune: --budget-minutes {self._config.budget_minutes:g} is too short for one measurement, of "
-                    f"which each takes {_OVERHEAD_S:g} s and more; raise it"
+                    f"tune: --budget-minutes {self._config.budget_minutes:g} is too short for one measurement, which "
+                    f"takes {self._takes_s(rate):.0f} s, after {self._spent_s:.0f} s to start; raise it"
                 )
             raise OverBudgetError
-        return self._at(key, setting, rate, turning.words(self._knobs, setting))
+        return self._at(key, setting, rate, turning.words(self._knobs, setting), within_s)
 
-    def _at(self, key: str, setting: Setting, rate: float, words: str, *, longer: float = 1.0) -> Measured:
+    def _closing_s(self, rate: float) -> float:
+        """Returns what is left for the rounds at the end, of which there are none unless something keeps the limit."""
+        if not any(at.keeps(self._config.p99_ms) for _, at in self._measured):
+            return 0.0
+        return min(ROUNDS * 2 * self._takes_s(rate), self._config.budget_minutes * 60 * _CLOSING_SHARE)
+
+    def _at(self, key: str, setting: Setting, rate: float, words: str, within_s: float) -> Measured:
+        began = time.monotonic()
+
         def compute() -> dict[str, Any]:
             try:
                 self._bench.serve(setting)
             except TritonpressError as exc:
                 return asdict(_refused(rate, str(exc)))
-            return asdict(self._traffic.at(self._bench.url, rate, self._config.p99_ms, longer=longer))
+            loading_s = time.monotonic() - began
+            self._loading_s = max(self._loading_s, loading_s)
+            left_s = within_s - loading_s
+            return asdict(self._traffic.at(self._bench.url, rate, self._config.p99_ms, within_s=left_s))
 
         budget = f"{self._spent_s / 60:.1f} of {self._config.budget_minutes:g} min"
         known = self._known(key, {"setting": dict(setting), "rate_per_s": rate}, compute, f"[{budget}] {words}")
@@ -190,30 +215,14 @@ class Session:
             self._journal.put(key, about, known)
         return known
 
-    def _confirmed(self, first: Point | None, best: Point) -> tuple[Point, list[tuple[Measured | None, Measured]]]:
-        """Returns the best, at a rate that it keeps in turn with the configs as they are, and those rounds.
+    def _round(self, number: int, point: Point, within_s: float) -> Measured:
+        now = {knob.key: knob.now for knob in self._knobs}
+        words = f"round {number}, {'as it is' if point.setting == now else 'best'}"
+        return self._at(_round_key(number, point), point.setting, point.rate_per_s, words, within_s)
 
-        What has won by chance is found out here: it is asked for less, once.
-        """
-        if first is not None and first.setting == best.setting:
-            return best, []
-        rounds = self._rounds(first, best)
-        if sum(at.keeps(self._config.p99_ms) for _, at in rounds) * 2 <= len(rounds):
-            lower = replace(best, kept=replace(best.kept, rate_per_s=best.rate_per_s / STEP), missed=best.kept)
-            if first is None or lower.rate_per_s > first.rate_per_s:
-                best, rounds = lower, self._rounds(first, lower)
-        return best, rounds
-
-    def _rounds(self, first: Point | None, best: Point) -> list[tuple[Measured | None, Measured]]:
-        rounds = []
-        for number in range(1, ROUNDS + 1):
-            before = None if first is None else self._round(number, "as it is", first)
-            rounds.append((before, self._round(number, "best", best)))
-        return rounds
-
-    def _round(self, number: int, which: str, point: Point) -> Measured:
-        key = f"round {number} {json.dumps(point.setting, sort_keys=True)} {point.rate_per_s:.6g}"
-        return self._at(key, point.setting, point.rate_per_s, f"round {number}, {which}")
+    def _round_s(self, number: int, point: Point) -> float:
+        known = self._journal.get(_round_key(number, point)) is not None
+        return 0.0 if known else self._takes_s(point.rate_per_s)
 
     def _nothing(self, climb: Climb) -> SloError:
         at, setting = climb.nearest, climb.nearest_setting
@@ -225,6 +234,10 @@ class Session:
             f"{at.rate_per_s:.3g} requests/s with {turning.words(self._knobs, setting)}, p50 {at.p50_ms:.1f} ms; what "
             f"binds there is {at.binds}; raise --p99-ms, or compress more"
         )
+
+
+def _round_key(number: int, point: Point) -> str:
+    return f"round {number} {json.dumps(point.setting, sort_keys=True)} {point.rate_per_s:.6g}"
 
 
 def _refused(rate: float, why: str) -> Measured:

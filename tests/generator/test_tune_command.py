@@ -1,0 +1,151 @@
+"""`tritonpress tune`: what it refuses, and how it tunes a served repository under load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_builds import write_other_sources
+from tritonpress_generator import builds, cli, switching
+from tritonpress_generator.build import build
+from tritonpress_generator.tune.load import Traffic
+
+
+@pytest.fixture
+def tuned(tiny_repository: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "repository"
+    shutil.copytree(tiny_repository, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--p99-ms", "0"], "--p99-ms must be a number above 0, got 0"),
+        (["--p99-ms", "nan"], "--p99-ms must be a number above 0, got nan"),
+        (["--p99-ms", "50", "--budget-minutes", "-1"], "--budget-minutes must be a number above 0, got -1"),
+        (["--p99-ms", "50", "--cores", "0"], "--cores must be 1 or more, got 0"),
+        (["--p99-ms", "50", "--scenario", "missing.yaml"], "scenario missing.yaml: cannot be read"),
+        (["--p99-ms", "50", "--scenario", "other.yaml"], "asks 'other', which is no workload of"),
+        (["--p99-ms", "50", "--server", "127.0.0.1:1"], "127.0.0.1:1"),
+    ],
+)
+def test_refuses_what_cannot_be_tuned(
+    tuned: Path,
+    tmp_path: Path,
+    options: list[str],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = {"requests": [{"workload": "classification", "model": "other", "queries": "a.tsv"}]}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(other), encoding="utf-8")
+    assert cli.main(["tune", str(tuned), *options]) == 2
+    assert says in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("work", ["tuned", "."])
+def test_refuses_to_work_where_a_server_looks_for_models(
+    tuned: Path, work: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tuned)
+    there = sorted(path.name for path in tuned.iterdir())
+    assert cli.main(["tune", ".", "--p99-ms", "50", "--budget-minutes", "0.01", "--work", work]) == 2
+    (said,) = capsys.readouterr().err.strip().splitlines()
+    assert "--work must lie outside of the repository ., in which every folder is a model to a server" in said
+    assert f"got {work};" in said
+    assert sorted(path.name for path in tuned.iterdir()) == there
+
+
+def test_refuses_files_that_have_changed(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (name,) = builds.workloads(tuned)
+    step = next(iter(builds.read_manifest(tuned, name)["steps"].values()))
+    with (tuned / step / "config.pbtxt").open("a", encoding="utf-8") as file:
+        file.write("\n")
+    assert cli.main(["tune", str(tuned), "--p99-ms", "50", "--work", str(tmp_path / "work")]) == 2
+    assert f"{step}/config.pbtxt has changed" in capsys.readouterr().err
+
+
+def test_refuses_a_build_that_could_not_be_switched(
+    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (name,) = builds.workloads(tuned)
+    path = tuned / name / f"manifest.{builds.served(tuned, name)}.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    del manifest["ensemble"]
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    assert cli.main(["tune", str(tuned), "--p99-ms", "50", "--work", str(tmp_path / "work")]) == 2
+    assert "builds cannot be switched; build it again" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_tunes_under_load_and_goes_on_where_it_was(
+    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (name,) = builds.workloads(tuned)
+    command = ["tune", str(tuned), "--p99-ms", "500", "--budget-minutes", "2", "--work", str(tmp_path / "work")]
+    before = (tuned / name / "config.pbtxt").read_bytes()
+    assert cli.main(command) == 0
+    said = capsys.readouterr().out
+    assert "as it is" in said and "kept" in said
+    assert (tuned / name / "config.pbtxt").read_bytes() == before
+    page = (tmp_path / "work" / "report.html").read_text(encoding="utf-8")
+    assert "<svg" in page and "as it is" in page
+    (journal,) = (tmp_path / "work").glob("*.jsonl")
+    *lines, last = journal.read_text(encoding="utf-8").splitlines()
+    # A kill in the middle of a line: what follows is measured again, what came before is not.
+    journal.write_text("\n".join([*lines, last[:20]]), encoding="utf-8")
+    assert cli.main(command) == 0
+    again = journal.read_text(encoding="utf-8").splitlines()
+    assert lines and again[: len(lines)] == lines
+    assert json.loads(again[len(lines)])["result"] != json.loads(last)["result"]
+
+
+@pytest.mark.slow
+def test_says_what_binds_where_nothing_keeps_the_limit(
+    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["tune", str(tuned), "--p99-ms", "0.05", "--budget-minutes", "2", "--work", str(tmp_path / "work")]
+    assert cli.main(command) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "p99 must stay within 0.05 ms" in said and "what binds there is" in said
+    assert not (tmp_path / "work" / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_says_that_another_build_was_promoted_meanwhile(
+    tuned: Path, tiny_sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (name,) = builds.workloads(tuned)
+    build(write_other_sources(tiny_sources, tmp_path / "other"), tuned, canary=True)
+    before, there = builds.served(tuned, name), {row["build"] for row in builds.listing(tuned, name)}
+    work, ended = tmp_path / "work", threading.Event()
+    scenario = tmp_path / "scenario.yaml"
+    requests = Traffic.golden({name: builds.read_manifest(tuned, name)}, tmp_path).requests
+    # How busy the machine is decides nothing here.
+    limits = {"cpu_share": 100.0, "lag_share": 100.0}
+    scenario.write_text(yaml.safe_dump({"requests": requests, "generator": limits}), encoding="utf-8")
+    command = ["tune", str(tuned), "--p99-ms", "2000", "--budget-minutes", "2", "--work", str(work)]
+
+    def promote() -> None:
+        # What is in the journal was measured: the search has begun.
+        while not list(work.glob("*.jsonl")) and not ended.is_set():
+            time.sleep(0.1)
+        switching.promote(tuned, name)
+
+    promoting = threading.Thread(target=promote)
+    promoting.start()
+    try:
+        status = cli.main([*command, "--scenario", str(scenario)])
+    finally:
+        ended.set()
+        promoting.join()
+    assert status == 2
+    assert f"{name}: must serve build {before}, which was tuned" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert {row["build"] for row in builds.listing(tuned, name)} == there
