@@ -46,6 +46,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=100_000, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--http", action="store_true", help="to the HTTP endpoint instead")
+    parser.add_argument("--compressed", action="store_true", help="with --http, also what is known to fill its memory")
     parser.add_argument("--classes", action="store_true", help="also what is known to end Triton 2.51")
     arguments, texts = parse(parser)
     chance = random.Random(arguments.seed)
@@ -60,7 +61,14 @@ def main() -> int:
         memory_mib = [_memory_mib(process)]
         with (
             grpc.insecure_channel(server.grpc_url) as channel,
-            closing(Http(server.http_url, arguments.model, lambda chance: _rows(chance, texts))) as http,
+            closing(
+                Http(
+                    server.http_url,
+                    arguments.model,
+                    lambda chance: _rows(chance, texts),
+                    compressed=arguments.compressed,
+                )
+            ) as http,
         ):
             call = channel.unary_unary(METHOD)  # bytes as they are
             for part in range(PARTS):

@@ -31,10 +31,18 @@ class Http:
         address: HOST:PORT.
         model: That is asked.
         rows: Draws the rows of a request: each input's name and contents.
+        compressed: Whether some bodies are; Triton 2.51 keeps those that it refuses (docs/security.md).
     """
 
-    def __init__(self, address: str, model: str, rows: Callable[[random.Random], dict[str, list[bytes]]]) -> None:
-        self._model, self._rows = model, rows
+    def __init__(
+        self,
+        address: str,
+        model: str,
+        rows: Callable[[random.Random], dict[str, list[bytes]]],
+        *,
+        compressed: bool,
+    ) -> None:
+        self._model, self._rows, self._compressed = model, rows, compressed
         host, _, port = address.rpartition(":")
         self._connection = http.client.HTTPConnection(host, int(port), timeout=TIMEOUT_S)
 
@@ -48,7 +56,7 @@ class Http:
         if chance.random() < 0.05:
             path = chance.choice(_PATHS).format(self._model)
         body, headers = _body(chance, self._rows(chance))
-        if chance.random() < 0.1:
+        if self._compressed and chance.random() < 0.1:
             body, headers["Content-Encoding"] = _compressed(chance, body)
         began = time.monotonic()
         try:

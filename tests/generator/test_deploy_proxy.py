@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import json
 import os
@@ -33,12 +34,12 @@ class Proxy:
     request_bytes: int
     """What it takes of a request."""
 
-    def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
         """Returns the status and the body of an answer; the path is sent as it is."""
         trusted = ssl.create_default_context(cafile=self.authority)
         connection = http.client.HTTPSConnection("127.0.0.1", self.port, context=trusted, timeout=60)
         try:
-            connection.request(method, path, body)
+            connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
             answer = connection.getresponse()
             return answer.status, answer.read()
         finally:
@@ -160,6 +161,12 @@ CLOSED = [
 @pytest.mark.parametrize(("method", "path"), CLOSED)
 def test_all_else_is_refused_by_the_proxy(proxy: Proxy, method: str, path: str) -> None:
     assert proxy.ask(method, path, b"{}" if method == "POST" else None) == (403, REFUSAL)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "identity", ""])
+def test_no_compressed_body_is_let_through(proxy: Proxy, encoding: str) -> None:
+    body = gzip.compress(request(1))
+    assert proxy.ask("POST", f"{MODEL}/infer", body, Content_Encoding=encoding) == (403, REFUSAL)
 
 
 @pytest.mark.parametrize(
