@@ -1,11 +1,11 @@
 """Hostile files to what reads them: each is refused in one line, or taken; nothing else may happen.
 
     python docs/fuzz_files.py model_repo [--count 10000 --seed 0]
-    python docs/fuzz_files.py model_repo recipes repositories bundles scenarios requests results
+    python docs/fuzz_files.py model_repo recipes repositories bundles cuts scenarios requests results
 
-Recipes, repositories (manifests, configs, links in place of files), bundles, scenarios with their queries, files of
-requests and results of runs are changed in their structure, their text and their bytes, and given to the functions that
-the commands call.
+Recipes, repositories (manifests, configs, links in place of files), bundles, cuts of models, scenarios with their
+queries, files of requests and results of runs are changed in their structure, their text and their bytes, and given to
+the functions that the commands call.
 A failure is an error of another class than the documented one, a message of several lines or of more than 2,000
 characters, 5 s of CPU time or 60 s in all, 2 GiB of memory, a file that is written outside of the case's folder, a
 process or a connection. `--only N` repeats one case, and shows where it failed. Ends with 1 if anything did.
@@ -28,11 +28,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import hostile_cuts
 import hostile_files
 import hostile_load_files
 from hostile_files import ROOT, Kind
 
-KINDS = hostile_files.KINDS | hostile_load_files.KINDS
+KINDS = hostile_files.KINDS | hostile_cuts.KINDS | hostile_load_files.KINDS
 CPU_S, WALL_S = 5.0, 60.0
 MEMORY_BYTES = 2 << 30
 MESSAGE = 2_000

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 DOCS = Path(__file__).parents[1] / "docs"
-KINDS = ("recipes", "repositories", "bundles", "scenarios", "requests", "results")
+KINDS = ("recipes", "repositories", "bundles", "cuts", "scenarios", "requests", "results")
 MISBEHAVING = """
 import json, sys
 from pathlib import Path

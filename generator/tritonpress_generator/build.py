@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tritonpress_generator import evaluate, form_choice, forms, gate, ladder, repository, workplace
+from tritonpress_generator import broken_graph, evaluate, form_choice, forms, gate, ladder, repository, workplace
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.answering import Answers, golden
 from tritonpress_generator.compression import Material
@@ -101,8 +101,9 @@ def build_recipe(
     say.stage("baseline in FP32")
     answers = workload.answers(workload.baseline)
     size = workload.checkpoint.size_bytes
-    metrics = workload.scores(answers, answers).metrics
-    rows = [Row("torch FP32", size, _latency(workload.baseline, workload.signature), metrics)]
+    before = workload.scores(answers, answers)
+    gate.check_baseline(recipe.gate, before)
+    rows = [Row("torch FP32", size, _latency(workload.baseline, workload.signature), before.metrics)]
     material = workload.material(data, work)
     workload, passes = _compressed(workload, answers, material, rows, say)
     signature = workload.signature
@@ -116,10 +117,11 @@ def build_recipe(
     form, lengths_entry = form_choice.choose(recipe, candidates, source)
 
     say.stage(f"gate: {recipe.gate.metric}")
-    metrics = workload.scores(workload.answers(form.fp32_infer), answers).metrics
-    rows.append(Row("ONNX FP32", form.fp32.ByteSize(), _latency(form.fp32_infer, signature), metrics))
+    exported = workload.scores(workload.answers(form.fp32_infer), answers)
+    rows.append(Row("ONNX FP32", form.fp32.ByteSize(), _latency(form.fp32_infer, signature), exported.metrics))
+    gate.check(recipe.gate, before, exported, stage="the export to ONNX")
     with workplace.scratch() as engines:
-        chosen = _climb(workload, form, answers, engines)
+        chosen = _climb(workload, form, source, answers, engines)
         rows += chosen.rows
 
         say.stage(f"repository {out}")
@@ -178,9 +180,13 @@ def _compressed(
         else:
             broken_after, missed = "", None
     if missed is not None:
-        first = f" (first missed after {broken_after})"
-        raise type(missed)(f"{missed.reason}{first}", missed.remedy)
+        raise _named(missed, broken_after)
     return workload, report
+
+
+def _named(missed: GateError, stage: str) -> GateError:
+    """Returns the error with the stage after which the gate was missed first."""
+    return type(missed)(f"{missed.reason} (first missed after {stage})", missed.remedy)
 
 
 @dataclass(frozen=True)
@@ -199,12 +205,13 @@ class _Chosen:
     """Of the engine, beside its metric."""
 
 
-def _climb(workload: Workload, form: forms.Form, baseline: Answers, work: Path) -> _Chosen:
+def _climb(workload: Workload, form: forms.Form, source: forms.Source, baseline: Answers, work: Path) -> _Chosen:
     """Returns the lowest rung of the engine's ladder that keeps the metric, and is faster than the one above it.
 
     Args:
         workload: What is built.
         form: Its model.
+        source: What that was made of.
         baseline: The FP32 checkpoint's answers to the labelled data.
         work: A folder for the engines.
 
@@ -227,7 +234,12 @@ def _climb(workload: Workload, form: forms.Form, baseline: Answers, work: Path) 
         row = Row(stages or name, graph.ByteSize(), _latency(infer, workload.signature), scores.metrics)
         rows[name] = row
         rungs.append(ladder.Rung(name, scores, row.latency_ms if here else None))
-    climbed = ladder.climb(workload.recipe.gate, workload.scores(baseline, baseline), rungs, stage=stages)
+    try:
+        climbed = ladder.climb(workload.recipe.gate, workload.scores(baseline, baseline), rungs, stage=stages)
+    except GateError as exc:
+        if len(graphs) > 1 or len(workload.recipe.graph) < 2:
+            raise
+        raise _named(exc, broken_graph.first_missed(workload, form, source, baseline)) from exc
     served = [*climbed.accepted][-1]
     folder = work / served / "1"
     if not here:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,6 +20,8 @@ from tritonpress_generator.errors import InputError
 from tritonpress_generator.examples import Examples, answered, collate, named
 from tritonpress_generator.export import torch_infer
 from tritonpress_generator.infer import Infer
+from tritonpress_generator.positions import check_length
+from tritonpress_generator.pretrained import encoder_of
 from tritonpress_generator.recipe import Recipe
 from tritonpress_generator.signature import Signature
 from tritonpress_generator.structure import depth
@@ -79,19 +82,30 @@ class Material:
         head, signature = self.recipe.task.module.head(model, self.checkpoint, self.recipe.task.config)
         return head, signature
 
-    def features(self, tokenizer: Tokenizer, most: int) -> list[Feature]:
-        """Returns the sequences of at most `most` training examples, drawn by the seed.
+    def features(self, tokenizer: Tokenizer, most: int, *, model: Any = None) -> list[Feature]:
+        """Returns the sequences of at most `most` training examples, drawn by the seed; a long one may have several.
+
+        The first ones are those of fewer examples.
+
+        Args:
+            tokenizer: Of what is to read them.
+            most: How many examples.
+            model: What is to read them; default: the original.
 
         Raises:
-            InputError: There are no examples, or one of them cannot be read.
+            InputError: There are no examples, one of them cannot be read, or they may have more tokens than the model
+                has positions.
         """
+        encoder = encoder_of(self.original.model if model is None else model)
+        length = self.recipe.finetune.config.max_length or 0
+        check_length(length, encoder, where=f"{self.recipe.path}: finetune.max_length")
         training = self.examples.training
         order = np.random.default_rng(self.seed).permutation(len(training))[:most]
         _, signature = self.head(self.original.model)
         features: list[Feature] = self.recipe.finetune.module.features(
             [training[i] for i in order.tolist()], self.recipe, tokenizer, signature, self.settings
         )
-        return features[:most]
+        return features
 
     def batches(self, features: Sequence[Feature], size: int) -> Iterator[dict[str, torch.Tensor]]:
         """Yields `features` in batches of like length, `(size, longest)`."""
@@ -146,14 +160,14 @@ class Material:
         Args:
             infer: Takes a padded batch.
             tokenizer: Of what it answers.
-            most: How many examples are asked, spread over all.
+            most: How many examples are asked at most, spread over all.
 
         Raises:
             InputError: There are no examples, or one of them cannot be read.
         """
         module, recipe = self.recipe.finetune.module, self.recipe
         examples = module.deciding(self.examples.held_out, recipe)
-        examples = examples[:: max(1, len(examples) // most)]
+        examples = examples[:: max(1, math.ceil(len(examples) / most))]
         _, signature = self.head(self.original.model)
         answers = answered(infer, signature, examples, recipe, tokenizer, self.world)
         judged = module.judge(examples, answers, recipe, self.settings)(np.arange(len(examples)))
@@ -162,7 +176,10 @@ class Material:
 
 def original_layers(compressed: Compressed) -> list[int]:
     """Returns which of the original's layers a model has left."""
-    kept: list[int] | None = compressed.report.get("crop", {}).get("layers")
+    kept: list[int] | None = None
+    for name, left in compressed.cuts:
+        if name == "layers":
+            kept = list(left) if kept is None else [kept[layer] for layer in left]
     return list(range(depth(compressed.model))) if kept is None else kept
 
 

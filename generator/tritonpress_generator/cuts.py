@@ -1,7 +1,8 @@
 """What was cut from a model, as it can be written down and done again: which layers, units, tokens and positions stay.
 
 Each cut is of the model as the ones before it have left it. `passes/crop.py` and `passes/prune.py` choose; here it is
-done, by them and by who restores what they chose elsewhere (`passes/restore.py`).
+done, by them and by who restores what they chose elsewhere (`passes/restore.py`). A cut raises ValueError where what
+is to stay is not there, or nothing is.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ from tritonpress_generator.structure import Kind, depth, groups, keep_layers
 from tritonpress_generator.vocabulary import cropped
 
 _SPECIAL_IDS = tuple(f"{name}_token_id" for name in ("pad", "bos", "eos", "cls", "sep", "mask", "unk"))
+_DOES_NOT_FIT = (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError)
+"""What a cut of another model, or one that is none, ends in."""
 
 
 def layers(given: Compressed, kept: Sequence[int]) -> Compressed:
     """Returns the model with the layers `kept` alone; changes the one that is given."""
+    _check_rows(kept, depth(given.model))
     keep_layers(given.model, kept)
     return _with(given, "layers", list(kept))
 
@@ -33,6 +37,7 @@ def layers(given: Compressed, kept: Sequence[int]) -> Compressed:
 def units(given: Compressed, kept: Sequence[Sequence[int]], kind: Kind) -> Compressed:
     """Returns the model with the heads or neurons `kept` of each layer alone; changes the one that is given."""
     for group, of_layer in zip(groups(given.model, [kind]), kept, strict=True):
+        _check_rows(of_layer, group.units)
         group.keep(of_layer)
     return _with(given, kind, [list(of_layer) for of_layer in kept])
 
@@ -40,7 +45,7 @@ def units(given: Compressed, kept: Sequence[Sequence[int]], kind: Kind) -> Compr
 def positions(given: Compressed, rows: int) -> Compressed:
     """Returns the model with the first `rows` of its table of positions; changes the one that is given."""
     encoder = encoder_of(given.model)
-    encoder.embeddings.position_embeddings = _rows(encoder.embeddings.position_embeddings, range(rows))
+    encoder.embeddings.position_embeddings = _first(encoder.embeddings.position_embeddings, rows)
     encoder.config.max_position_embeddings = rows
     for name in ("position_ids", "token_type_ids"):
         buffer = getattr(encoder.embeddings, name, None)
@@ -52,15 +57,17 @@ def positions(given: Compressed, rows: int) -> Compressed:
 def segments(given: Compressed, rows: int) -> Compressed:
     """Returns the model with the first `rows` of its table of segments; changes the one that is given."""
     encoder = encoder_of(given.model)
-    encoder.embeddings.token_type_embeddings = _rows(encoder.embeddings.token_type_embeddings, range(rows))
+    encoder.embeddings.token_type_embeddings = _first(encoder.embeddings.token_type_embeddings, rows)
     encoder.config.type_vocab_size = rows
     return _with(given, "segments", rows)
 
 
 def vocabulary(given: Compressed, used: Sequence[int]) -> Compressed:
     """Returns the model with the tokens `used` and those that any text is spelt with; changes the one that is given."""
-    tokenizer, old = cropped(given.tokenizer, used)
     encoder = encoder_of(given.model)
+    # A tokenizer's ids may have gaps, so that the largest says nothing of their number.
+    _check_rows(used, encoder.get_input_embeddings().num_embeddings)
+    tokenizer, old = cropped(given.tokenizer, used)
     new = {before: after for after, before in enumerate(old)}
     table = encoder.get_input_embeddings()
     # Some checkpoints have more rows than tokens; none of them can be asked for.
@@ -97,10 +104,10 @@ def again(given: Compressed, cuts: Sequence[Mapping[str, Any]]) -> Compressed:
         try:
             kept = _read(value)
             given = _CUTS[name](given, kept)
-        except (KeyError, IndexError, TypeError, ValueError) as exc:
+        except _DOES_NOT_FIT as exc:
             raise InputError(
-                f"passes.restore: the cut {name!r} does not fit a model of {depth(given.model)} layers "
-                f"({type(exc).__name__}: {exc}); take the checkpoint that was cut"
+                f"passes.restore: the cut {name[:60]!r} does not fit a model of {depth(given.model)} layers "
+                f"({type(exc).__name__}: {str(exc)[:200]}); take the checkpoint that was cut"
             ) from exc
     return given
 
@@ -130,6 +137,21 @@ def _read(value: Any) -> Any:
 
 def _with(given: Compressed, name: str, kept: Any) -> Compressed:
     return replace(given, cuts=(*given.cuts, (name, kept)))
+
+
+def _check_rows(kept: Sequence[int], count: int) -> None:
+    """Refuses rows that are not ascending places of `count` things, and none at all."""
+    if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= count:
+        raise ValueError(f"must keep at least one of {count}, each once, in ascending order")
+
+
+def _first(table: torch.nn.Embedding, rows: int) -> torch.nn.Embedding:
+    """Returns the first `rows` of a table, among them that of padding."""
+    least = 1 if table.padding_idx is None else table.padding_idx + 1
+    # A number of any size would be counted to.
+    if not least <= rows <= table.num_embeddings:
+        raise ValueError(f"must keep from {least} to {table.num_embeddings} rows, got {rows}")
+    return _rows(table, range(rows))
 
 
 def _rows(table: torch.nn.Embedding, rows: Sequence[int], padding: int | None = -1) -> torch.nn.Embedding:

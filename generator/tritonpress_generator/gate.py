@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tritonpress_generator.errors import GateError, UndecidedError
+from tritonpress_generator.errors import GateError, InputError, UndecidedError
 from tritonpress_generator.recipe import GateConfig
 from tritonpress_generator.scores import AGREEMENT, Scores
 
@@ -52,11 +52,12 @@ def check(config: GateConfig, baseline: Scores, served: Scores, *, stage: str = 
         GateError: The metric, or the agreement with the baseline's answers, has fallen further than agreed, or is not a
             number.
         UndecidedError: The examples are too few to say at the confidence that was asked for.
+        InputError: As `check_baseline`.
     """
     name, confidence = config.metric, None if config.confidence == "point" else config.confidence
-    before, after = baseline.metrics[name], served.metrics[name]
+    before, after = check_baseline(config, baseline), served.metrics[name]
     limit = config.keep * before
-    fallen = (before - after) / before * 100 if before else math.nan
+    fallen = (before - after) / before * 100
     wanted = (
         f"gate: {name} must stay at or above {limit:.4f} ({config.keep:g} of FP32's {before:.4f}), got {after:.4f}, "
         f"{fallen:.2f} % less{f' after {stage}' if stage else ''}"
@@ -71,6 +72,21 @@ def check(config: GateConfig, baseline: Scores, served: Scores, *, stage: str = 
         raise GateError(wanted, "lower gate.keep or compress less")
     agreement = _agreement(config, served, confidence)
     return Verdict(name, before, after, limit, served.examples, confidence, kept, agreement)
+
+
+def check_baseline(config: GateConfig, baseline: Scores) -> float:
+    """Returns the metric of `baseline`, of which a share can be kept.
+
+    Raises:
+        InputError: It is not above 0: there is nothing to keep, and of a negative one a share would be more than all.
+    """
+    before = baseline.metrics[config.metric]
+    if not before > 0:
+        raise InputError(
+            f"gate: {config.metric} of the FP32 checkpoint must be above 0 on {config.dataset}, is {before:.4f}; check "
+            "the checkpoint and gate.dataset, or take another gate.metric"
+        )
+    return before
 
 
 def _agreement(config: GateConfig, served: Scores, confidence: float | None) -> float | None:

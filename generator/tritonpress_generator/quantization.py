@@ -1,7 +1,8 @@
 """Uniform affine quantisation: real = (code - zero_point) * scale, codes rounded to nearest and saturated.
 
-The grid always holds 0 exactly, and saturation (never a wrap) keeps the largest value the largest. Inside the
-calibrated range the error of a value is at most half a scale.
+The grid always holds 0 exactly, and saturation (never a wrap) keeps the largest value the largest. In the calibrated
+range the error of a value is at most half a scale, at its ends too: the rounded zero point moves the grid by half a
+scale at most, and what lies beyond its end saturates there.
 Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
 Inference", section 2.1.
 """
@@ -49,8 +50,15 @@ def quantize_symmetric(
     """
     others = tuple(i for i in range(values.ndim) if i != axis % values.ndim)
     scale = symmetric_scale(np.abs(values).max(axis=others, keepdims=True), largest_code, power_of_two=power_of_two)
-    codes = np.clip(np.round(values / scale), -largest_code, largest_code)
-    return codes.astype(np.int8 if largest_code <= INT8_MAX else np.int16), scale.reshape(-1)
+    kind = np.int8 if largest_code <= INT8_MAX else np.int16
+    codes: NDArray[Any] = symmetric_codes(values, scale, largest_code).astype(kind)
+    return codes, scale.reshape(-1)
+
+
+def symmetric_codes(values: NDArray[Any], scale: NDArray[np.float32], largest_code: int) -> NDArray[np.float32]:
+    """Returns the codes of `values`, from minus to plus `largest_code`, as FP32; `scale` broadcasts to them."""
+    codes: NDArray[np.float32] = np.clip(np.round(values / scale), -largest_code, largest_code)
+    return codes
 
 
 def quantize_blocks(
@@ -83,7 +91,7 @@ def quantize_blocks(
     return np.clip(codes, 1 if symmetric else 0, most).astype(np.uint8), scales, zero_points
 
 
-def symmetric_scale(largest: NDArray[Any], largest_code: int, *, power_of_two: bool = False) -> NDArray[np.float32]:
+def symmetric_scale(largest: NDArray[Any], largest_code: float, *, power_of_two: bool = False) -> NDArray[np.float32]:
     """Returns the scales by which magnitudes of up to `largest` have codes of up to `largest_code`, 0 being 0."""
     scale: NDArray[np.float32] = np.maximum(largest / largest_code, _SMALLEST_SCALE).astype(np.float32)
     if power_of_two:

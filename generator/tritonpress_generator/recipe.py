@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tritonpress_server import strict_yaml
 
-from tritonpress_generator import plugins
+from tritonpress_generator import pass_order, plugins
 from tritonpress_generator.checked import checked
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.scores import AGREEMENT
@@ -233,7 +233,7 @@ def load(path: Path) -> Recipe:
     """Returns the recipe in the YAML file `path`.
 
     Raises:
-        InputError: The file cannot be read, a key is unknown, a value is out of range, a word names no file.
+        InputError: The file cannot be read, or as `of`.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -258,7 +258,8 @@ def of(data: dict[str, Any], *, path: Path, text: str | None = None) -> Recipe:
         text: Of the file; default: `data` as YAML.
 
     Raises:
-        InputError: A key is unknown, a value is out of range, a word names no file.
+        InputError: A key is unknown, a value is out of range, a word names no file, passes are in an order that makes
+            no sense.
     """
     raw = checked(_RecipeText, data, where=str(path))
     task = staged("tasks", raw.task, path=path, key="task")
@@ -282,6 +283,7 @@ def of(data: dict[str, Any], *, path: Path, text: str | None = None) -> Recipe:
         raw=data,
         text=yaml.safe_dump(data, sort_keys=False) if text is None else text,
     )
+    pass_order.check([(stage.word, stage.config) for stage in recipe.passes], path=path)
     metrics = (*recipe.task.module.METRICS, AGREEMENT)
     if recipe.gate.metric not in metrics:
         known = ", ".join(metrics)

@@ -13,7 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tritonpress_generator.quantization import INT8_MAX, quantize_symmetric, quantize_uint8, uint8_parameters
+from tritonpress_generator.quantization import (
+    INT8_MAX,
+    quantize_symmetric,
+    quantize_uint8,
+    symmetric_codes,
+    symmetric_scale,
+    uint8_parameters,
+)
 
 STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
 """How much of an activation's range is moved: 0 nothing, 1 all of it."""
@@ -51,8 +58,8 @@ class Observed:
 
     def rounded_symmetric(self, scales: Floats) -> Floats:
         """Returns `rows`, divided by `scales`, as signed codes of 8 bits give them."""
-        scale = np.float32(max(self.largest(scales) / INT8_MAX, 1e-30))
-        rows: Floats = np.clip(np.round(self.rows / scales / scale), -INT8_MAX, INT8_MAX) * scale
+        scale = symmetric_scale(np.array(self.largest(scales)), INT8_MAX)
+        rows: Floats = symmetric_codes(self.rows / scales, scale, INT8_MAX) * scale
         return rows
 
 

@@ -10,11 +10,11 @@ import peft
 import torch
 
 from tritonpress_generator.checkpoint import Checkpoint
+from tritonpress_generator.positions import check_length
 from tritonpress_generator.pretrained import encoder_of, load_model, quiet_peft
 from tritonpress_generator.recipe import Recipe
 from tritonpress_generator.signature import Signature
 from tritonpress_generator.training.settings import FinetuneConfig, LoraConfig
-from tritonpress_generator.workload import check_length
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ from tokenizers import Tokenizer
 
 from tritonpress_generator.errors import InputError
 
+_AROUND = ("sep", "cls")
+"""Under which names a post-processor of the kind of BERT or RoBERTa has the tokens that it puts around texts."""
+
 
 def cropped(tokenizer: Tokenizer, used: Iterable[int]) -> tuple[Tokenizer, list[int]]:
     """Returns a tokenizer of fewer tokens, and the ids that its tokens had before, ascending.
@@ -46,6 +49,19 @@ def _special(data: Mapping[str, Any], tokens: Mapping[str, int]) -> set[int]:
         ids.add(tokens[unknown])
     if data["model"].get("unk_id") is not None:
         ids.add(int(data["model"]["unk_id"]))
+    # Not in every file are the tokens that are put around a text among those that were added to the vocabulary.
+    return ids | _around(data.get("post_processor"))
+
+
+def _around(processor: Mapping[str, Any] | None) -> set[int]:
+    """Returns the ids of the tokens that a post-processor puts around texts."""
+    if processor is None:
+        return set()
+    ids = {processor[name][1] for name in _AROUND if name in processor}
+    for inner in processor.get("processors", []):
+        ids |= _around(inner)
+    for token in (processor.get("special_tokens") or {}).values():
+        ids.update(token["ids"])
     return ids
 
 
@@ -103,7 +119,7 @@ def _rewrite_processor(processor: dict[str, Any] | None, new: Mapping[int, int])
         return
     for inner in processor.get("processors", []):
         _rewrite_processor(inner, new)
-    for name in ("sep", "cls"):
+    for name in _AROUND:
         if name in processor:
             processor[name][1] = new[processor[name][1]]
     for token in (processor.get("special_tokens") or {}).values():

@@ -14,10 +14,10 @@ from tritonpress_generator import calibration_texts, export
 from tritonpress_generator.answering import Answers, Encoder, Texts, asked, encoded, make_encoder
 from tritonpress_generator.checkpoint import Checkpoint, resolve
 from tritonpress_generator.compression import Compressed, Material
-from tritonpress_generator.errors import InputError
 from tritonpress_generator.forms import Source
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.kept import NOTHING, Kept
+from tritonpress_generator.positions import check_length
 from tritonpress_generator.pretrained import encoder_of, load_model, load_tokenizer
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.recipe import Recipe, Stage
@@ -58,7 +58,7 @@ class Workload:
         checkpoint = resolve(recipe.checkpoint, base=recipe.folder)
         tokenizer = load_tokenizer(checkpoint)
         model = load_model(checkpoint, task.module.AUTO_CLASS)
-        check_length(recipe.serve.max_length, encoder_of(model), where=f"{recipe.path}: serve.max_length")
+        _check_served(recipe, model)
         head, signature = task.module.head(model, checkpoint, task.config)
         baseline = export.torch_infer(head, signature)
         postprocessor = task.module.postprocessor(recipe, baseline, signature, tokenizer, data, checkpoint)
@@ -89,16 +89,19 @@ class Workload:
         for stage in self.recipe.passes:
             say.stage(f"pass: {stage.word}")
             result = stage.module.apply(result, stage.config, material)
+            _check_served(self.recipe, result.model)
             yield stage, result, self.changed(result)
 
     def changed(self, compressed: Compressed) -> Workload:
         """Returns the workload with another model; what it answers is compared with what the checkpoint does."""
         task = self.recipe.task
         head, signature = task.module.head(compressed.model, self.checkpoint, task.config)
+        infer = export.torch_infer(head, signature)
         postprocessor = self.postprocessor
-        if compressed.chosen:
-            checkpoint = replace(self.checkpoint, chosen_anew=compressed.chosen)
-            arguments = (self.baseline, signature, compressed.tokenizer, self.data, checkpoint)
+        # A threshold or a temperature is the model's own: chosen by the pass, or on what the recipe names for that.
+        if compressed.chosen or getattr(self.data, "held_out", None):
+            checkpoint = replace(self.checkpoint, chosen_anew=compressed.chosen or self.checkpoint.chosen_anew)
+            arguments = (infer, signature, compressed.tokenizer, self.data, checkpoint)
             postprocessor = task.module.postprocessor(self.recipe, *arguments)
         return replace(
             self,
@@ -106,7 +109,7 @@ class Workload:
             tokenizer=compressed.tokenizer,
             signature=signature,
             model=compressed.model,
-            infer=export.torch_infer(head, signature),
+            infer=infer,
             encoder=make_encoder(self.recipe, signature, compressed.tokenizer),
         )
 
@@ -170,19 +173,6 @@ def scores_of(recipe: Recipe, data: Any, answers: Answers, baseline: Answers | N
     return Scores(lambda rows: scorer(rows) | agreement(rows), count)
 
 
-def check_length(max_length: int, encoder: Any, *, where: str) -> None:
-    """Refuses a `max_length` beyond the model's positions, which would fail at the first long text."""
-    most = most_tokens(encoder)
-    if most is not None and max_length > most:
-        raise InputError(f"{where} must be at most {most} (the model's positions), got {max_length}; lower it")
-
-
-def most_tokens(encoder: Any) -> int | None:
-    """Returns how many tokens the encoder has positions for; None where its positions have no end."""
-    config = encoder.config
-    positions: int | None = getattr(config, "max_position_embeddings", None)
-    if positions is None:
-        return None
-    # RoBERTa and its kin begin to count behind the padding token.
-    table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
-    return positions - (config.pad_token_id + 1 if getattr(table, "padding_idx", None) is not None else 0)
+def _check_served(recipe: Recipe, model: Any) -> None:
+    """Refuses a model that has fewer positions than what is served may have tokens."""
+    check_length(recipe.serve.max_length, encoder_of(model), where=f"{recipe.path}: serve.max_length")

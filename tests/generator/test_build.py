@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
 from tiny_sources import write_recipe
 from tritonclient.grpc import model_config_pb2 as pb
-from tritonpress_generator import cli, repository
+from tritonpress_generator import cli, export, repository
 from tritonpress_generator.errors import InputError
+from tritonpress_generator.graph import fuse, quantize
+from tritonpress_generator.lengths import exact
 
 
 @pytest.fixture
@@ -127,20 +130,37 @@ def test_two_workloads_share_a_repository(sources: Path, model_repo: Path, capsy
     assert verified == ["recommendation", "recommendation_shop"]
 
 
-def test_failed_gate_ends_with_1_and_writes_nothing(
-    sources: Path, model_repo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+GATE = {"dataset": "queries.jsonl", "metric": "ndcg@10", "keep": 0.99, "confidence": "point"}
+
+
+@pytest.mark.parametrize("broken", [fuse, quantize], ids=["fuse", "quantize"])
+def test_failed_gate_ends_with_1_names_the_stage_and_writes_nothing(
+    sources: Path,
+    model_repo: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    broken: ModuleType,
 ) -> None:
     before = snapshot(model_repo)
-    gate = {"dataset": "queries.jsonl", "metric": "ndcg@10", "keep": 0.99, "confidence": "point"}
-    recipe = write_recipe(sources, gate=gate)
-    from tritonpress_generator.graph import quantize
-
-    real = quantize.apply
-    monkeypatch.setattr(quantize, "apply", lambda model, config, samples, kept: _ruined(real(model, config, samples)))
+    recipe = write_recipe(sources, gate=GATE)
+    real, name = broken.apply, broken.__name__.rpartition(".")[2]
+    monkeypatch.setattr(broken, "apply", lambda model, *others: _ruined(real(model, *others)))
     assert run("build", recipe, "--out", model_repo) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert "gate: ndcg@10 must stay at or above" in error
-    assert "% less after fuse + quantize; nothing was written" in error
+    assert f"% less after fuse + quantize (first missed after {name}); nothing was written" in error
+    assert snapshot(model_repo) == before
+
+
+def test_export_is_gated_of_its_own(
+    sources: Path, model_repo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = snapshot(model_repo)
+    real = exact.export
+    monkeypatch.setattr(exact, "export", lambda *arguments: _ruined(real(*arguments)))
+    monkeypatch.setattr(export, "check_parity", lambda *_: export.Parity(0.0, 0.0, ()))
+    assert run("build", write_recipe(sources, gate=GATE), "--out", model_repo) == 1
+    assert "% less after the export to ONNX; nothing was written" in capsys.readouterr().err.splitlines()[-1]
     assert snapshot(model_repo) == before
 
 

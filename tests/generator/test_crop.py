@@ -168,3 +168,11 @@ def test_build_serves_the_cropped_model_with_its_tokenizer(task: str, tmp_path: 
     assert cli.main(["verify", str(out)]) == 0
     with TritonServer(out, settings=AT_ONCE) as server:
         assert cli.main(["evaluate", str(recipe), "--target", server.grpc_url, "--repository", str(out)]) == 0
+
+
+def test_loss_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    given, material = material_of(write_training(tmp_path, "recommendation"))
+    with torch.no_grad():
+        given.model.encoder.layer[0].output.dense.weight.fill_(float("nan"))
+    with pytest.raises(InputError, match=r"passes\.crop: the loss on the training examples must be finite, is not"):
+        crop.apply(given, crop.Config(layers=1), material)

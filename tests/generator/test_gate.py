@@ -11,14 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from tiny_sources import items, write_checkpoint, write_jsonl, write_recipe, write_task
+from tiny_sources import LABELS, items, write_checkpoint, write_jsonl, write_recipe, write_task
 from tiny_training import change
 from tritonpress_generator import cli, gate, repository
 from tritonpress_generator import recipe as recipes
-from tritonpress_generator.errors import GateError, UndecidedError
+from tritonpress_generator.errors import GateError, InputError, UndecidedError
+from tritonpress_generator.progress import Progress
 from tritonpress_generator.recipe import GateConfig
 from tritonpress_generator.scores import RESAMPLES, Scores, means
 from tritonpress_generator.tasks import classification, question_answering, recommendation
+from tritonpress_generator.workload import Workload
 
 POINT = GateConfig(dataset="d", metric="accuracy", keep=0.99, confidence="point")
 SURE = POINT.model_copy(update={"confidence": 0.95})
@@ -41,6 +43,14 @@ def test_point_estimate_passes_at_the_limit_and_fails_below() -> None:
     assert (verdict.confidence, verdict.kept) == (None, None)
     with pytest.raises(GateError, match=r"accuracy must stay at or above 0\.4950 .* got 0\.4900, 2\.00 % less"):
         gate.check(POINT, scores(answered(200, 100)), scores(answered(200, 102)))
+
+
+@pytest.mark.parametrize("value", [0.0, -0.1, math.nan])
+@pytest.mark.parametrize("config", [POINT, SURE])
+def test_baseline_that_is_not_above_0_is_refused(config: GateConfig, value: float) -> None:
+    nothing = Scores(lambda rows: {"accuracy": value}, 10)
+    with pytest.raises(InputError, match=r"accuracy of the FP32 checkpoint must be above 0 on d, is .*; check the"):
+        gate.check(config, nothing, nothing)
 
 
 @pytest.mark.parametrize("config", [POINT, SURE])
@@ -175,3 +185,18 @@ def test_without_labels_agreement_is_the_metric(tmp_path: Path, task: str) -> No
     assert manifest["gate"]["baseline"] == 1.0
     assert 0.5 <= manifest["gate"]["served"] <= 1.0
     assert all(set(stage["metrics"]) == {"agreement"} for stage in manifest["stages"])
+
+
+def test_build_of_a_checkpoint_that_is_never_right_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_task(tmp_path, "classification")
+    workload = Workload.load(recipes.load(recipe), Progress(shown=False))
+    answers = workload.answers(workload.baseline)["LABEL"][:, 0]
+    wrong = [next(label for label in LABELS if label != answer.decode()) for answer in answers]
+    rows = [f"{text}\t{label}\n" for text, label in zip(workload.data.inputs["TEXT"], wrong, strict=True)]
+    (tmp_path / "texts.tsv").write_text("".join(["text\tlabel\n", *rows]), encoding="utf-8")
+    assert cli.main(["build", str(recipe), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "gate: accuracy of the FP32 checkpoint must be above 0 on texts.tsv, is 0.0000; check the checkpoint" in said
+    assert not (tmp_path / "out" / "classification").exists()

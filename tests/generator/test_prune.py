@@ -13,7 +13,7 @@ import torch
 from at_once import AT_ONCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_training import change, material_of, write_training
+from tiny_training import change, material_of, write_examples, write_training
 from tritonpress_generator import cli, repository
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.importance import gradients, least_important
@@ -196,3 +196,20 @@ def test_pass_without_data_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     recipe = change(write_training(tmp_path, "recommendation"), passes=[{"prune": {"ffn": 0.5}}], data=None)
     assert cli.main(["build", str(recipe), "--out", str(tmp_path / "out")]) == 2
     assert "must have 'data'; add it" in capsys.readouterr().err
+
+
+def test_loss_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    given_model, material = material_of(write_training(tmp_path, "recommendation"))
+    with torch.no_grad():
+        given_model.model.encoder.layer[0].output.dense.weight.fill_(float("nan"))
+    with pytest.raises(InputError, match=r"passes\.prune: the loss on the training examples must be finite, is not"):
+        prune.apply(given_model, prune.Config(ffn=0.5, round_to=8), material)
+
+
+def test_few_examples_are_refused_however_many_windows_they_have(tmp_path: Path, trained: Any) -> None:
+    recipe = trained("question_answering", tmp_path)
+    write_examples(tmp_path / "train.json", "question_answering", 15, 0)
+    given_model, material = material_of(recipe)
+    assert len(material.features(given_model.tokenizer, 15)) > 16
+    with pytest.raises(InputError, match="needs at least 16 training examples to see what matters, got 15"):
+        prune.apply(given_model, prune.Config(ffn=0.5, round_to=8), material)

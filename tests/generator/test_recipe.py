@@ -137,3 +137,58 @@ def test_every_plugin_has_the_names_of_its_kind(kind: str, names: list[str]) -> 
         assert [name for name in names if not hasattr(module, name)] == []
         assert module.Config.model_config["extra"] == "forbid"
         assert module.__doc__
+
+
+RECONSTRUCTED, AS_THEY_ARE = {"prune": {"ffn": 0.5}}, {"prune": {"ffn": 0.5, "reconstruct": False}}
+ZEROS, FOR_INT8, RESTORED = (
+    {"sparsify": {"share": 0.5}},
+    {"distill": {"fake_quantize": 7}},
+    {"restore": {"folder": "a"}},
+)
+LAYERS, WORDS = {"crop": {"layers": 1}}, {"crop": {"vocabulary": {}}}
+
+
+@pytest.mark.parametrize(
+    ("passes", "message"),
+    [
+        (
+            [ZEROS, "distill"],
+            "passes[1]: distill must not come behind sparsify (passes[0]): training makes other numbers",
+        ),
+        ([ZEROS, WORDS, FOR_INT8], "passes[2]: distill must not come behind sparsify (passes[0])"),
+        ([ZEROS, RECONSTRUCTED], "passes[1]: prune must not come behind sparsify (passes[0]): what is taken out"),
+        ([ZEROS, AS_THEY_ARE], "passes[1]: prune must not come behind sparsify"),
+        ([ZEROS, LAYERS], "passes[1]: crop must not come behind sparsify (passes[0]): the share of zeros"),
+        (
+            ["distill", RESTORED],
+            "passes[1]: restore must not come behind distill (passes[0]): what is restored was cut",
+        ),
+        ([WORDS, RESTORED], "passes[1]: restore must not come behind crop (passes[0])"),
+        ([RESTORED, RESTORED], "passes[1]: restore must not come behind restore (passes[0])"),
+        (
+            [FOR_INT8, "distill"],
+            "passes[1]: distill must not come behind distill (passes[0]): what was trained for INT8",
+        ),
+        ([FOR_INT8, RECONSTRUCTED], "passes[1]: prune must not come behind distill (passes[0]): the weights that are"),
+    ],
+)
+def test_passes_in_an_order_that_makes_no_sense_are_refused(tmp_path: Path, passes: list[object], message: str) -> None:
+    with pytest.raises(InputError) as raised:
+        load(write_recipe(tmp_path, passes=passes))
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "passes",
+    [
+        [LAYERS, RECONSTRUCTED, "distill", ZEROS],
+        [RECONSTRUCTED, "distill", RECONSTRUCTED, LAYERS, "distill", FOR_INT8],
+        [RESTORED, RECONSTRUCTED, "distill", ZEROS],
+        [ZEROS, WORDS],
+        [FOR_INT8, AS_THEY_ARE, FOR_INT8, ZEROS],
+        [ZEROS, {"sparsify": {"pattern": "2:4"}}],
+    ],
+)
+def test_passes_in_any_other_order_are_taken(tmp_path: Path, passes: list[object]) -> None:
+    assert len(load(write_recipe(tmp_path, passes=passes)).passes) == len(passes)

@@ -115,6 +115,11 @@ def spoil_layers(content: dict[str, Any]) -> None:
     content["cuts"][0] = {"layers": {"bits": "/w=="}}
 
 
+def spoil_positions(content: dict[str, Any]) -> None:
+    (place,) = [place for place, cut in enumerate(content["cuts"]) if "positions" in cut]
+    content["cuts"][place] = {"positions": 40}
+
+
 def spoil_name(content: dict[str, Any]) -> None:
     content["cuts"][0] = {"legs": 3}
 
@@ -125,7 +130,8 @@ def spoil_name(content: dict[str, Any]) -> None:
         (spoil_hash, "must be of the recipe's checkpoint"),
         (spoil_layers, "the cut 'layers' does not fit a model of 2 layers"),
         (spoil_name, "the cut 'legs' does not fit a model"),
-        (lambda content: content.pop("cuts"), r"cuts.json cannot be read (KeyError: 'cuts')"),
+        (lambda content: content.pop("cuts"), "cuts.json cannot be read (cuts: field required)"),
+        (spoil_positions, "serve.max_length must be at most 40 (the model's positions), got 48"),
     ],
 )
 def test_what_does_not_fit_is_refused(

@@ -112,3 +112,33 @@ def test_special_tokens_stay(tmp_path: Path) -> None:
     for name in ("[PAD]", "[UNK]", "[CLS]", "[SEP]"):
         assert small.token_to_id(name) is not None
     assert small.encode("a lamp").tokens[0] == "[CLS]"
+
+
+AROUND = ("[CLS]", "[SEP]")
+
+
+def after(whole: Tokenizer, kind: str) -> Tokenizer:
+    """Returns the tokenizer with a post-processor of the kind."""
+    first, last = ((name, whole.token_to_id(name)) for name in AROUND)
+    bert = processors.BertProcessing(last, first)
+    whole.post_processor = {
+        "bert": bert,
+        "roberta": processors.RobertaProcessing(last, first),
+        "template": processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[first, last]),
+        "sequence": processors.Sequence([processors.ByteLevel(trim_offsets=False), bert]),
+    }[kind]
+    return whole
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "template", "sequence"])
+def test_tokens_around_a_text_stay_where_they_are_tokens_like_others(kind: str) -> None:
+    """Of some files they are not among the added tokens, and their characters may all stand alone."""
+    characters = sorted(set("".join(AROUND) + "lamp"))
+    tokens = ["[UNK]", *characters, *(f"##{character}" for character in characters), *AROUND, "lamp"]
+    model = models.WordPiece({token: number for number, token in enumerate(tokens)}, unk_token="[UNK]")
+    whole = after(Tokenizer(model), kind)
+    assert not whole.get_added_tokens_decoder()
+    small, old = cropped(whole, [])
+    assert len(old) == len(tokens) - 1
+    assert small.encode("lamp").tokens == ["[CLS]", "l", "##a", "##m", "##p", "[SEP]"]
+    assert [old[number] for number in small.encode("lamp").ids][::5] == [whole.token_to_id(name) for name in AROUND]

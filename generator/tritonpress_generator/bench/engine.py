@@ -10,11 +10,11 @@ import numpy as np
 from tritonpress_generator.bench.timing import rate, spread
 from tritonpress_generator.bench.variants import Bench
 from tritonpress_generator.infer import Array, Infer
+from tritonpress_generator.positions import most_tokens
 from tritonpress_generator.pretrained import encoder_of
 from tritonpress_generator.signature import INPUTS, SEGMENTS
 from tritonpress_generator.steps.tokenizer.sequences import Sequences
 from tritonpress_generator.table import render
-from tritonpress_generator.workload import most_tokens
 
 SHAPES = ((1, 32), (8, 128), (1, 384))
 _FIRST_SEGMENT_TOKENS = 14

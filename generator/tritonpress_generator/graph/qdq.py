@@ -26,12 +26,11 @@ from tritonpress_generator.infer import Array
 from tritonpress_generator.mixed_precision import OPSET
 from tritonpress_generator.onnx_graph import DOMAIN, GraphEditor, normalized
 from tritonpress_generator.pair_places import Places
-from tritonpress_generator.quantization import INT8_MAX
+from tritonpress_generator.quantization import INT8_MAX, symmetric_scale
 from tritonpress_generator.recipe import Settings
 
 FP8_MAX = 448.0
 """The largest E4M3 number. Source: Micikevicius et al. 2022, "FP8 Formats for Deep Learning"."""
-_SMALLEST_SCALE = 1e-30
 
 
 class Config(Settings):
@@ -178,7 +177,7 @@ class _Pairs:
             source = f"{prefix}/smoothed"
             nodes.append(helper.make_node("Mul", [name, inverse], [source], name=source))
         largest = self._ranges["smoothed" if smoothed else "largest"][name]
-        pair, result = self._pair(source, np.array(self._scale(largest), np.float32), prefix, axis=None)
+        pair, result = self._pair(source, self._scale(np.array(largest)), prefix, axis=None)
         self._after(name, [*nodes, *pair])
         self._made[name, smoothed] = result
         return result
@@ -193,7 +192,7 @@ class _Pairs:
         weight = np.asarray(self._editor.constant(name))
         if by is not None:
             weight = weight * np.array(by, np.float32)[:, None]
-        scales = np.array([self._scale(value) for value in np.abs(weight).max(axis=0)], np.float32)
+        scales = self._scale(np.abs(weight).max(axis=0))
         tensor = self._editor.add_constant(f"{prefix}/weight", weight)
         pair, result = self._pair(tensor, scales, prefix, axis=1)
         for node in reversed(pair):
@@ -219,8 +218,8 @@ class _Pairs:
         back = helper.make_node("DequantizeLinear", [codes, *inputs], [result], name=f"{prefix}/dequantize", **settings)
         return [quantize, back], result
 
-    def _scale(self, largest: float) -> np.float32:
-        return np.float32(max(largest / (FP8_MAX if self._fp8 else INT8_MAX), _SMALLEST_SCALE))
+    def _scale(self, largest: Array) -> Array:
+        return symmetric_scale(largest, FP8_MAX if self._fp8 else INT8_MAX)
 
     def _after(self, name: str, new: list[onnx.NodeProto]) -> None:
         """Puts `new` behind the node that gives the tensor `name`."""

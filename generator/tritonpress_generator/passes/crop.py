@@ -8,6 +8,7 @@ speed stays.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -65,7 +66,8 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
         material: Has the training examples.
 
     Raises:
-        InputError: There is less than the recipe wants to keep, or what it serves needs, or there are no examples.
+        InputError: There is less than the recipe wants to keep, or what it serves needs, or there are no examples, or
+            the loss on them is not finite.
     """
     result = copied(given)
     report: dict[str, Any] = {}
@@ -77,7 +79,7 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
         result = cuts.positions(result, _positions(result.model, config.positions, material.recipe.serve.max_length))
         report["positions"] = config.positions
     if config.one_segment:
-        _check_segments(result.model, material)
+        check_segments(result.model, material)
         result = cuts.segments(result, 1)
         report["segments"] = 1
     if config.vocabulary is not None:
@@ -104,7 +106,7 @@ def _layers(result: Compressed, config: Config, material: Material) -> list[int]
         return wanted
     if wanted is None or not 1 <= wanted <= count:
         raise InputError(f"passes.crop: layers must be from 1 to {count} (the model's), got {wanted}; correct it")
-    features = material.features(result.tokenizer, config.samples)
+    features = material.features(result.tokenizer, config.samples, model=result.model)
     head, _ = material.head(result.model)
 
     def loss(layers: list[int]) -> float:
@@ -112,6 +114,12 @@ def _layers(result: Compressed, config: Config, material: Material) -> list[int]
         with torch.inference_mode():
             total = sum(float(material.losses(head, batch).sum()) for batch in material.batches(features, _BATCH))
         put_back()
+        # The least of numbers and NaN is any of them.
+        if not math.isfinite(total):
+            raise InputError(
+                "passes.crop: the loss on the training examples must be finite, is not; check the checkpoint and the "
+                "labels"
+            )
         return total
 
     left = list(range(count))
@@ -139,8 +147,12 @@ def _positions(model: Any, positions: int, max_length: int) -> int:
     return positions + offset
 
 
-def _check_segments(model: Any, material: Material) -> None:
-    """Refuses to take segments out that there are not, or that the task reads."""
+def check_segments(model: Any, material: Material) -> None:
+    """Refuses to take segments out that there are not, or that the task reads.
+
+    Raises:
+        InputError: See there.
+    """
     encoder = encoder_of(model)
     table = getattr(getattr(encoder, "embeddings", None), "token_type_embeddings", None)
     if not isinstance(table, torch.nn.Embedding):

@@ -77,7 +77,8 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
     student, adapted = _student(given, config, material)
     head, signature = material.head(student.model)
     teacher, _ = material.head(material.original.model)
-    features = material.features(given.tokenizer, config.samples or len(material.examples.training))
+    examples = config.samples or len(material.examples.training)
+    features = material.features(given.tokenizer, examples, model=given.model)
     metric, fingerprint = _metric(material), _fingerprint(config, given, material, features)
 
     def evaluate() -> dict[str, float]:

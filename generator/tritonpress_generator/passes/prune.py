@@ -27,6 +27,7 @@ from tritonpress_generator.structure import Group, Kind, groups
 from tritonpress_generator.token_states import token_states
 
 _BATCH = 32
+_FEWEST_EXAMPLES = 16
 
 
 class Config(Settings):
@@ -71,9 +72,13 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
     result.model.requires_grad_(False)
     kinds: tuple[Kind, ...] = ("heads", "ffn") if config.flops is not None or config.heads else ("ffn",)
     all_groups = groups(result.model, kinds)
-    features = material.features(given.tokenizer, config.samples)
-    if len(features) < 16:
-        raise InputError(f"passes.prune: needs at least 16 training examples to see what matters, got {len(features)}")
+    examples = len(material.examples.training)
+    if examples < _FEWEST_EXAMPLES:
+        raise InputError(
+            f"passes.prune: needs at least {_FEWEST_EXAMPLES} training examples to see what matters, got {examples}; "
+            "add some to data.train"
+        )
+    features = material.features(given.tokenizer, config.samples, model=given.model)
     head, _ = material.head(result.model)
     found = gradients(all_groups, material.batches(features, _BATCH), lambda batch: material.losses(head, batch))
     if not all(np.isfinite(one).all() for one in found):
@@ -94,9 +99,8 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
         "products": _products(kept, config.length) / before,
     }
     if config.reconstruct:
-        report["errors"] = _reconstruct(
-            kept, result, given, material, features[: config.reconstruction_samples], config
-        )
+        fewer = material.features(given.tokenizer, min(config.samples, config.reconstruction_samples))
+        report["errors"] = _reconstruct(kept, result, given, material, fewer, config)
     chosen_anew = material.chosen(result.model, result.tokenizer)
     return replace(result, report=result.report | {"prune": report}, chosen=chosen_anew)
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from tritonpress_generator import cuts
 from tritonpress_generator.checkpoint import ADAPTER
 from tritonpress_generator.compression import Compressed, Material, copied
 from tritonpress_generator.errors import InputError
+from tritonpress_generator.passes.crop import check_segments
 from tritonpress_generator.pretrained import merged
 from tritonpress_generator.recipe import Settings
 
@@ -26,6 +29,19 @@ class Config(Settings):
     """What `tritonpress distill --out` has written, relative to the recipe."""
 
 
+class _Written(Settings):
+    """What `CUTS` holds."""
+
+    checkpoint: Annotated[list[str | None], Field(min_length=2, max_length=2)]
+    """The hashes of the weights, and of their adapter."""
+    cuts: list[Annotated[dict[str, Any], Field(min_length=1, max_length=1)]]
+    """As `cuts.written` gives them."""
+    chosen: dict[str, float]
+    """On held-out examples: a threshold, a temperature."""
+    report: dict[Literal["crop", "prune", "distill"], dict[str, Any]]
+    """What each pass has done."""
+
+
 def apply(given: Compressed, config: Config, material: Material) -> Compressed:
     """Returns the model as it was when it was written.
 
@@ -35,25 +51,35 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
         material: Knows where the recipe is, and the checkpoint's hash.
 
     Raises:
-        InputError: The folder cannot be read, or is of another checkpoint.
+        InputError: The folder cannot be read, is of another checkpoint, or does not fit the model or its task.
     """
     folder = material.recipe.file(config.folder)
-    path = folder / CUTS
-    try:
-        written = json.loads(path.read_text(encoding="utf-8"))
-        hashes, made = written["checkpoint"], written["cuts"]
-        report, chosen = written["report"], written["chosen"]
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise InputError(
-            f"passes.restore: {path} cannot be read ({type(exc).__name__}: {exc}); give a folder that tritonpress "
-            "distill --out has written"
-        ) from exc
-    of_recipe = [material.checkpoint.sha256, material.checkpoint.adapter_sha256]
-    if hashes != of_recipe:
+    written = _read(folder / CUTS)
+    if written.checkpoint != [material.checkpoint.sha256, material.checkpoint.adapter_sha256]:
         raise InputError(
             f"passes.restore: {folder} must be of the recipe's checkpoint ({material.checkpoint.sha256[:12]}…), is of "
-            f"{str(hashes[0])[:12]}… or of another adapter; restore what was made of this one"
+            f"{str(written.checkpoint[0])[:12]}… or of another adapter; restore what was made of this one"
         )
-    result = cuts.again(copied(given), made)
+    if any("segments" in cut for cut in written.cuts):
+        check_segments(given.model, material)
+    result = cuts.again(copied(given), written.cuts)
     model = merged(result.model, folder) if (folder / ADAPTER).is_file() else result.model
-    return replace(result, model=model.eval(), report=result.report | report, chosen=chosen)
+    return replace(result, model=model.eval(), report=result.report | written.report, chosen=written.chosen)
+
+
+def _read(path: Path) -> _Written:
+    """Returns what the file at `path` says, if it says what one must."""
+    try:
+        if path.exists() and not path.is_file():  # a pipe or a device would be waited for
+            raise OSError("is no file")
+        return _Written.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as exc:
+        error = exc.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, error["loc"])) or "it"
+        why = f"{place[:200]}: {error['msg'].lower()}"
+        cause: Exception = exc
+    except (OSError, ValueError, RecursionError) as exc:
+        why, cause = f"{type(exc).__name__}: {exc}", exc
+    raise InputError(
+        f"passes.restore: {path} cannot be read ({why}); give a folder that tritonpress distill --out has written"
+    ) from cause

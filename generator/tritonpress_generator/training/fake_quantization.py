@@ -2,17 +2,19 @@
 
 Rounding has no gradient; it is passed straight through (Bengio et al. 2013, "Estimating or propagating gradients
 through stochastic neurons"; Jacob et al. 2018, "Quantization and training of neural networks for efficient
-integer-arithmetic-only inference"). Scales are as the graph pass `quantize` takes them: of weights the largest of each
-output, of activations the range, here that of each batch, so that a training has no state but its weights.
+integer-arithmetic-only inference"). Scales are as the graph pass `quantize` takes them (`quantization.py`): of weights
+the largest of each output, of activations the range, here that of each batch, so that a training has no state but its
+weights.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 
-_ACTIVATION_CODES = 255
+from tritonpress_generator.quantization import UINT8_MAX, symmetric_scale, uint8_parameters
 
 
 def fake_quantized(values: torch.Tensor, scale: torch.Tensor, low: float, high: float) -> torch.Tensor:
@@ -29,7 +31,7 @@ def fake_quantized(values: torch.Tensor, scale: torch.Tensor, low: float, high: 
 
 
 def fake_quantize(linears: Sequence[torch.nn.Linear], *, weight_codes: int) -> Callable[[], None]:
-    """Makes `linears` compute with fake-quantised inputs and weights, and returns what ends that.
+    """Makes `linears` compute with fake-quantised inputs and weights, in FP32, and returns what ends that.
 
     Args:
         linears: Layers of a model that is trained.
@@ -45,18 +47,20 @@ def fake_quantize(linears: Sequence[torch.nn.Linear], *, weight_codes: int) -> C
 
 
 def _one(linear: torch.nn.Linear, weight_codes: int) -> Callable[[], None]:
-    tiny = torch.finfo(torch.float32).tiny
-
     def forward(values: torch.Tensor) -> torch.Tensor:
-        values = values.float()
-        # 0 is in the range: what activation functions leave out is exactly that.
-        low, high = values.detach().min().clamp(max=0), values.detach().max().clamp(min=0)
-        scale = ((high - low) / _ACTIVATION_CODES).clamp(min=tiny)
-        zero = torch.round(-low / scale)
-        inputs = fake_quantized(values, scale, float(-zero), float(_ACTIVATION_CODES - zero))
-        largest = linear.weight.detach().abs().amax(1, keepdim=True).clamp(min=tiny)
-        weight = fake_quantized(linear.weight, largest / weight_codes, -weight_codes, weight_codes)
-        return torch.nn.functional.linear(inputs, weight, linear.bias)
+        # BF16 has 8 significant bits, and would round what 8-bit codes times a scale are.
+        with torch.autocast(values.device.type, enabled=False):
+            values = values.float()
+            low, high = (float(end) for end in torch.aminmax(values.detach()))
+            if not math.isfinite(high - low):  # the training refuses the loss that comes of it
+                return torch.nn.functional.linear(values, linear.weight, linear.bias)
+            of_values, zero_point = uint8_parameters(low, high)
+            zero = float(zero_point)
+            inputs = fake_quantized(values, _like(values, of_values), -zero, UINT8_MAX - zero)
+            largest = linear.weight.detach().abs().amax(1, keepdim=True)
+            of_weight = symmetric_scale(largest.cpu().numpy(), weight_codes)
+            weight = fake_quantized(linear.weight, _like(values, of_weight), -weight_codes, weight_codes)
+            return torch.nn.functional.linear(inputs, weight, linear.bias)
 
     linear.forward = forward  # type: ignore[method-assign, assignment]
 
@@ -64,3 +68,8 @@ def _one(linear: torch.nn.Linear, weight_codes: int) -> Callable[[], None]:
         del linear.forward
 
     return end
+
+
+def _like(values: torch.Tensor, scale: object) -> torch.Tensor:
+    """Returns scales as FP32 where the values are."""
+    return torch.as_tensor(scale, dtype=torch.float32, device=values.device)

@@ -1,0 +1,60 @@
+"""What passes measure with: examples are counted, not their windows, and sequences fit the model that reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_training import change, material_of, write_training
+from tritonpress_generator import cli
+from tritonpress_generator.compression import original_layers
+from tritonpress_generator.examples import finite
+from tritonpress_generator.export import torch_infer
+from tritonpress_generator.infer import Array
+from tritonpress_generator.passes import crop
+
+
+def test_all_windows_of_the_examples_are_there(trained_task: tuple[str, Path]) -> None:
+    given, material = material_of(trained_task[1])
+    count = len(material.examples.training)
+    whole = material.features(given.tokenizer, count)
+    assert (len(whole) > count) == (trained_task[0] == "question_answering")
+    fewer = material.features(given.tokenizer, 5)
+    assert 5 <= len(fewer) < len(whole)
+    assert [one["input_ids"] for one in whole[: len(fewer)]] == [one["input_ids"] for one in fewer]
+
+
+@pytest.mark.parametrize(("most", "asked"), [(1, 1), (5, 4), (7, 6), (11, 6), (12, 12), (100, 12)])
+def test_metric_is_of_so_many_examples_at_most(tmp_path: Path, trained: Any, most: int, asked: int) -> None:
+    given, material = material_of(trained("classification", tmp_path))
+    head, signature = material.head(given.model)
+    infer, calls = finite(torch_infer(head, signature), where="test"), []
+
+    def counted(feed: Any) -> dict[str, Array]:
+        calls.append(feed)
+        return infer(feed)
+
+    material.score(counted, given.tokenizer, most)
+    assert len(material.examples.held_out) == 12
+    assert len(calls) == asked <= most
+
+
+def test_layers_are_named_as_the_original_has_them(tmp_path: Path) -> None:
+    given, material = material_of(write_training(tmp_path, "recommendation"))
+    assert original_layers(given) == [0, 1]
+    both = crop.apply(given, crop.Config(layers=[0, 1]), material)
+    upper = crop.apply(both, crop.Config(layers=[1]), material)
+    assert (original_layers(both), original_layers(upper)) == ([0, 1], [1])
+    assert original_layers(crop.apply(upper, crop.Config(layers=[0]), material)) == [1]
+
+
+@pytest.mark.parametrize("then", [{"crop": {"layers": 1}}, {"prune": {"ffn": 0.5}}, {"distill": {"epochs": 1}}])
+def test_sequences_longer_than_the_positions_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], then: dict[str, Any]
+) -> None:
+    recipe = write_training(tmp_path, "recommendation", max_length=60)
+    change(recipe, passes=[{"crop": {"positions": 50}}, then])
+    assert cli.main(["build", str(recipe), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "finetune.max_length must be at most 50 (the model's positions), got 60; lower it" in said
