@@ -88,17 +88,22 @@ def test_a_server_that_polls_follows_the_files(model_repo: Path, both: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_server_that_polls_loses_nothing_where_nothing_is_to_be_kept(model_repo: Path, both: Path) -> None:
+def test_a_server_that_polls_loses_nothing_where_nothing_is_to_be_kept(
+    tiny_sources: Path, tiny_repository: Path, both: Path, tmp_path: Path
+) -> None:
+    """It finds the new steps and the switch by one look, and must find the old ones there still."""
     old, new = old_and_new(both)
+    model_repo = Path(shutil.copytree(tiny_repository, tmp_path / "model_repo"))
+    recipe = write_other_sources(tiny_sources, tmp_path / "sources")
     gone = steps_of(model_repo)[old]
     with (
         TritonServer(model_repo, settings=Settings(model_control="poll", poll_s=1)) as server,
-        asked(server.grpc_url, model_repo) as load,
+        asked(server.grpc_url, both) as load,
     ):
         wait_for(load, old)
-        for _ in range(2):  # the first switches, the second removes what served before
-            assert run("promote", model_repo, NAME, new, "--keep", "0") == 0
-            wait_for(load, new)
+        assert run("build", recipe, "--out", model_repo, "--keep", "0") == 0
+        wait_for(load, new)
+        assert run("promote", model_repo, NAME, new, "--keep", "0") == 0
         assert not [step for step in gone if (model_repo / step).exists()]
         for _ in range(600):
             if not gone & loaded(server.grpc_url):
