@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-from tritonpress_client import Connection, TritonpressError
+from tritonpress_client import Connection, Options, TritonpressError
 from tritonpress_generator import repository
 
 CLOCK = "TRITONPRESS_FAULTS_CLOCK"
@@ -54,6 +55,14 @@ class Lab:
             self.broken.append(text)
 
 
+def copy_workload(repository: Path, name: str, folder: Path) -> Path:
+    """Returns `folder`, a repository of this workload alone: others would only have to be loaded."""
+    for path in repository.iterdir():
+        if path.name == name or path.name.startswith(f"{name}_"):
+            shutil.copytree(path, folder / path.name)
+    return folder
+
+
 @contextlib.contextmanager
 def asking(ask: Callable[[], None], clients: int, stop: threading.Event) -> Iterator[None]:
     """Runs `ask` in so many threads, which it leaves once `stop` is set."""
@@ -72,9 +81,11 @@ def asking(ask: Callable[[], None], clients: int, stop: threading.Event) -> Iter
 class Load:
     """Clients that ask the build's golden requests on and on, and hold each answer to what the manifest says."""
 
-    def __init__(self, url: str, model_repo: Path, name: str, *, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, url: str, model_repo: Path, name: str, *, timeout_s: float = 10.0, options: Options | None = None
+    ) -> None:
         golden = repository.read_manifest(model_repo, name)["golden"]
-        self._url, self._name, self._timeout_s = url, name, timeout_s
+        self._url, self._name, self._timeout_s, self._options = url, name, timeout_s, options
         self._requests, self._tolerance = golden["requests"], float(golden["score_tolerance"])
         self._stop = threading.Event()
         self.reset()
@@ -118,7 +129,7 @@ class Load:
         return None
 
     def _ask(self) -> None:
-        with Connection(self._url, timeout_s=self._timeout_s) as connection:
+        with Connection(self._url, timeout_s=self._timeout_s, options=self._options) as connection:
             number = 0
             while not self._stop.is_set():
                 request = self._requests[number % len(self._requests)]
@@ -134,16 +145,31 @@ class Load:
                 self.slowest_s = max(self.slowest_s, time.monotonic() - began)
 
     def _count(self, request: dict[str, Any], answer: dict[str, Any]) -> None:
-        for key, expected in request["outputs"].items():
-            row = answer[key][0]
-            if isinstance(expected[0], float):
-                same = float(np.abs(row - expected).max()) <= self._tolerance
-            else:
-                same = [value.decode() if isinstance(value, bytes) else int(value) for value in row] == expected
-            if not same:
-                self.wrong.append(f"{key} of {request['inputs']}: {row}")
-                return
-        self.right += 1
+        if key := other_output(request["outputs"], answer, self._tolerance):
+            self.wrong.append(f"{key} of {request['inputs']}: {answer[key][0]}")
+        else:
+            self.right += 1
+
+
+def other_output(
+    expected: Mapping[str, Sequence[Any]], answer: Mapping[str, Sequence[Any]], tolerance: float
+) -> str | None:
+    """Returns the first output that is not as expected; None if all are.
+
+    Args:
+        expected: The values of a row, by output, as a manifest has them.
+        answer: The outputs of a batch, of which the first row is looked at.
+        tolerance: How far a number may be off.
+    """
+    for key, values in expected.items():
+        row = answer[key][0]
+        if isinstance(values[0], float):
+            same = float(np.abs(np.subtract(row, values)).max()) <= tolerance
+        else:
+            same = [value.decode() if isinstance(value, bytes) else value for value in row] == values
+        if not same:
+            return key
+    return None
 
 
 def stubs(pid: int) -> list[psutil.Process]:

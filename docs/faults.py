@@ -17,13 +17,12 @@ Ends with 1 if a promise was broken.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import tempfile
 from importlib import import_module
 from pathlib import Path
 
-from fault_lab import Lab, with_a_clock_of_its_own
+from fault_lab import Lab, copy_workload, with_a_clock_of_its_own
 
 FAULTS = {
     "stub-killed": "faults_of_servers",
@@ -50,11 +49,7 @@ def main() -> int:
         with_a_clock_of_its_own()
     module = import_module(FAULTS[options.fault])
     with tempfile.TemporaryDirectory(prefix="tritonpress-faults-") as folder:
-        repository = Path(folder) / "model_repo"
-        for path in options.repository.iterdir():
-            # The workload alone: the others would only have to be loaded.
-            if path.name == options.name or path.name.startswith(f"{options.name}_"):
-                shutil.copytree(path, repository / path.name)
+        repository = copy_workload(options.repository, options.name, Path(folder) / "model_repo")
         (Path(folder) / "work").mkdir()
         lab = Lab(repository, options.name, Path(folder) / "work", options.seconds, options.minutes)
         print(f"{options.fault}:", flush=True)

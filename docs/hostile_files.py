@@ -18,7 +18,7 @@ import yaml
 from backports import zstd
 from mutations import changed_tree, json_bytes, spoilt, text_bytes, yaml_bytes
 from tritonpress_client import TritonpressError
-from tritonpress_generator import builds, recipe, repository, switching, verify
+from tritonpress_generator import builds, recipe, repository, switching, used, verify
 from tritonpress_generator.deploy import served
 from tritonpress_generator.errors import GeneratorError
 from tritonpress_generator.packing import bundle, coding
@@ -30,7 +30,7 @@ from tritonpress_server.launch import models_to_load
 ROOT = Path(__file__).parents[1]
 SMALL_BYTES = 64 << 10
 """Larger files of a repository are left out of the copies that are changed."""
-OTHER_BUILD = "0" * builds.HASH_LENGTH
+OTHER_BUILD = "0" * used.HASH_LENGTH
 
 Calls = Iterator[tuple[str, Callable[[], object]]]
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,9 +25,9 @@ from tritonclient.grpc import model_config_pb2 as pb
 from tritonpress_generator import manifest
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.manifest import ManifestError
+from tritonpress_generator.used import own_steps, used
 from tritonpress_generator.workplace import replace
 
-HASH_LENGTH = 12
 _CANARY = "_canary"
 _ROW_BYTES = 1024
 """More than a build has in the list of them for people."""
@@ -248,36 +247,44 @@ def withdraw(repository: Path, name: str, work: Path) -> None:
     write_for_people(repository, name, work)
 
 
-def unnamed(repository: Path, name: str) -> set[str]:
-    """Returns the steps of `name` that no ensemble names, nor a step that an ensemble names.
+def in_use(repository: Path) -> set[str]:
+    """Returns the steps that ensembles in the repository use, whoever wrote them.
 
     Raises:
         InputError: A config does not parse, which may be somebody else's: what it names is not known.
     """
-    configs = {path.parent.name: read_config(path.parent) for path in repository.glob("*/config.pbtxt")}
-    used = {step.model_name for config in configs.values() for step in config.ensemble_scheduling.step}
-    # What a step in use calls by itself is named in its parameters.
-    used |= {p.string_value for step in used if step in configs for p in configs[step].parameters.values()}
-    own = re.compile(rf"{re.escape(name)}_(model|tokenizer|engine|postprocessing)_[0-9a-f]{{{HASH_LENGTH}}}")
-    folders = {path.name for path in repository.iterdir() if path.is_dir() and own.fullmatch(path.name)}
-    return folders - used
+    return used({path.parent.name: read_config(path.parent) for path in repository.glob("*/config.pbtxt")})
 
 
-def collect(repository: Path, name: str, keep: int, work: Path) -> list[str]:
-    """Returns the builds of `name` that were removed: those that no ensemble names, but for the last `keep` of them.
+def beyond(repository: Path, name: str, keep: int) -> list[str]:
+    """Returns the builds of `name` that no ensemble names, but for the last `keep` of them."""
+    return [row["build"] for row in listing(repository, name) if row["state"] in {"previous", "kept"}][keep:]
+
+
+def collect(repository: Path, name: str, keep: int, work: Path, *, spare: str | None = None) -> list[str]:
+    """Returns the builds of `name` that were removed: those beyond `keep`, but for `spare`.
 
     A build's manifest goes before its steps, so that what lies there by its manifest is whole; a step goes in one
     rename, so that nobody sees half of it.
+
+    Args:
+        repository: The model repository.
+        name: The workload's.
+        keep: How many builds that no ensemble names stay.
+        work: A folder within the repository.
+        spare: The build that was switched from, where servers may serve it still: one that polls would take its steps
+            away before it has those of the next.
     """
     try:
-        idle = unnamed(repository, name)
+        named = in_use(repository)
     except InputError:
         return []  # nothing is removed on a guess
-    rows = listing(repository, name)
-    gone = [row["build"] for row in rows if row["state"] in {"previous", "kept"}][keep:]
+    gone = [build for build in beyond(repository, name, keep) if build != spare]
     for build in gone:
         (repository / name / f"manifest.{build}.json").unlink()
     stays = {step for content in manifests(repository, name).values() for step in content["steps"].values()}
+    own = own_steps(name)
+    idle = {path.name for path in repository.iterdir() if path.is_dir() and own.fullmatch(path.name)} - named
     for step in sorted(idle - stays):
         (repository / step).rename(work / step)
         shutil.rmtree(work / step)

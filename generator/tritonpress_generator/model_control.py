@@ -7,14 +7,17 @@ it by itself, and is waited for.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from tritonpress_client import InvalidInputError, ModelUnavailableError, Options, Retries
+from tritonclient.grpc import model_config_pb2 as pb
+from tritonpress_client import InvalidInputError, ModelUnavailableError, Options, Retries, TritonpressError
 from tritonpress_client.connection import Connection
 
-from tritonpress_generator.errors import InputError, VerificationError
+from tritonpress_generator.errors import GeneratorError, InputError, VerificationError
+from tritonpress_generator.used import calls, own_steps, used
 
 _NO_MODEL = "tritonpress no such model"
 """A name that no model has: what a server answers to its unloading says whether it takes orders."""
@@ -43,6 +46,7 @@ class ModelControl:
         once = replace(options or Options(), retries=Retries(attempts=1))
         self._connection = Connection(target, timeout_s=timeout_s, options=once)
         self.takes_orders = self._takes_orders()
+        self._loaded: list[str] = []
 
     def close(self) -> None:
         """Closes the connection."""
@@ -50,21 +54,21 @@ class ModelControl:
 
     def build(self, ensemble: str) -> str | None:
         """Returns the build that an ensemble is served with, empty where its config has none; None if it is not."""
-        try:
-            return str(self._connection.model_config(ensemble).parameters["build"].string_value)
-        except (InvalidInputError, ModelUnavailableError):
-            return None
+        config = self._config(ensemble)
+        return None if config is None else str(config.parameters["build"].string_value)
 
     def load_steps(self, steps: Sequence[str]) -> None:
-        """Loads those of `steps` that are not loaded, which nobody asks yet.
+        """Loads those of `steps` that are not loaded, which nobody asks yet; `give_back` unloads them again.
 
         Raises:
             TritonpressError: One cannot be loaded.
         """
         if self.takes_orders:
-            ready = self._in_state("READY")
+            ready = self._ready()
             for step in steps:
                 if step not in ready:
+                    # Before it is: of one that is lost on the way the server may load it all the same.
+                    self._loaded.append(step)
                     self._connection.load_model(step)
 
     def load_ensemble(self, ensemble: str, build: str) -> None:
@@ -92,28 +96,65 @@ class ModelControl:
                 "--model-control-mode=explicit"
             )
 
-    def unload_ensemble(self, ensemble: str) -> None:
-        """Takes an ensemble away; a server that polls does so by itself, once its folder is gone."""
-        if self.takes_orders:
-            self._connection.unload_model(ensemble)
-
-    def unload_steps(self, steps: Sequence[str]) -> None:
-        """Gives up steps that no ensemble names any more, once nobody has asked them for a while.
-
-        Args:
-            steps: In the order of the flow; each may call those before it.
+    def give_back(self) -> None:
+        """Unloads the steps that `load_steps` has loaded, but for those that the server's ensembles use by now.
 
         Raises:
-            TritonpressError: The server does not answer, or steps are asked on and on.
+            TritonpressError: The server does not answer.
+            InputError: The steps are asked on and on, or are not unloaded in time.
         """
-        if not self.takes_orders:
-            return
-        loaded = [step for step in steps if step in self._in_state("READY")]
-        self._wait_until_still(loaded)
+        if self._loaded:
+            configs = self._ready_configs()
+            steps = {*self._loaded} - used(configs)
+            self._unload({step: config for step, config in configs.items() if step in steps})
+
+    def unload_canary(self, ensemble: str, workload: str) -> None:
+        """Takes a workload's canary away; a server that polls does so by itself, once its folder is gone."""
+        if self.takes_orders:
+            config = self._config(ensemble)
+            # Somebody else's model may have the name.
+            if config is not None and config.parameters["canary_of"].string_value == workload:
+                self._connection.unload_model(ensemble)
+
+    def unload_unused(self, workload: str, in_use: set[str]) -> None:
+        """Unloads the workload's steps that are not used any more, once nobody has asked them for a while.
+
+        Which these are is asked of the server: the repository may have removed them long ago.
+
+        Args:
+            workload: Its name; the models of others are left alone.
+            in_use: What ensembles in the repository use; what the server's own use is left alone too.
+
+        Raises:
+            TritonpressError: The server does not answer.
+            InputError: The steps are asked on and on, or are not unloaded in time.
+        """
+        if self.takes_orders:
+            configs, own = self._ready_configs(), own_steps(workload)
+            in_use = in_use | used(configs)
+            self._unload({m: config for m, config in configs.items() if own.fullmatch(m) and m not in in_use})
+
+    def _unload(self, steps: Mapping[str, pb.ModelConfig]) -> None:
+        self._wait_until_still([*steps])
         # A caller first, and until it is gone: a request in it has yet to call.
-        for step in reversed(loaded):
+        for step in sorted(steps, key=lambda step: not calls(steps[step]) & steps.keys()):
             self._connection.unload_model(step)
             self._wait_until_unloaded(step)
+
+    def _ready(self) -> set[str]:
+        """Returns the models that are ready; the index leaves out those whose folders are gone."""
+        return {entry.name for entry in self._connection.statistics()}
+
+    def _ready_configs(self) -> dict[str, pb.ModelConfig]:
+        configs = {model: self._config(model) for model in self._ready()}
+        return {model: config for model, config in configs.items() if config is not None}
+
+    def _config(self, model: str) -> pb.ModelConfig | None:
+        """Returns the config that a model is served with; None if it is not."""
+        try:
+            return self._connection.model_config(model)
+        except (InvalidInputError, ModelUnavailableError):
+            return None
 
     def _takes_orders(self) -> bool:
         try:
@@ -122,8 +163,8 @@ class ModelControl:
             return False
         return True
 
-    def _in_state(self, state: str) -> set[str]:
-        return {model.name for model in self._connection.models() if model.state == state}
+    def _unloading(self) -> set[str]:
+        return {model.name for model in self._connection.models() if model.state == "UNLOADING"}
 
     def _wait_until_still(self, steps: Sequence[str]) -> None:
         deadline, still_since, before = time.monotonic() + self._timeout_s, time.monotonic(), -1
@@ -142,11 +183,34 @@ class ModelControl:
         return sum(version.success.count + version.fail.count for version in self._connection.statistics(step))
 
     def _wait_until_unloaded(self, step: str) -> None:
+        # Of a step whose folder is gone Triton does not say it: that it was still must do.
         deadline = time.monotonic() + self._timeout_s
-        while step in self._in_state("UNLOADING"):
+        while step in self._unloading():
             if time.monotonic() > deadline:
                 raise InputError(
                     f"{self.target}: {step} is not unloaded within {self._timeout_s:g} s, the ensemble has switched; "
                     "see the server's log"
                 )
             time.sleep(_POLL_S)
+
+
+@contextlib.contextmanager
+def given_back(controls: Sequence[ModelControl]) -> Iterator[None]:
+    """Makes the servers unload what they have loaded, where what is done meanwhile fails."""
+    try:
+        yield
+    except (TritonpressError, GeneratorError, OSError):
+        for control in controls:
+            # Of one that does not answer either, what went wrong first is said.
+            with contextlib.suppress(TritonpressError, GeneratorError):
+                control.give_back()
+        raise
+
+
+def switch_back(controls: Sequence[ModelControl], ensemble: str, build: str) -> None:
+    """Makes the servers that have switched serve `build` again, whose steps they still have."""
+    for control in controls:
+        # The one that has failed may fail again; what went wrong first is said.
+        with contextlib.suppress(TritonpressError, VerificationError):
+            if control.build(ensemble) != build:
+                control.load_ensemble(ensemble, build)

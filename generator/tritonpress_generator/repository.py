@@ -29,9 +29,10 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonpress_generator import builds, workplace
-from tritonpress_generator.builds import HASH_LENGTH, config_text, read_config, read_manifest, workloads
+from tritonpress_generator.builds import config_text, read_config, read_manifest, workloads
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.kept import Kept
+from tritonpress_generator.used import HASH_LENGTH
 
 __all__ = [
     "KEEP",
@@ -87,7 +88,8 @@ def write(
         manifest: What is known of the build; the steps' names, files and hashes are added.
         kept: What the next build of the workload need not compute again; saved beside the manifest.
         canary: Whether the build is placed beside the one that serves, under the canary's name.
-        keep: How many builds that no ensemble names stay.
+        keep: How many builds that no ensemble names stay. The one that the ensemble served until now stays in any case:
+            servers have yet to follow.
 
     Raises:
         InputError: `repository` is not a folder, or cannot be written.
@@ -98,19 +100,18 @@ def write(
             build = place(repository, work, name, steps, ensemble, manifest)
             if kept is not None:
                 kept.save()
-            before = [] if canary else _history(repository, name, build)
+            until_now = builds.canary(repository, name) if canary else _served(repository, name)
+            before = [] if canary or until_now is None else builds.history(repository, name, build)
             folder = builds.switch(repository, name, build, work, before=before, canary=canary)
-            builds.collect(repository, name, keep, work)
+            builds.collect(repository, name, keep, work, spare=until_now)
         return folder
     except OSError as exc:
         raise InputError(f"repository {repository}: cannot be written ({exc}); what was there is unchanged") from exc
 
 
-def _history(repository: Path, name: str, build: str) -> list[str]:
-    """Returns the builds that served before `build`, which is about to."""
-    if not (repository / name / "config.pbtxt").exists():
-        return []
-    return builds.history(repository, name, build)
+def _served(repository: Path, name: str) -> str | None:
+    """Returns the build that serves; None where the first is being written."""
+    return builds.served(repository, name) if (repository / name / "config.pbtxt").exists() else None
 
 
 def check_writable(repository: Path) -> None:

@@ -90,6 +90,7 @@ def bring_up(options: argparse.Namespace, name: str, ensemble: str) -> None:
         GeneratorError: See `switching`.
     """
     if not options.servers:
+        _say_what_stays(options.out, name, options.keep)
         return
     from tritonpress_client import connecting
 
@@ -124,6 +125,16 @@ def _print(options: argparse.Namespace, done: Any) -> None:
         print(f"removed: {', '.join(done.collected)}")
     if not options.servers:
         print("the files are switched; a server that polls follows, another one with --server, or when it is restarted")
+        _say_what_stays(options.repository, options.name, options.keep)
+
+
+def _say_what_stays(repository: Path, name: str, keep: int) -> None:
+    """Prints which builds lie there beyond what is to be kept, since servers that were not told may serve them."""
+    from tritonpress_generator import builds
+
+    if beyond := builds.beyond(repository, name, keep):
+        again = f"tritonpress promote {repository} {name} {builds.served(repository, name)} --keep {keep}"
+        print(f"{name}: {', '.join(beyond)} stays for servers that have yet to follow; once they have: {again}")
 
 
 def _count(text: str) -> int:

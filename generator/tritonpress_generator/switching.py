@@ -16,8 +16,8 @@ from typing import Any
 from tritonpress_client import Options, TritonpressError
 
 from tritonpress_generator import builds, workplace
-from tritonpress_generator.errors import InputError, VerificationError
-from tritonpress_generator.model_control import ModelControl
+from tritonpress_generator.errors import GeneratorError, InputError, VerificationError
+from tritonpress_generator.model_control import ModelControl, given_back, switch_back
 from tritonpress_generator.plans import pending
 from tritonpress_generator.repository import KEEP, changed_files
 
@@ -68,12 +68,14 @@ def promote(
         name: The workload's.
         build: One that lies there; default: the canary's.
         servers: Those that serve the repository; without, the files alone are switched.
-        keep: How many builds that no ensemble names stay.
+        keep: How many builds that no ensemble names stay; without servers the one that was switched from stays too, as
+            those that are not told may serve it still.
 
     Raises:
         InputError: There is no such workload or build, or it is being changed by another process.
-        VerificationError: The build is not as it was written, or a server does not serve it: all is as it was.
-        TritonpressError: A server does not answer; the repository is as it was.
+        VerificationError: The build is not as it was written, or a server does not serve it: all is as it was. Or a
+            server has switched, and does not unload what is not used any more: that the switch holds is said.
+        TritonpressError: A server does not answer from the start; the repository is as it was.
     """
     with _changing(repository, name, servers) as (work, controls):
         tried = builds.canary(repository, name)
@@ -125,6 +127,7 @@ def withdraw(
 
     Raises:
         InputError: There is no canary; else as `promote`.
+        VerificationError: A server has not given up what is not used any more: that it is no canary is said.
         TritonpressError: As `promote`.
     """
     with _changing(repository, name, servers) as (work, controls):
@@ -132,8 +135,6 @@ def withdraw(
         if build is None:
             raise InputError(f"{name}: has no canary; builds that lie there: {_choices(repository, name)}")
         builds.withdraw(repository, name, work)
-        for control in controls:
-            control.unload_ensemble(builds.canary_name(name))
         _retire(repository, name, controls, keep, work)
         return build
 
@@ -156,16 +157,18 @@ def bring_up(
         keep: How many builds that no ensemble names stay.
 
     Raises:
-        VerificationError: A server does not serve the build, or cannot load a model of it.
+        VerificationError: A server does not serve the build, or cannot load a model of it, or has switched and does not
+            unload what is not used any more: which of these is said.
         TritonpressError: A server does not answer.
     """
     with _at_work(repository, name) as work, _connected(servers) as controls:
         ensemble = builds.canary_name(name) if canary else name
         manifest = builds.read_manifest(repository, ensemble)
-        for control in controls:
-            with _named(control, f"the repository has the build, and {control.target} serves what it did"):
-                control.load_steps([*manifest["steps"].values()])
-                control.load_ensemble(ensemble, manifest["build"])
+        with given_back(controls):
+            for control in controls:
+                with _named(f"the repository has the build, and {control.target} serves what it did"):
+                    control.load_steps([*manifest["steps"].values()])
+                    control.load_ensemble(ensemble, manifest["build"])
         _retire(repository, name, controls, keep, work)
 
 
@@ -182,43 +185,48 @@ def _switch(
     """Returns what was done; a server that refuses the build leaves all as it was."""
     manifest = _checked(repository, name, build)
     now, then = builds.served(repository, name), builds.previous(repository, name)
-    steps = [*manifest["steps"].values()]
-    for control in controls:
-        with _named(control, "nothing was switched"):
-            control.load_steps(steps)
-    before = builds.history(repository, name, build) if history is None else history
-    builds.switch(repository, name, build, work, before=before)
-    try:
+    with given_back(controls):
         for control in controls:
-            with _named(control, f"{name} was switched back to {now}"):
-                control.load_ensemble(name, build)
-    except (TritonpressError, VerificationError):
-        if now != build:
-            builds.switch(repository, name, now, work, before=then)
-            _switch_back(controls, name, now)
-        raise
-    return Switched(build, now, _retire(repository, name, controls, keep, work))
+            with _named("nothing was switched"):
+                control.load_steps([*manifest["steps"].values()])
+        before = builds.history(repository, name, build) if history is None else history
+        builds.switch(repository, name, build, work, before=before)
+        try:
+            for control in controls:
+                with _named(f"{name} was switched back to {now}" if now != build else "nothing was switched"):
+                    control.load_ensemble(name, build)
+        except VerificationError:
+            if now != build:
+                builds.switch(repository, name, now, work, before=then)
+                switch_back(controls, name, now)
+            raise
+    return Switched(build, now, _retire(repository, name, controls, keep, work, spare=None if controls else now))
 
 
-def _switch_back(controls: Sequence[ModelControl], name: str, build: str) -> None:
-    """Makes the servers that have switched serve `build` again, whose steps they still have."""
+def _retire(
+    repository: Path, name: str, controls: Sequence[ModelControl], keep: int, work: Path, *, spare: str | None = None
+) -> list[str]:
+    """Returns the builds that were removed, after the servers have unloaded the steps that nothing uses.
+
+    Raises:
+        VerificationError: A server has not; the others have, the switch holds, and no build was removed.
+    """
+    served = builds.served(repository, name)
+    failures: list[VerificationError] = []
     for control in controls:
         try:
-            if control.build(name) != build:
-                control.load_ensemble(name, build)
-        except (TritonpressError, VerificationError):
-            continue  # the one that has failed; what went wrong first is said
-
-
-def _retire(repository: Path, name: str, controls: Sequence[ModelControl], keep: int, work: Path) -> list[str]:
-    """Returns the builds that were removed, after the servers have given up the steps that no ensemble names."""
-    idle = builds.unnamed(repository, name)
-    flows = [[*manifest["steps"].values()] for manifest in builds.manifests(repository, name).values()]
-    # In the order of their flow; two builds may share a step.
-    steps = [*dict.fromkeys(step for flow in flows for step in flow if step in idle)]
-    for control in controls:
-        control.unload_steps(steps)
-    return builds.collect(repository, name, keep, work)
+            with _named(
+                f"{name} serves build {served}, as the repository says, and no build was removed; unload what is not "
+                f"used once that is mended: tritonpress promote {repository} {name} {served} --server {control.target}"
+            ):
+                if builds.canary(repository, name) is None:
+                    control.unload_canary(builds.canary_name(name), name)
+                control.unload_unused(name, builds.in_use(repository))
+        except VerificationError as exc:
+            failures.append(exc)
+    if failures:
+        raise failures[0]
+    return builds.collect(repository, name, keep, work, spare=spare)
 
 
 def _checked(repository: Path, name: str, build: str) -> dict[str, Any]:
@@ -251,6 +259,7 @@ def _choices(repository: Path, name: str) -> str:
 def _changing(repository: Path, name: str, servers: Servers) -> Iterator[tuple[Path, list[ModelControl]]]:
     """Yields a folder to write in and the servers, while nobody else changes the workload."""
     _check_workload(repository, name)
+    builds.canary(repository, name)  # refuses another model of that name, before anything is changed
     with _at_work(repository, name) as work, _connected(servers) as controls:
         yield work, controls
 
@@ -281,9 +290,9 @@ def _connected(servers: Servers) -> Iterator[list[ModelControl]]:
 
 
 @contextmanager
-def _named(control: ModelControl, consequence: str) -> Iterator[None]:
+def _named(consequence: str) -> Iterator[None]:
     """Says of what a server refuses what has become of the switch."""
     try:
         yield
-    except (TritonpressError, VerificationError) as exc:
+    except (TritonpressError, GeneratorError) as exc:
         raise VerificationError(f"{exc}; {consequence}") from exc

@@ -95,20 +95,34 @@ def test_building_again_changes_no_step(sources: Path, model_repo: Path) -> None
     assert {path.name for path in model_repo.iterdir()} == before
 
 
-@pytest.mark.parametrize("keep", [0, 1])
-def test_new_build_writes_the_steps_that_changed(sources: Path, model_repo: Path, keep: int) -> None:
+def test_new_build_writes_the_steps_that_changed(sources: Path, model_repo: Path) -> None:
     before = {path.name for path in model_repo.iterdir()}
-    assert run("build", write_recipe(sources, graph=["fuse"]), "--out", model_repo, "--keep", str(keep)) == 0
+    assert run("build", write_recipe(sources, graph=["fuse"]), "--out", model_repo) == 0
     after = {path.name for path in model_repo.iterdir()}
-    assert len(after) == len(before) + keep
+    assert len(after) == len(before) + 1
     assert [name.rsplit("_", 1)[0] for name in after - before] == ["recommendation_engine"]
     assert repository.changed_files(model_repo, repository.read_manifest(model_repo, "recommendation")) == []
+
+
+def test_what_served_stays_until_servers_have_followed_though_nothing_is_to_be_kept(
+    sources: Path, model_repo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = repository.read_manifest(model_repo, "recommendation")["build"]
+    assert run("build", write_recipe(sources, graph=["fuse"]), "--out", model_repo, "--keep", "0") == 0
+    assert f"recommendation: {old} stays for servers that have yet to follow; once they" in capsys.readouterr().out
+    builds = json.loads((model_repo / "recommendation" / "manifest.json").read_text())["builds"]
+    assert {entry["build"]: entry["state"] for entry in builds}[old] == "previous"
+    assert run("promote", model_repo, "recommendation", builds[0]["build"], "--keep", "0") == 0
+    assert [path.name for path in model_repo.glob("*/manifest.*.json")] == [f"manifest.{builds[0]['build']}.json"]
+    assert len([*model_repo.iterdir()]) == 4
 
 
 @pytest.mark.slow
 def test_another_division_of_the_steps_replaces_all_of_them(sources: Path, model_repo: Path) -> None:
     serve = {"max_batch_size": 8, "max_length": 48, "lengths": "exact", "dynamic_batching": False}
     assert run("build", write_recipe(sources, serve=serve), "--out", model_repo, "--keep", "0") == 0
+    build = repository.read_manifest(model_repo, "recommendation")["build"]
+    assert run("promote", model_repo, "recommendation", build, "--keep", "0") == 0
     assert [path.name.rsplit("_", 1)[0] for path in sorted(model_repo.iterdir())] == [
         "recommendation",
         "recommendation_model",

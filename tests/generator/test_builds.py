@@ -61,6 +61,8 @@ def act(folder: Path, action: tuple[object, ...], number: int, expected: Expecte
     """Does it, or is refused where the repository has nothing to do it with."""
     word, *rest = action
     keep = int(rest[-1])  # type: ignore[call-overload]
+    # Servers that are not told have yet to follow: what they serve stays.
+    spared = set() if word == "withdraw" else {expected.served, expected.canary}
     # What has been collected is history still, and may be built again.
     lying = set(builds.manifests(folder, NAME)) if expected.served else set()
     if word == "build":
@@ -90,7 +92,11 @@ def act(folder: Path, action: tuple[object, ...], number: int, expected: Expecte
         except InputError:
             return
         raise AssertionError(f"{word} must be refused")
-    assert len(set(builds.manifests(folder, NAME)) - {expected.served, expected.canary}) <= keep
+    assert len(idle(folder, expected) - spared) <= keep
+
+
+def idle(folder: Path, expected: Expected) -> set[str]:
+    return set(builds.manifests(folder, NAME)) - {expected.served, expected.canary, None}
 
 
 @settings(max_examples=15, deadline=None)
@@ -112,3 +118,7 @@ def test_what_is_served_is_whole_and_what_is_old_goes(actions: list[tuple[object
             for ensemble in ensembles:
                 config = builds.read_config(folder / ensemble)
                 assert {step.model_name for step in config.ensemble_scheduling.step} <= steps
+        # Said again, as once servers have followed, it leaves what is to be kept alone.
+        served = builds.served(folder, NAME)
+        assert switching.promote(folder, NAME, served, keep=0).before == served
+        assert idle(folder, expected) == set()
