@@ -31,7 +31,9 @@ def during_outages(model: ServiceModel, demand: Demand, machines: int) -> list[d
     from_s, to_s = _AWAY_FROM * duration_s, _AWAY_TO * duration_s
     zone, zone_simulated = (math.ceil(count / demand.zones) for count in (machines, pool.machines))
     step, step_simulated = (max(1, math.floor(ROLLING_SHARE * count)) for count in (machines, pool.machines))
-    courses = [("a machine is lost", 1, (Outage(0, 1, from_s, math.inf, lost=True),))]
+    courses: list[tuple[str, int, tuple[Outage, ...]]] = [
+        ("a machine is lost", 1, (Outage(0, 1, from_s, math.inf, lost=True),))
+    ]
     if zone > 1:
         courses.append(("a zone is lost", zone, (Outage(0, zone_simulated, from_s, math.inf, lost=True),)))
     update = _rolling(pool.machines, step_simulated, from_s, to_s)
