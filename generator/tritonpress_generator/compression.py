@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from tritonpress_generator import named_files
 from tritonpress_generator.checkpoint import Checkpoint
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.examples import Examples, answered, collate, named
@@ -146,6 +147,7 @@ class Material:
             InputError: There are none, or they cannot be read.
         """
         digest = hashlib.sha256(self.recipe.text.encode() + repr(self.settings).encode())
+        digest.update(named_files.digest(self.recipe, self.folder).encode())
         for file in named(self.recipe).validation:
             path = self.folder / file
             try:

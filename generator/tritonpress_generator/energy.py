@@ -2,7 +2,8 @@
 
 Each package (socket) has a counter in microjoules that begins anew after `max_energy_range_uj`, on a busy server after
 some minutes; memory, where it is counted apart (`dram`), is none of the package's. The counters are the machine's: what
-else runs is in them. Source: https://docs.kernel.org/power/powercap/powercap.html. A GPU is not counted.
+else runs is in them. Source: https://docs.kernel.org/power/powercap/powercap.html. A GPU has a counter of its own
+(`nvml.py`), which is read where it is asked for.
 """
 
 from __future__ import annotations
@@ -10,8 +11,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+
+from tritonpress_generator import nvml
 
 ROOT = Path("/sys/class/powercap")
+
+
+class Counts(Protocol):
+    """A counter of energy."""
+
+    @property
+    def range_uj(self) -> int:
+        """The largest value, after which it begins anew."""
+
+    def read(self) -> int:
+        """Returns the microjoules by now; raises OSError if it cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +51,30 @@ class Counter:
 class Meter:
     """The counters of a machine."""
 
-    counters: Sequence[Counter]
+    counters: Sequence[Counts]
     missing: str = ""
-    """Why there are none."""
+    """What is not counted, and why; where there are no counters, why alone."""
 
     @classmethod
-    def here(cls, root: Path = ROOT) -> Meter:
+    def here(cls, root: Path | None = None, *, gpu: bool = False) -> Meter:
         """Returns the counters of the packages, and of the memory that is counted apart; says why where there are none.
 
         All are needed: the energy of one of two sockets is nobody's.
+
+        Args:
+            root: Where Linux shows RAPL's; default: `ROOT`.
+            gpu: Whether GPUs are counted too. Where either cannot be counted, the other is, and `missing` says so.
         """
+        processors = cls._of_processors(ROOT if root is None else root)
+        if not gpu:
+            return processors
+        gpus, why = nvml.counters()
+        missing = [f"the processors are not counted ({processors.missing})"] if processors.missing else []
+        missing += [f"the GPU is not counted ({why})"] if why else []
+        return cls([*processors.counters, *gpus], "; ".join(missing))
+
+    @classmethod
+    def _of_processors(cls, root: Path) -> Meter:
         counters = []
         try:
             for zone in sorted(root.glob("intel-rapl:*")):

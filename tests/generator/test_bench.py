@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from tritonpress_generator.bench.texts import filled_texts, requests
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.workload import Workload
 
+ROOT = Path(__file__).parents[2]
 POSITIONS = 384
 """The longest of the engine's shapes."""
 
@@ -47,20 +51,23 @@ def numbers(figures: Any) -> Iterator[float]:
         yield figures
 
 
-# One task in both precisions, since each variant is a build.
+# One task in both precisions and after a pass, since each variant is a build.
 @pytest.mark.parametrize(
-    ("task", "graph", "layouts"),
+    ("task", "changes", "layouts"),
     [
-        ("recommendation", ["fuse"], ["ensemble", "scripting", "single"]),
+        ("recommendation", {"graph": ["fuse"]}, ["ensemble", "scripting", "single"]),
         pytest.param(
-            "classification", ["fuse", "quantize"], ["ensemble", "scripting", "single"], marks=pytest.mark.slow
+            "classification",
+            {"graph": ["fuse", "quantize"], "passes": [{"crop": {"layers": [0]}}]},
+            ["ensemble", "scripting", "single"],
+            marks=pytest.mark.slow,
         ),
-        pytest.param("question_answering", ["fuse"], ["scripting", "single"], marks=pytest.mark.slow),
+        pytest.param("question_answering", {"graph": ["fuse"]}, ["scripting", "single"], marks=pytest.mark.slow),
     ],
 )
 def test_every_section_measures(
     task: str,
-    graph: list[str],
+    changes: dict[str, Any],
     layouts: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -71,8 +78,8 @@ def test_every_section_measures(
     monkeypatch.setattr("tritonpress_generator.bench.texts.TEXTS", 64)
     loaded: list[str] = []
     monkeypatch.setattr(variants, "load", lambda url, model: loaded.append(model) or load(url, model))
-    recipe = write(tmp_path, task, engine={"onnxruntime": {"instances": 1}}, graph=graph)
-    out = tmp_path / "figures.json"
+    recipe, graph = write(tmp_path, task, engine={"onnxruntime": {"instances": 1}}, **changes), changes["graph"]
+    out = tmp_path / "reports" / "bench" / "figures.json"
     assert main([str(recipe), "--rounds", "1", "--slice-s", "0.002", "--out", str(out)]) == 0
     figures = json.loads(out.read_text())
     assert list(figures) == list(SECTIONS)
@@ -112,6 +119,26 @@ def test_what_passes_made_is_timed_beside_the_model_without_them(
 def test_bad_recipe_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none.yaml")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_figures_that_could_not_be_written_are_not_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "reports").write_text("a file", encoding="utf-8")
+    assert main([str(tmp_path / "none.yaml"), "--out", str(tmp_path / "reports" / "figures.json")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "its folder cannot be made" in error
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_bench_measures_every_shipped_recipe_and_keeps_the_figures() -> None:
+    planned = subprocess.run(
+        ["make", "--dry-run", "bench"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout  # fmt: skip
+    asked = re.search(r"for recipe in ([^;]*);", planned)
+    assert asked is not None
+    assert sorted(asked[1].split()) == sorted(path.stem for path in (ROOT / "generator" / "recipes").glob("*.yaml"))
+    assert "--out reports/bench/$recipe.json" in planned
+    assert "reports/" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
 
 
 def test_texts_fill_one_sequence_or_all_windows_exactly(tmp_path: Path) -> None:

@@ -1,17 +1,25 @@
-"""Joules by RAPL's counters, on files as Linux shows them: several sockets, wrap-around, and what may not be read."""
+"""Joules by RAPL's counters, on files as Linux shows them, and by NVML's, of a library that stands for the driver's."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_sources import write_task
+from tiny_training import change
+from tritonpress_generator import energy, nvml
+from tritonpress_generator.bench.__main__ import main
 from tritonpress_generator.bench.energy import of_thousand
 from tritonpress_generator.energy import Counter, Meter
 
+DOUBLE = Path(__file__).parents[1] / "nvml_double.c"
 RANGE = 262_143_328_850
 """In µJ, of a common processor."""
 
@@ -79,3 +87,76 @@ def test_it_says_why_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     denied = Meter.here(tmp_path)
     assert not denied.counters
     assert denied.missing == f"{path} may not be read; allow it (sudo chmod a+r) or run as root"
+
+
+def driver(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, init: int = 0, devices: int = 2, energy: int | None = 0
+) -> None:
+    """Puts the double in the place of the driver's library; `energy` is the status of reading it, None: cannot be."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler for the double of NVML")
+    path = folder / "libnvidia-ml.so"
+    known = [f"-DINIT={init}", f"-DDEVICES={devices}", "-DWITHOUT_ENERGY" if energy is None else f"-DENERGY={energy}"]
+    subprocess.run([compiler, "-shared", "-fPIC", *known, "-o", str(path), str(DOUBLE)], check=True)
+    monkeypatch.setattr(nvml, "LIBRARY", str(path))
+
+
+def test_all_gpus_are_added_to_the_processors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver(tmp_path, monkeypatch)
+    path = zone(tmp_path, "intel-rapl:0", "package-0", 5)
+    meter = Meter.here(tmp_path, gpu=True)
+    assert (len(meter.counters), meter.missing) == (3, "")
+    assert meter.joules(lambda: takes((path, 250_000))) == pytest.approx(0.25 + 2 * 1.5)
+    without = Meter.here(tmp_path)
+    assert without.joules(lambda: takes((path, 250_000))) == pytest.approx(0.25)
+
+
+def test_gpus_alone_are_not_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver(tmp_path, monkeypatch, devices=1)
+    meter = Meter.here(tmp_path / "none", gpu=True)
+    assert meter.joules(lambda: None) == pytest.approx(1.5)
+    assert meter.missing.startswith("the processors are not counted (this machine shows no energy counter")
+
+
+@pytest.mark.parametrize(
+    ("status", "why"),
+    [
+        ({"init": 9}, "nvmlInit_v2: Driver Not Loaded"),
+        ({"devices": 0}, "libnvidia-ml.so shows no GPU"),
+        ({"energy": 3}, "nvmlDeviceGetTotalEnergyConsumption: Not Supported"),
+        ({"energy": None}, "libnvidia-ml.so has no nvmlDeviceGetTotalEnergyConsumption"),
+    ],
+)
+def test_gpu_that_cannot_be_counted_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: dict[str, int], why: str
+) -> None:
+    driver(tmp_path, monkeypatch, **status)
+    path = zone(tmp_path, "intel-rapl:0", "package-0")
+    meter = Meter.here(tmp_path, gpu=True)
+    assert [counter.path for counter in meter.counters] == [path]
+    assert meter.missing.startswith("the GPU is not counted (")
+    assert meter.missing.endswith(f"{why})")
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_bench_counts_what_is_there_and_says_what_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], on_gpu: bool
+) -> None:
+    monkeypatch.setattr(energy, "ROOT", tmp_path / "powercap")
+    monkeypatch.setattr(nvml, "LIBRARY", "libof-no-driver.so.1")
+    zone(tmp_path / "powercap", "intel-rapl:0", "package-0")
+    recipe = write_task(tmp_path, "classification")
+    gpu = {"engine": {"onnxruntime_gpu": {"precision": "fp32"}}, "serve": {"lengths": "exact", "steps": "ensemble"}}
+    change(recipe, graph=["fuse"], **(gpu if on_gpu else {}))
+    out = tmp_path / "figures.json"
+    options = ["--only", "energy", "--rounds", "1", "--slice-s", "0.002", "--out", str(out)]
+    assert main([str(recipe), *options]) == 0
+    figures = json.loads(out.read_text(encoding="utf-8"))["energy"]
+    # The counter's file is the only one there is, and nobody moves it.
+    assert [figure["joules_per_1000"] for figure in figures] == [[0.0]] * 3
+    assert [figure["engine"] for figure in figures] == ["torch eager FP32", "ONNX Runtime FP32", "served engine"]
+    printed = capsys.readouterr().out
+    assert "J per 1,000 sequences" in printed
+    assert ("No whole figure: the GPU is not counted (libof-no-driver.so.1: " in printed) == on_gpu
+    assert all(("runs on the CPU here" in figure.get("missing", "")) == on_gpu for figure in figures)

@@ -18,7 +18,7 @@ from tritonpress_generator.search import front
 from tritonpress_generator.search.sampler import propose
 from tritonpress_generator.search.settings import Config
 from tritonpress_generator.search.space import Candidate, Space, recipe_at
-from tritonpress_generator.search.trials import costs
+from tritonpress_generator.search.trials import Trial, costs
 
 POINTS = st.integers(1, 3).flatmap(
     lambda axes: st.lists(st.tuples(*[st.integers(0, 5).map(float)] * axes), min_size=1, max_size=14)
@@ -72,6 +72,25 @@ def test_times_within_noise_are_mostly_equal_and_others_are_not(figure: float, t
 )
 def test_what_cost_the_most_comes_first(stages: dict[str, float], order: list[str]) -> None:
     assert [*costs(stages)] == order
+
+
+@pytest.mark.parametrize(
+    ("objective", "on_front"),
+    [("throughput", ["together", "alone", "small"]), ("latency", ["alone", "small"]), ("size", ["alone", "small"])],
+)
+def test_front_is_of_the_metric_the_latency_and_the_size_and_of_the_objective(
+    objective: str, on_front: list[str]
+) -> None:
+    figures = {
+        "together": {"throughput": 2.0, "latency": 1.0},
+        "alone": {"throughput": 1.5, "latency": 0.5},
+        "small": {"size_bytes": 50, "throughput": 1.0, "latency": 1.0},
+        "worse": {"throughput": 1.2, "latency": 1.2},
+    }
+    candidate = Candidate(2, 0.0, 0.0, 0.0, False, "[]", '"exact"')
+    same: dict[str, Any] = {"score": 0.9, "stages": {}, "size_bytes": 100, "seconds": 1.0}
+    points = [Trial(candidate, **{**same, **own}).point(objective) for own in figures.values()]
+    assert [[*figures][i] for i in front.front(points)] == on_front
 
 
 @settings(deadline=None)

@@ -28,11 +28,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=15, help="how often each slice is repeated (default: 15)")
     parser.add_argument("--slice-s", type=float, default=0.3, help="length of one engine slice in s (default: 0.3)")
     parser.add_argument("--data", type=Path, help="the folder of the passes' data files (default: the recipe's)")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON; its folder is made")
     options = parser.parse_args(arguments)
     machine = f"{processor()}, {len(os.sched_getaffinity(0))} cores"
     print(f"{options.recipe.stem}: {machine}; {options.rounds} rounds; median [middle 80 %]\n", flush=True)
     figures = {}
+    try:
+        if options.out:  # before hours of work, so that it can be written behind them
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        print(f"bench: {options.out}: its folder cannot be made ({exc}); give another --out", file=sys.stderr)
+        return 2
     try:
         with ExitStack() as stack:
             bench = Bench(options.recipe, stack, rounds=options.rounds, slice_s=options.slice_s, data=options.data)

@@ -16,12 +16,13 @@ from tritonpress_generator.errors import GateError, InputError
 from tritonpress_generator.journal import Journal
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.search import front
+from tritonpress_generator.search.budget import Budget, minutes
 from tritonpress_generator.search.estimate import Estimate, Estimator
 from tritonpress_generator.search.measure import GRAPH, Workshop
 from tritonpress_generator.search.sampler import propose
 from tritonpress_generator.search.settings import Config
 from tritonpress_generator.search.space import Candidate, Space
-from tritonpress_generator.search.trials import Trial, costs
+from tritonpress_generator.search.trials import Trial, costs, said
 
 _REFERENCE = "reference"
 
@@ -41,27 +42,22 @@ class Loop:
         *,
         estimator: Estimator,
         journal: Journal,
+        budget: Budget,
         floor: float,
         say: Progress,
     ) -> None:
         """Takes what is searched; `floor` is the least metric on the held-out examples."""
         self._workshop, self._space, self._config = workshop, space, config
         self._estimator, self._journal, self._say = estimator, journal, say
-        self.floor = floor
-        self._start = time.monotonic()
+        self.budget, self.floor = budget, floor
         self._seen: set[str] = set()
         self._first: dict[str, Trial] = {}
         self.full: dict[str, Trial] = {}
         """What was scored on all held-out examples, by key."""
         self.refused: dict[str, str] = {}
-        """Why others could not be made, by label."""
-        self.gone: set[str] = set()
-        """The keys of those that the gate has refused."""
-
-    @property
-    def spent_s(self) -> float:
-        """The time of this search so far, that of a killed one included."""
-        return time.monotonic() - self._start + self._journal.replayed_s
+        """Why others could not be made, or not be trained in the time, by label."""
+        self.gone: dict[str, str] = {}
+        """Those that the gate has refused, and why, by key."""
 
     def begin(self) -> Trial:
         """Returns the trial of the model as it is, against which all others are timed.
@@ -73,15 +69,10 @@ class Loop:
         reference = self._judged(candidate)
         if reference is None:
             raise InputError(f"search: the model as it is must become an engine: {self.refused[candidate.label]}")
-        # Another candidate takes as long, and so does each of its two builds.
-        needed = (self.spent_s + 3 * reference.seconds) / 60
-        if needed > self._config.budget_minutes:
-            raise InputError(
-                f"{self._space.recipe.path}: search.budget_minutes must be at least {needed:.2g} for one candidate on "
-                f"this machine, got {self._config.budget_minutes:g}; raise it"
-            )
+        self.budget.check(reference)
         self._seen.add(candidate.key)
         self._first[candidate.key] = reference
+        self.budget.learn(reference)
         return reference
 
     def run(self) -> None:
@@ -108,7 +99,7 @@ class Loop:
     def refuse(self, candidate: Candidate, reason: str) -> None:
         """Takes a candidate off the front, which the gate has refused, and tries milder ones in its place."""
         self.refused[candidate.label] = reason
-        self.gone.add(candidate.key)
+        self.gone[candidate.key] = f"{candidate.label}: {reason}"
         self.settle(self.relaxed(self.full.pop(candidate.key)))
 
     def settle(self, candidate: Candidate | None) -> None:
@@ -139,12 +130,12 @@ class Loop:
         return sorted((trials[i] for i in kept), key=self._cost)
 
     def over(self, expected_s: float = 0.0) -> bool:
-        """Says whether there is no time for what takes so long, besides building the front, and its best once more.
+        """Says whether there is no time for what takes so long."""
+        return self._left_s() <= expected_s
 
-        A build takes as long as a candidate that is not trained, since it finds trainings done.
-        """
-        build_s = median([trial.seconds for trial in self._first.values()] or [0.0])
-        return self.spent_s + (len(self.front()) + 1) * build_s + expected_s >= self._config.budget_minutes * 60
+    def _left_s(self) -> float:
+        """Returns the time that is left besides building the front, and its best once more."""
+        return self.budget.left_s(len(self.front()) + 1)
 
     def known(
         self, kind: str, candidate: Candidate, compute: Callable[[], dict[str, Any]], *, always: bool = False
@@ -152,9 +143,8 @@ class Loop:
         """Returns a result that is known, or computes it; None if there is no time left, unless it is done `always`."""
         key = f"{kind} {candidate.key}"
         result = self._journal.get(key)
-        if result is None and (always or not self.over(self._expected_s(candidate))):
-            budget = f"{self.spent_s / 60:.1f} of {self._config.budget_minutes:g} min"
-            self._say.stage(f"[{budget}] {kind}: {candidate.label}")
+        if result is None and (always or self._has_time(kind, candidate)):
+            self._say.stage(f"[{self.budget.label}] {kind}: {candidate.label}")
             began = time.monotonic()
             try:
                 result = compute()
@@ -164,10 +154,23 @@ class Loop:
                 result = {"refused": exc.reason}
             result["seconds"] = time.monotonic() - began
             self._journal.put(key, {"kind": kind, "candidate": asdict(candidate)}, result)
-            self._say.found(_said(result))
+            self._say.found(said(result))
         if result is not None and "refused" in result:
             self.refused[candidate.label] = result["refused"]
         return result
+
+    def _has_time(self, kind: str, candidate: Candidate) -> bool:
+        """Says whether there is time for a candidate; notes a training for which there is none."""
+        expected_s = self.budget.expected_s(candidate)
+        if not self.over(expected_s):
+            return True
+        if kind == "score" and candidate.epochs:
+            left = minutes(max(0.0, self._left_s()))
+            why = f"not trained: takes about {minutes(expected_s)} min, {left} are left of the budget"
+            self.refused[candidate.label] = why
+            self._say.stage(f"[{self.budget.label}] {kind}: {candidate.label}")
+            self._say.found(why)
+        return False
 
     def _tried(self, candidate: Candidate) -> Trial | None:
         """Returns the trial on a few examples."""
@@ -181,6 +184,7 @@ class Loop:
         trial = self._trial(candidate, self.known("trial", candidate, compute))
         if trial is not None:
             self._first[candidate.key] = trial
+            self.budget.learn(trial)
         return trial
 
     def _judged(self, candidate: Candidate) -> Trial | None:
@@ -192,6 +196,8 @@ class Loop:
         trial = self._trial(candidate, self.known("score", candidate, compute, always=not self.full))
         if trial is not None:
             self.full[candidate.key] = trial
+            if candidate.epochs:
+                self.budget.learn(trial)
         return trial
 
     def _timed(self, candidate: Candidate, score: float) -> dict[str, Any]:
@@ -212,13 +218,6 @@ class Loop:
         if result is None or "refused" in result:
             return None
         return Trial(candidate, **{name: value for name, value in result.items() if name != "to_best"})
-
-    def _expected_s(self, candidate: Candidate) -> float:
-        """Returns how long a candidate takes: as those that were distilled, by their epochs, or else as the others."""
-        of_epoch = [trial.seconds / trial.candidate.epochs for trial in self.full.values() if trial.candidate.epochs]
-        if candidate.epochs and of_epoch:
-            return candidate.epochs * median(of_epoch)
-        return median([trial.seconds for trial in self._first.values()] or [0.0])
 
     def _enough(self) -> bool:
         """Says whether as many candidates were built as may be."""
@@ -257,16 +256,3 @@ class Loop:
         compute = lambda: {"layer": self._workshop.most_sensitive(candidate)}  # noqa: E731
         layer = (self.known("sensitivity", candidate, compute) or {}).get("layer")
         return None if layer is None else replace(candidate, excluded=tuple(sorted((*candidate.excluded, layer))))
-
-
-def _said(result: dict[str, Any]) -> str:
-    """Returns a result in few words."""
-    if reason := result.get("refused", result.get("gate")):
-        return f"refused ({reason})"
-    if "build" in result:
-        return f"passed, {result['verdict']['metric']} {result['verdict']['served']:.4f}"
-    if "layer" in result:
-        return f"layer {result['layer']}"
-    faster = f", {result['to_best']['throughput']:.2f}x the best" if "to_best" in result else ""
-    size = f"{result['size_bytes'] / 1e6:.1f} MB"
-    return f"{result['score']:.4f}, {result['throughput']:.2f}x the reference{faster}, {size}"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from tritonpress_generator.graph import NO_MATERIAL
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.kept import Kept
 from tritonpress_generator.progress import Progress
+from tritonpress_generator.recipe import Stage
 from tritonpress_generator.search.settings import Config
 from tritonpress_generator.search.space import Candidate, Space, excludes, recipe_at
+from tritonpress_generator.search.training_time import TrainingTime, measured
 from tritonpress_generator.steps.tokenizer.sequences import Batching, Sequences
 from tritonpress_generator.structure import product_pattern
 from tritonpress_generator.workload import Workload
@@ -97,20 +100,40 @@ class Workshop:
         self._kept = Kept(folder / "kept")
         self._passed: dict[str, tuple[Workload, dict[str, float]]] = {}
 
-    def baseline(self, most: int = _MOST_EXAMPLES) -> float:
-        """Returns the checkpoint's metric on at most so many held-out examples.
+    def baseline(self) -> float:
+        """Returns the checkpoint's metric on the held-out examples, 1000 at most.
 
         Raises:
             InputError: It is no number above 0, or there are no examples.
         """
         metric = self._workload.recipe.finetune.module.METRIC
-        score = self._scored(self._workload.baseline, self._workload.tokenizer, most)
+        score, _ = self._of_checkpoint
         if not score > 0:
             raise InputError(
                 f"search: {metric} of the checkpoint must be above 0 on the held-out examples, is {score:g}; "
                 "check the checkpoint and data.validation"
             )
         return score
+
+    def training_s(self, epochs: float) -> float:
+        """Returns how long so many epochs of a candidate's distillation take, in s, by a few steps; of none, 0.
+
+        Raises:
+            InputError: There are no examples, or one of them cannot be read.
+        """
+        return self._training_time(epochs) if epochs else 0.0
+
+    @cached_property
+    def _training_time(self) -> TrainingTime:
+        _, evaluation_s = self._of_checkpoint
+        return measured(self._material, self._space.distillation, evaluation_s=evaluation_s)
+
+    @cached_property
+    def _of_checkpoint(self) -> tuple[float, float]:
+        """The checkpoint's metric on the held-out examples, and the seconds that it took."""
+        began = time.perf_counter()
+        score = self._scored(self._workload.baseline, self._workload.tokenizer, _MOST_EXAMPLES)
+        return score, time.perf_counter() - began
 
     def pattern(self, layer: int) -> str:
         """Returns what matches the names of a layer's products."""
@@ -206,7 +229,7 @@ class Workshop:
             graph = fp32
             try:
                 for stage in trial.graph:
-                    graph = stage.module.apply(graph, stage.config, native, NO_MATERIAL)
+                    graph = stage.module.apply(graph, _unheld(stage), native, NO_MATERIAL)
             except InputError:
                 continue  # of layers that share their weights, or whose names are others, none can be left out
             session = session_infer(forms.plain(graph).SerializeToString())
@@ -260,3 +283,9 @@ class Workshop:
 
     def _scored(self, infer: Infer, tokenizer: Tokenizer, most: int) -> float:
         return self._material.score(finite(infer, where="search", remedy=_REMEDY), tokenizer, most)
+
+
+def _unheld(stage: Stage) -> Any:
+    """Returns the settings of a graph pass that holds itself to no metric, by which it would leave out layers too."""
+    held = "keep" in type(stage.config).model_fields
+    return stage.config.model_copy(update={"keep": None}) if held else stage.config

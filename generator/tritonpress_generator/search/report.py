@@ -50,7 +50,7 @@ full, after {found.minutes:.1f} minutes. Objective: {found.objective}. The best:
 point of which has passed the gate. Orange: the reference, the model as it is in the fastest precision. Dashed: the
 least {escape(found.metric)} on the held-out examples. Hover for what a point is.</figcaption></figure>
 <h2>The front</h2>{page.table(header, lines)}
-{f"<h2>Refused</h2>{refused}" if found.refused else ""}"""
+{f"<h2>Not taken</h2>{refused}" if found.refused else ""}"""
     path = found.folder / "report.html"
     path.write_text(page.page(f"Search of {recipe}", body), encoding="utf-8")
     return path

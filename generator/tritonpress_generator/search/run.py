@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from tritonpress_generator import form_choice, forms, repository, workplace
+from tritonpress_generator import form_choice, forms, named_files, repository, workplace
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.build import build, processor
 from tritonpress_generator.compression import Material
 from tritonpress_generator.errors import GateError, InputError, VerificationError
 from tritonpress_generator.journal import Journal
 from tritonpress_generator.progress import Progress
+from tritonpress_generator.search.budget import Budget
 from tritonpress_generator.search.estimate import Estimator, prunable
 from tritonpress_generator.search.loop import Loop
 from tritonpress_generator.search.measure import Rounds, Workshop
@@ -73,6 +75,7 @@ def search(
         GateError: Nothing that was tried has passed the gate; `out` is as it was.
         VerificationError: The best point's recipe has built something else than before.
     """
+    began = time.monotonic()
     say = progress or Progress()
     repository.check_writable(out)
     recipe = recipes.load(recipe_path)
@@ -87,7 +90,7 @@ def search(
         own = work or temporary
         material = workload.material(data, own)
         folder = own / f"search-{_fingerprint(workload, material, config)[:12]}"
-        loop, workshop = _begun(workload, material, config, folder, say)
+        loop, workshop = _begun(workload, material, config, folder, say, began=began)
         reference = loop.begin()
         loop.run()
         verdicts = gated(loop, workshop, material, folder)
@@ -108,12 +111,12 @@ def search(
         metric = str(recipe.finetune.module.METRIC)
         return Found(
             written, target, [*loop.full.values()], reference.candidate, loop.floor, metric, config.objective,
-            loop.refused, loop.spent_s / 60,
+            loop.refused, loop.budget.spent_s / 60,
         )  # fmt: skip
 
 
 def _begun(
-    workload: Workload, material: Material, config: Config, folder: Path, say: Progress
+    workload: Workload, material: Material, config: Config, folder: Path, say: Progress, *, began: float
 ) -> tuple[Loop, Workshop]:
     """Returns the loop before its first candidate, and where candidates are made."""
     recipe = workload.recipe
@@ -134,7 +137,9 @@ def _begun(
     workshop = Workshop(workload, material, space, config, folder / "engines")
     floor = recipe.gate.keep * workshop.baseline()
     journal = Journal(folder / f"against-{space.reference.key}.jsonl")
-    return Loop(workshop, space, config, estimator=estimator, journal=journal, floor=floor, say=say), workshop
+    budget = Budget(config.budget_minutes, space, journal, began=began, training_s=workshop.training_s)
+    loop = Loop(workshop, space, config, estimator=estimator, journal=journal, budget=budget, floor=floor, say=say)
+    return loop, workshop
 
 
 def _in_turn(
@@ -158,8 +163,8 @@ def _nothing(recipe: recipes.Recipe, loop: Loop) -> GateError:
     best = max(loop.full.values(), key=lambda trial: trial.score, default=None)
     tried = f"{len(loop.full) + len(loop.gone)} candidates"
     if loop.gone:
-        label, reason = next(iter(loop.refused.items()))
-        return GateError(f"search: none of {tried} has passed the gate; {label}: {reason}", "lower gate.keep")
+        why = next(iter(loop.gone.values()))
+        return GateError(f"search: none of {tried} has passed the gate; {why}", "lower gate.keep")
     metric = recipe.finetune.module.METRIC
     return GateError(
         f"search: none of {tried} keeps {metric} at or above {loop.floor:.4f} on the held-out examples; the nearest, "
@@ -170,16 +175,15 @@ def _nothing(recipe: recipes.Recipe, loop: Loop) -> GateError:
 
 def _fingerprint(workload: Workload, material: Material, config: Config) -> str:
     """Returns a hash of all that results depend on; what is searched and for how long is no part of it."""
-    recipe, data = workload.recipe, workload.recipe.data
-    digest = hashlib.sha256()
+    recipe, checkpoint = workload.recipe, workload.checkpoint
     raw = {name: value for name, value in recipe.raw.items() if name not in {"search", "graph"}}
     measured = [config.examples, config.rounds, config.slice_s]
     machine = [processor(), len(os.sched_getaffinity(0))]
     versions = {name: version(name) for name in ("tritonpress", "torch", "onnxruntime")}
-    weights = [workload.checkpoint.sha256, workload.checkpoint.adapter_sha256]
-    digest.update(json.dumps([raw, measured, machine, versions, weights], sort_keys=True).encode())
-    files = [recipe.file(recipe.gate.dataset)]
-    files += [material.folder / name for name in (*data.train, *data.validation)] if data is not None else []
-    for path in files:
-        digest.update(path.read_bytes() if path.is_file() else b"")
-    return digest.hexdigest()
+    weights = [checkpoint.sha256, checkpoint.adapter_sha256]
+    files = [
+        named_files.digest(recipe, material.folder),
+        named_files.checkpoint_digest(checkpoint.folder, checkpoint.adapter),
+    ]
+    known = [raw, measured, machine, versions, weights, files]
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()

@@ -41,9 +41,10 @@ class SpaceConfig(Settings):
 class Config(Settings):
     objective: Literal["throughput", "latency", "size"] = "throughput"
     """What is made the best under the gate: texts per second of all instances, the time of a text alone, or the size of
-    the engine. The front is of the metric, the speed and the size in any case."""
+    the engine. The front is of the metric, the latency and the size in any case."""
     budget_minutes: float = Field(default=60.0, gt=0)
-    """The time for all of it, the final builds included; what was spent before a search was killed counts."""
+    """The time for all of it, from reading the recipe to the final builds; what was spent before a search was killed
+    counts. A distillation that is not expected to fit in what is left is not begun."""
     trials: int | None = Field(default=None, ge=1)
     """The most candidates that are built; default: as many as the time allows."""
     proposals: int = Field(default=8, ge=2)

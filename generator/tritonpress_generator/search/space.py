@@ -155,6 +155,17 @@ class Space:
         """Of the recipe's own `distill`; 0 where it has none."""
         return float(self._own("distill").get("epochs", 2.0)) if self._named("distill") else 0.0
 
+    @cached_property
+    def first_epochs(self) -> float:
+        """Of the distillation by which a candidate is judged first; 0 where none is trained."""
+        return max(self.trained(candidate, first=True).epochs for candidate in self.all())
+
+    @cached_property
+    def distillation(self) -> Any:
+        """The settings of the recipe's own `distill`, whose epochs are not a candidate's."""
+        raw = {"distill": self._own("distill")}
+        return recipes.staged("passes", raw, path=self.recipe.path, key="passes").config
+
     def trained(self, candidate: Candidate, *, first: bool) -> Candidate:
         """Returns the candidate with the distillation it is judged by: a short one `first`; none where it is whole."""
         epochs = self.epochs * (_FIRST_EPOCHS if first else 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tritonpress_generator.search import front
 from tritonpress_generator.search.measure import GRAPH
@@ -35,10 +36,13 @@ class Trial:
             return float(self.size_bytes)
         return front.steps(self.latency if objective == "latency" else 1 / self.throughput)
 
-    def point(self, objective: str) -> tuple[float, float, float]:
-        """Returns the point of the front: the metric, the speed and the size, smaller is better."""
-        speed = "latency" if objective == "size" else objective
-        return -self.score, self.cost(speed), float(self.size_bytes)
+    def point(self, objective: str) -> tuple[float, ...]:
+        """Returns the point of the front: the metric, the latency, the size, and the objective if it is another.
+
+        Smaller is better in each.
+        """
+        point = (-self.score, self.cost("latency"), self.cost("size"))
+        return (*point, self.cost(objective)) if objective == "throughput" else point
 
 
 def costs(stages: Mapping[str, float]) -> dict[str, float]:
@@ -60,3 +64,16 @@ def costs(stages: Mapping[str, float]) -> dict[str, float]:
         found["distill"] = left
     # A distillation that ties with the only pass before it is the milder change.
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0] != "distill")))
+
+
+def said(result: Mapping[str, Any]) -> str:
+    """Returns what was found of a candidate in few words."""
+    if reason := result.get("refused", result.get("gate")):
+        return f"refused ({reason})"
+    if "build" in result:
+        return f"passed, {result['verdict']['metric']} {result['verdict']['served']:.4f}"
+    if "layer" in result:
+        return f"layer {result['layer']}"
+    faster = f", {result['to_best']['throughput']:.2f}x the best" if "to_best" in result else ""
+    size = f"{result['size_bytes'] / 1e6:.1f} MB"
+    return f"{result['score']:.4f}, {result['throughput']:.2f}x the reference{faster}, {size}"

@@ -1,0 +1,45 @@
+"""What a search keeps is of the files that it was computed of, and its time of all that it does."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from tiny_search import QUICK, trained
+from tritonpress_generator.progress import Progress
+from tritonpress_generator.search.run import search
+
+
+class Noting(Progress):
+    """Notes when the search said what."""
+
+    def __init__(self) -> None:
+        super().__init__(shown=False)
+        self.at: dict[str, float] = {}
+
+    def stage(self, name: str) -> None:
+        self.at[name.split(maxsplit=1)[0]] = time.monotonic()
+        super().stage(name)
+
+    def done(self) -> None:
+        self.at["done"] = time.monotonic()
+        super().done()
+
+
+def test_edited_catalogue_is_searched_anew(tmp_path: Path) -> None:
+    # The model as it is, and no other candidate.
+    space = {"layers": [2], "flops": [0.0], "vocabulary": [False], "precisions": [["fuse"]]}
+    recipe = trained(tmp_path, search={**QUICK, "space": space})
+    noting = Noting()
+    before = search(recipe, tmp_path / "out", work=tmp_path / "work", progress=noting)
+    # From before the checkpoint is read, to the last build.
+    assert before.minutes * 60 >= noting.at["done"] - noting.at["checkpoint"]
+    path = tmp_path / "catalogue.jsonl"
+    items = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [json.dumps({**item, "text": f"{item['text']} and the garden"}) for item in items]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    # What was known of the old catalogue would have the best point build something else than was written of it.
+    after = search(recipe, tmp_path / "out", work=tmp_path / "work", progress=Progress(shown=False))
+    assert after.points[0].build != before.points[0].build
+    assert len([*(tmp_path / "work").glob("search-*")]) == 2

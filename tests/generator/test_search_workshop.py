@@ -1,0 +1,112 @@
+"""What a search foresees of its time, and does not begin; which layer a precision disturbs the most."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_search import DISTILL, PRUNE, QUICK, copied, trained
+from tritonpress_generator import cli
+from tritonpress_generator import recipe as recipes
+from tritonpress_generator.journal import Journal
+from tritonpress_generator.progress import Progress
+from tritonpress_generator.search.budget import Budget
+from tritonpress_generator.search.estimate import Estimator
+from tritonpress_generator.search.loop import Loop
+from tritonpress_generator.search.measure import Workshop
+from tritonpress_generator.search.space import Space
+from tritonpress_generator.workload import Workload
+
+ONE_LAYER = {"layers": [1], "vocabulary": [False], "flops": [0.0], "precisions": [["fuse"]]}
+NEVER = 1e9
+"""More epochs than any budget has time for."""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("search")
+    return trained(folder, passes=[{"prune": PRUNE}, {"distill": DISTILL}], search={**QUICK, "space": ONE_LAYER})
+
+
+def parts(path: Path, work: Path) -> tuple[Space, Workshop, Loop]:
+    """Returns what a search of the recipe at `path` is made of, before its first candidate."""
+    recipe, say = recipes.load(path), Progress(shown=False)
+    workload = Workload.load(recipe, say)
+    material = workload.material(work=work)
+    config: Any = recipe.search
+    space = Space.load(recipe, config, depth=2, kinds=["ffn", "heads"], lengths="exact")
+    workshop = Workshop(workload, material, space, config, work / "engines")
+    journal = Journal(work / "journal.jsonl")
+    budget = Budget(config.budget_minutes, space, journal, began=time.monotonic(), training_s=workshop.training_s)
+    estimator = Estimator(material.original, material, samples=40, length=32)
+    loop = Loop(workshop, space, config, estimator=estimator, journal=journal, budget=budget, floor=0.0, say=say)
+    return space, workshop, loop
+
+
+def test_budget_too_short_for_the_first_distillation_is_refused(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = copied(source, "long", passes=[{"prune": PRUNE}, {"distill": {**DISTILL, "epochs": NEVER}}])
+    assert cli.main(["search", str(recipe), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    said = re.search(
+        r"long\.yaml: search\.budget_minutes must be at least ([\d.]+) for one candidate on this machine \(([\d.]+) of "
+        r"it to distil for 2\.5e\+08 epochs\), got 30; raise it, or lower passes\.distill\.samples or epochs$",
+        error,
+    )
+    assert said is not None, error
+    assert 30 < float(said[2]) < float(said[1])
+    assert not [*(tmp_path / "work").glob("distill-*")]
+
+
+def test_training_that_does_not_fit_is_not_begun_and_said(source: Path, tmp_path: Path) -> None:
+    space, workshop, loop = parts(source, tmp_path)
+    reference = loop.begin()
+    (candidate,) = space.all()
+    short = space.trained(candidate, first=True)
+    assert short.epochs == DISTILL["epochs"] / 4
+    endless = replace(short, epochs=NEVER)
+    loop.settle(endless)
+    assert [*loop.full.values()] == [reference]
+    assert re.fullmatch(
+        r"not trained: takes about [\d.]+ min, [\d.]+ are left of the budget", loop.refused[endless.label]
+    )
+    assert not [*tmp_path.glob("distill-*")]
+    loop.settle(short)
+    assert short.key in loop.full
+    assert [*tmp_path.glob("distill-*")]
+    # What was trained is there for another precision of it; a longer one is as much slower as the first was.
+    assert loop.budget.expected_s(replace(short, excluded=(0,))) == loop.budget.expected_s(candidate)
+    assert loop.budget.expected_s(endless) >= loop.budget.expected_s(replace(short, epochs=2.0))
+    assert 0 < workshop.training_s(0.5) < workshop.training_s(1.0) < workshop.training_s(NEVER)
+    assert workshop.training_s(0.0) == 0
+
+
+def test_what_comes_before_the_first_candidate_is_spent(source: Path, tmp_path: Path) -> None:
+    space, *_ = parts(source, tmp_path)
+    journal = Journal(tmp_path / "other.jsonl")
+    budget = Budget(10, space, journal, began=time.monotonic() - 240, training_s=lambda _: 0.0)
+    assert budget.spent_s >= 240
+    assert budget.left_s(3) <= 360
+    journal.put("known", {}, {"seconds": 120.0})
+    kept = Journal(tmp_path / "other.jsonl")
+    again = Budget(10, space, kept, began=time.monotonic(), training_s=lambda _: 0.0)
+    kept.get("known")
+    assert again.spent_s >= 120
+
+
+@pytest.mark.parametrize("quantised", [{"samples": 64}, {"samples": 64, "keep": 0.5}])
+def test_layer_that_a_precision_disturbs_the_most_is_found(
+    source: Path, tmp_path: Path, quantised: dict[str, Any]
+) -> None:
+    graph = ["fuse", {"quantize": quantised}]
+    recipe = copied(source, f"sensitive-{len(quantised)}", graph=graph, search={**QUICK, "space": {"layers": [2]}})
+    space, workshop, _ = parts(recipe, tmp_path)
+    layer = workshop.most_sensitive(space.reference)
+    assert layer in {0, 1}
+    # Half of the layers at most are left out.
+    assert workshop.most_sensitive(replace(space.reference, excluded=(layer,))) is None
