@@ -58,3 +58,12 @@ def test_sequences_longer_than_the_positions_are_refused(
     assert cli.main(["build", str(recipe), "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "finetune.max_length must be at most 50 (the model's positions), got 60; lower it" in said
+
+
+def test_what_a_score_depends_on_has_the_content_of_every_file(tmp_path: Path) -> None:
+    recipe = write_training(tmp_path, "recommendation")
+    before = material_of(recipe)[1].held_out_hash()
+    assert material_of(recipe)[1].held_out_hash() == before
+    catalogue = tmp_path / "catalogue.jsonl"
+    catalogue.write_text(catalogue.read_text().replace("a", "b"))
+    assert material_of(recipe)[1].held_out_hash() != before
