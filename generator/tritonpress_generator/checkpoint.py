@@ -20,6 +20,8 @@ POOLING = "1_Pooling/config.json"
 """How token vectors become one (sentence-transformers)."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_MOST_BYTES = {"weights": 32 << 30, "settings": 256 << 20}
+"""Of a file: the largest encoders have 10 GB of weights, and tokenizers of 17 MB."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,12 @@ def resolve(config: CheckpointConfig, *, base: Path) -> Checkpoint:
         base: The folder that relative folders start from (the recipe's).
 
     Raises:
-        InputError: Not found, no safetensors weights (a pickle runs code when it is read), or another hash.
+        InputError: Not found, no safetensors weights (a pickle runs code when it is read), another hash, or what is
+            no file of a checkpoint in the place of one.
     """
     folder = _folder(config, base=base)
+    if not config.source.startswith("package:"):  # what is installed can run any code already
+        _check_files(folder, f"checkpoint {config.source}")
     if not (folder / "config.json").is_file():
         raise InputError(f"checkpoint {config.source}: {folder} has no config.json; give a Hugging Face model folder")
     weights = tuple(sorted(folder.glob("*.safetensors")))
@@ -130,7 +135,30 @@ def _adapter_folder(config: CheckpointConfig, *, base: Path) -> Path | None:
     for name in ("adapter_config.json", ADAPTER, "config.json"):
         if not (folder / name).is_file():
             raise InputError(f"checkpoint.adapter {config.adapter}: {folder} has no {name}; run tritonpress finetune")
+    _check_files(folder, f"checkpoint.adapter {config.adapter}")
     return folder
+
+
+def _check_files(folder: Path, where: str) -> None:
+    """Refuses what would be read without end, or from elsewhere: a repository would carry it to whoever gets that."""
+    # In the hub's cache a snapshot's files are links to `blobs` beside the snapshots.
+    places = (folder.resolve(), (folder.resolve().parent.parent / "blobs"))
+    for path in sorted(path for pattern in (*_HUB_FILES, "1_Pooling/*.json") for path in folder.glob(pattern)):
+        try:
+            found = path.resolve(strict=True)
+        except (OSError, RuntimeError) as exc:  # Python below 3.13 raises the latter for a loop of links
+            raise InputError(f"{where}: {path.name} cannot be read ({exc}); fetch it again") from exc
+        if not any(found.is_relative_to(place) for place in places):
+            raise InputError(
+                f"{where}: {path.name} is a link that leads out of it, to {found}; put the file there itself"
+            )
+        if not found.is_file():
+            raise InputError(f"{where}: {path.name} is no file; fetch it again")
+        most = _MOST_BYTES["weights" if path.suffix == ".safetensors" else "settings"]
+        if found.stat().st_size > most:
+            raise InputError(
+                f"{where}: {path.name} must have at most {most} bytes, got {found.stat().st_size}; give an encoder"
+            )
 
 
 def _package_folder(name: str, source: str) -> Path:

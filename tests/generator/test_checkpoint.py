@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,62 @@ def test_truncated_weights_are_refused(folder: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(InputError, match="cannot be loaded"):
         load_encoder(resolve(config(folder), base=Path()))
+
+
+def leads_out(path: Path) -> None:
+    outside = next(parent for parent in path.parents if parent.name == "checkpoint").parent / "outside"
+    outside.write_text("{}")
+    path.unlink(missing_ok=True)
+    path.symlink_to(outside)
+
+
+def is_special(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        (
+            "tokenizer.json",
+            leads_out,
+            r"tokenizer\.json is a link that leads out of it, to .*outside; put the file there",
+        ),
+        ("model-2.safetensors", leads_out, r"model-2\.safetensors is a link that leads out of it"),
+        ("1_Pooling/config.json", leads_out, r"config\.json is a link that leads out of it"),
+        ("extra.txt", lambda path: path.symlink_to("/dev/zero"), r"extra\.txt is a link that leads out of it"),
+        ("extra.json", lambda path: path.symlink_to(path.name), r"extra\.json cannot be read"),
+        ("extra.json", lambda path: path.symlink_to("nothing"), r"extra\.json cannot be read"),
+        ("model.safetensors", is_special, r"model\.safetensors is no file"),
+        (
+            "config.json",
+            lambda path: os.truncate(path, 300 << 20),
+            r"config\.json must have at most 268435456 bytes, got",
+        ),
+        ("model.safetensors", lambda path: os.truncate(path, 33 << 30), r"at most 34359738368 bytes, got 35433480192"),
+    ],
+)
+def test_what_is_no_file_of_a_checkpoint_is_refused(
+    folder: Path, name: str, spoil: Callable[[Path], None], message: str
+) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    spoil(folder / name)
+    with pytest.raises(InputError, match=message):
+        resolve(config(folder), base=Path())
+
+
+def test_the_hub_s_cache_has_links_and_is_taken(folder: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    blobs = tmp_path / "models--a--b" / "blobs"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for number, path in enumerate(sorted(path for path in folder.iterdir() if path.is_file())):
+        path.rename(blobs / str(number))
+        (snapshot / path.name).symlink_to(Path("../../blobs") / str(number))
+    assert load_encoder(resolve(config(snapshot), base=Path())).config.hidden_size == 32
+    (tmp_path / "linked").symlink_to(snapshot)
+    assert resolve(config(tmp_path / "linked"), base=Path()).weights
 
 
 def test_broken_json_is_refused(folder: Path) -> None:
