@@ -1,4 +1,4 @@
-"""What Triton's Python steps do while they answer: they run nothing of what they are asked, and write and reach nothing.
+"""What Triton's Python steps do while they answer: they run nothing that they are asked, and write and reach nothing.
 
 The processes of the steps are watched by an audit hook (PEP 578), which is put before what they run.
 """
