@@ -14,6 +14,7 @@ process or a connection. `--only N` repeats one case, and shows where it failed.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import resource
 import signal
@@ -42,6 +43,8 @@ _PATHS: dict[str, tuple[int, ...]] = {
     "os.mkdir": (0,), "os.rename": (0, 1), "os.remove": (0,), "os.rmdir": (0,), "os.link": (1,), "os.symlink": (1,),
     "os.chmod": (0,), "os.truncate": (0,), "shutil.rmtree": (0,),
 }  # fmt: skip
+_FOLLOWING = ("open", "os.chmod", "os.truncate")
+"""Events that a link leads elsewhere; the others are of the link itself."""
 _FORBIDDEN = {
     "os.system",
     "os.exec",
@@ -151,7 +154,7 @@ def _guarded(work: Path) -> Iterator[Callable[[Path | None], None]]:
             path = arguments[place]
             # What is removed by a folder's descriptor has a name alone, whose folder was held before.
             absolute = isinstance(path, str | Path) and str(path).startswith("/")
-            if absolute and not Path(path).resolve().is_relative_to(folder.resolve()):
+            if absolute and not _touched(event, Path(path)).is_relative_to(folder.resolve()):
                 raise _OutsideError(f"{event} {path!r:.200}")
 
     def too_slow(number: int, frame: object) -> None:
@@ -170,6 +173,13 @@ def _guarded(work: Path) -> Iterator[Callable[[Path | None], None]]:
         resource.setrlimit(resource.RLIMIT_AS, limits)
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _touched(event: str, path: Path) -> Path:
+    """Returns what an event touches, free of links: where its last part is one, that is followed only to open or chmod."""
+    if event in _FOLLOWING:
+        return Path(os.path.realpath(path))
+    return Path(os.path.realpath(path.parent)) / path.name
 
 
 def _address_space_bytes() -> int:

@@ -35,6 +35,12 @@ class Misbehaving:
         yield "two lines", refuse
         yield "outside", lambda: outside.write_text("a")
         yield "inside", lambda: (folder / "a").write_text("a")
+        (folder / "link").symlink_to(outside)
+        (folder / "loop").symlink_to("loop")
+        yield "through a link", lambda: (folder / "link").write_text("a")
+        for name in ("link", "loop"):
+            yield f"in the place of the {name}", lambda name=name: (folder / "a").rename(folder / name)
+            yield "inside", lambda: (folder / "a").write_text("a")
         yield "endless", endless
 
 print(json.dumps(fuzz_files.fuzz(Misbehaving(), range(1), 0, work).failures))
@@ -66,6 +72,6 @@ def test_what_a_reader_may_not_do_is_seen(tmp_path: Path) -> None:
     printed = run("-c", MISBEHAVING, str(tmp_path / "outside"), str(tmp_path / "work"))
     failures = ast.literal_eval(printed)
     assert [failure.split(": ")[0] for failure in failures] == [
-        f"misbehaving 0 {what}" for what in ("another class", "two lines", "outside", "endless")
+        f"misbehaving 0 {what}" for what in ("another class", "two lines", "outside", "through a link", "endless")
     ]
     assert not (tmp_path / "outside").exists()
