@@ -176,7 +176,7 @@ def _guarded(work: Path) -> Iterator[Callable[[Path | None], None]]:
 
 
 def _touched(event: str, path: Path) -> Path:
-    """Returns what an event touches, free of links: where its last part is one, that is followed only to open or chmod."""
+    """Returns what an event touches, free of links: the last part is followed only by what opens, cuts or marks it."""
     if event in _FOLLOWING:
         return Path(os.path.realpath(path))
     return Path(os.path.realpath(path.parent)) / path.name
