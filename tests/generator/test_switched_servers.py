@@ -160,6 +160,7 @@ def test_a_build_beside_which_nothing_is_kept_leaves_nothing_else_loaded(
         assert loaded(server.grpc_url) == {NAME, *steps}
 
 
+@pytest.mark.slow
 def test_steps_whose_folders_are_gone_are_unloaded_and_none_of_others(model_repo: Path, both: Path) -> None:
     old, new = old_and_new(both)
     manifest = builds.read_manifest(model_repo, NAME, old)
@@ -246,6 +247,7 @@ def test_where_the_second_server_refuses_the_first_is_left_as_it_was(
     assert set(load.seen) <= {old, new}
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_take_a_build_is_left_as_it_was(model_repo: Path, both: Path, tmp_path: Path) -> None:
     old, new = old_and_new(both)
     another = Path(shutil.copytree(model_repo, tmp_path / "another"))

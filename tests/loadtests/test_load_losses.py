@@ -75,6 +75,7 @@ def test_a_server_that_dies_is_in_the_figures(tmp_path: Path, server: TritonServ
     assert (tmp_path / "out" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_a_generator_that_dies_leaves_what_was_measured(tmp_path: Path, server: TritonServer) -> None:
     with in_second_stage(tmp_path, server) as process:
         children = psutil.Process(process.pid).children()

@@ -63,6 +63,7 @@ def test_a_spike_is_judged_part_by_part(tmp_path: Path, slow_server: TritonServe
     assert results["recovery"] is None
 
 
+@pytest.mark.slow
 def test_steps_and_soaks_have_a_stage_a_part(tmp_path: Path, slow_server: TritonServer) -> None:
     step = loaded(tmp_path, slow_server, {"step": {"users": [1, 2], "rates_per_s": [10], "duration_s": 0.6}})
     assert [stage["label"] for stage in step["stages"]] == ["1 user", "2 users", "10/s"]
@@ -73,6 +74,7 @@ def test_steps_and_soaks_have_a_stage_a_part(tmp_path: Path, slow_server: Triton
         assert stage["pieces"] == []
 
 
+@pytest.mark.slow
 def test_a_search_ends_below_what_the_server_can_do(tmp_path: Path, slow_server: TritonServer) -> None:
     search = {"from_per_s": 5, "to_per_s": 160, "duration_s": 1, "precision": 0.5, "arrivals": "constant"}
     found = loaded(tmp_path, slow_server, {"breakpoint": search}, slo={"p99_ms": 400})["breakpoint"]
