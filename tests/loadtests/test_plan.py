@@ -322,7 +322,20 @@ def test_knee_and_saturation_are_those_of_the_true_server(truth: dict[str, Any])
     rates = np.linspace(0.1, 0.95, 40) * capacity["saturation_per_s"]
     powers = [rate / true_latencies_s(rate, seed=3).mean() for rate in rates]
     assert capacity["knee_per_s"] == pytest.approx(rates[int(np.argmax(powers))], rel=0.1)
+    # It is the machine's, whatever is asked of it.
+    assert make_plan([truth], Demand(peak_per_s=100, p99_ms=42))["capacity"]["knee_per_s"] == capacity["knee_per_s"]
     assert capacity["knee_per_s"] < capacity["rate_per_s"] < capacity["saturation_per_s"]
+
+
+def test_what_changes_is_compared_with_what_was_measured(truth: dict[str, Any]) -> None:
+    """Where measurements bound a machine's rate, a change that gains nothing leaves as many machines."""
+    light = {**truth, "stages": [stage(rate) for rate in (20, 120, 200)]}
+    plan = make_plan([light], Demand(peak_per_s=5_000, p99_ms=42))
+    assert plan["machines"]["at_limit"] == pytest.approx(5_000 / 220, rel=0.05)
+    what_if = {entry["change"]: entry["machines"] for entry in plan["what_if"]}
+    assert what_if["the batcher waits 2 ms longer"] == pytest.approx(plan["machines"]["at_limit"], rel=0.05)
+    faster = next(machines for change, machines in what_if.items() if change.startswith("an execution takes 20 % less"))
+    assert faster == pytest.approx(0.8 * plan["machines"]["at_limit"], rel=0.07)
 
 
 def test_a_limit_that_a_change_misses_leaves_the_change_out(truth: dict[str, Any]) -> None:
