@@ -10,6 +10,7 @@ share cores. Compiled by numba: millions of requests a second on one core.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numba
 import numpy as np
@@ -46,18 +47,9 @@ class Outage:
     lost: bool
 
 
-def simulate(
-    due_s: Floats,
-    factors: Floats,
-    replica: Replica,
-    *,
-    replicas: int = 1,
-    policy: str = "random",
-    outages: tuple[Outage, ...] = (),
-    seed: int = 0,
-) -> Floats:
+def simulate(due_s: Floats, factors: Floats, replica: Replica, **pool: Any) -> Floats:
     """Returns the time of each request in the system in s, NaN where it failed: the first of `simulate_queues`."""
-    return simulate_queues(due_s, factors, replica, replicas=replicas, policy=policy, outages=outages, seed=seed)[0]
+    return simulate_queues(due_s, factors, replica, **pool)[0]
 
 
 def simulate_queues(
