@@ -27,11 +27,10 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from tritonpress_client import ModelStatistics
 
 from tritonpress_loadtests import histograms, stability
+from tritonpress_loadtests.generator_figures import generator_figures, offered_per_s
 from tritonpress_loadtests.measured import Measured
 from tritonpress_loadtests.notes import notes
 from tritonpress_loadtests.scenario import GeneratorLimits
@@ -40,7 +39,6 @@ from tritonpress_loadtests.stages import Stage
 Results = dict[str, Any]
 
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999}
-_NEVER_LATE_MS = 1.0
 _CHANGES: dict[str, object] = {"stable": False, "unstable": ["its rate is meant to change"]}
 
 
@@ -141,7 +139,7 @@ def summarise_stage(
         "planned_duration_s": stage.duration_s,
         "duration_s": measured.duration_s,
         **whole,
-        "offered_per_s": _offered_per_s(measured, whole["requests"]),
+        "offered_per_s": offered_per_s(measured, whole["requests"]),
         "by_model": by_model,
         "warm_up_s": first * measured.window_s,
         **(_CHANGES if stage.pieces else stability.verdict(measured, first)),
@@ -150,7 +148,7 @@ def summarise_stage(
         "late": measured.late,
         "limit_hits": measured.limit_hits,
         "most_in_flight": measured.most_in_flight,
-        "generator": _generator(measured, whole, stage, limits),
+        "generator": generator_figures(measured, whole, stage, limits),
         "models": sorted(rows, key=lambda row: (places[asked_model(row, models)], row["model"] not in models)),
     }
     return {**summary, "notes": notes(summary)}
@@ -257,48 +255,3 @@ def _windows(measured: Measured) -> dict[str, Any]:
         "answered_per_s": [measured.answered[number] / measured.window_s for number in numbers],
         "failed": [measured.failures(first=number, last=number + 1) for number in numbers],
     }
-
-
-def _offered_per_s(measured: Measured, requests: int) -> float:
-    offered_in_s = measured.gave_up_after_s or measured.duration_s
-    return requests / offered_in_s if offered_in_s else 0.0
-
-
-def _generator(measured: Measured, whole: Mapping[str, Any], stage: Stage, limits: GeneratorLimits) -> dict[str, Any]:
-    """Returns what the generator says of itself.
-
-    processes, cpu_share (of the busiest, 1 is a core), loop_lag_ms and start_lag_ms ({p50, p99, max}; null if none),
-    rss_bytes, and `bottleneck`: why its own slowness is in the figures, empty if it is not.
-    """
-    loop_lag, start_lag = (_lag_ms(histogram) for histogram in (measured.loop_lag, measured.start_lag))
-    cpu_share = max(measured.cpu_shares)
-    # Requests that wait for the limit in flight start late by the scenario's will, which has a note of its own.
-    lag = start_lag if stage.is_open and not measured.limit_hits else loop_lag
-    latency_ms = whole["latency_ms"]
-    bottleneck = ""
-    if measured.gave_up_after_s:
-        offered, wanted = _offered_per_s(measured, whole["requests"]), measured.due / stage.duration_s
-        bottleneck = f"offered {offered:.0f} of {wanted:.0f}/s: use more --processes, or another machine"
-    elif cpu_share > limits.cpu_share:
-        bottleneck = f"used {cpu_share:.0%} of a core, the limit is {limits.cpu_share:.0%}: use more --processes"
-    elif lag and latency_ms and lag["p99"] > max(_NEVER_LATE_MS, limits.lag_share * latency_ms["p99"]):
-        bottleneck = (
-            f"was {lag['p99']:.1f} ms late at p99, of the {latency_ms['p99']:.1f} ms that it measured:"
-            " use more --processes, or a machine of its own"
-        )
-    return {
-        "processes": len(measured.cpu_shares),
-        "cpu_share": cpu_share,
-        "loop_lag_ms": loop_lag,
-        "start_lag_ms": start_lag,
-        "rss_bytes": sum(measured.rss_bytes),
-        "bottleneck": bottleneck,
-    }
-
-
-def _lag_ms(histogram: Any) -> dict[str, float] | None:
-    recorded = histograms.counts(histogram)
-    if not len(recorded[0]):
-        return None
-    values: npt.NDArray[np.float64] = histograms.quantiles(recorded, [0.5, 0.99, 1]) / 1e3
-    return dict(zip(("p50", "p99", "max"), values.tolist(), strict=True))

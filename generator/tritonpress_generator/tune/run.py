@@ -87,7 +87,7 @@ def _better(found: Found) -> bool:
 def _check_work(path: Path, work: Path) -> None:
     if work.resolve().is_relative_to(path.resolve()):
         raise InputError(
-            f"tune: --work must lie outside of the repository {path}, in which every folder is a model to a server, "
+            f"--work must lie outside of the repository {path}, in which every folder is a model to a server, "
             f"got {work}; give another"
         )
 

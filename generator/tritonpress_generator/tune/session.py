@@ -50,9 +50,9 @@ class TuneConfig:
         """Raises InputError for a value out of range."""
         for name, value in (("--p99-ms", self.p99_ms), ("--budget-minutes", self.budget_minutes)):
             if not (math.isfinite(value) and value > 0):
-                raise InputError(f"tune: {name} must be a number above 0, got {value:g}")
+                raise InputError(f"{name} must be a number above 0, got {value:g}")
         if self.cores is not None and self.cores < 1:
-            raise InputError(f"tune: --cores must be 1 or more, got {self.cores}")
+            raise InputError(f"--cores must be 1 or more, got {self.cores}")
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Session:
 
         most = float(self._known("most", {"what": "most"}, compute)["per_s"])
         if not most:
-            raise InputError("tune: the server has answered no request; see its log")
+            raise InputError("the server has answered no request; see its log")
         return most
 
     def _measure(self, setting: Setting, rate: float, before: int) -> Measured:
@@ -170,7 +170,7 @@ class Session:
         if not known and self._takes_s(rate) > within_s:
             if not self._measured:
                 raise InputError(
-                    f"tune: --budget-minutes {self._config.budget_minutes:g} is too short for one measurement, which "
+                    f"--budget-minutes {self._config.budget_minutes:g} is too short for one measurement, which "
                     f"takes {self._takes_s(rate):.0f} s, after {self._spent_s:.0f} s to start; raise it"
                 )
             raise OverBudgetError
@@ -227,7 +227,7 @@ class Session:
     def _nothing(self, climb: Climb) -> SloError:
         at, setting = climb.nearest, climb.nearest_setting
         if at is None or setting is None:
-            return SloError("tune: nothing was measured before the time was over; raise --budget-minutes")
+            return SloError("nothing was measured before the time was over; raise --budget-minutes")
         tried = "no config does" if climb.complete else "no config did before the time was over"
         return SloError(
             f"p99 must stay within {self._config.p99_ms:g} ms, {tried}: the nearest is {at.p99_ms:.1f} ms at "
