@@ -110,7 +110,7 @@ def summarise_stage(
     pieces[]        the parts of a rate that changes: label, rate_per_s, from_s, until_s, throughput_per_s, the same
                     from `requests` to `histogram`, and by_model, of the windows that lie wholly in a part; else empty
     late            requests sent more than 1 ms after their moment;  limit_hits  that waited for the limit in flight
-    generator       see `_generator`
+    generator       see `generator_figures.generator_figures`
     models[]        what Triton says happened in the stage (see `model_rows`), each ensemble followed by its steps
     notes[]         what to know before believing the figures
     server, binding  see `ServerWatch.finish` and `binding.binding_resource`; `run` adds them
