@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 _PORTS = {"grpc": 8001, "https": 8443, "prometheus": 9090, "grafana": 3000}
-_SETTINGS = ("release", "name", "image", "bundle", "bundle_sha256", "plan", "p99_ms", "mig", "execution_env", "guarded")
+_SETTINGS = (
+    "release", "name", "image", "bundle", "bundle_sha256", "plan", "p99_ms", "mig", "execution_env", "guarded",
+    "grpc_tls",
+)  # fmt: skip
 
 
 def add_parser(commands: Any) -> None:
@@ -32,6 +35,11 @@ def add_parser(commands: Any) -> None:
         dest="guarded",
         action="store_false",
         help="model control, statistics and shared memory for whoever reaches gRPC (default: for a secret's token)",
+    )
+    parser.add_argument(
+        "--grpc-tls",
+        choices=("server", "mutual"),
+        help="gRPC with a certificate of the server's, or of both sides (default: none)",
     )
     for endpoint, port in _PORTS.items():
         parser.add_argument(
@@ -63,5 +71,11 @@ def run(options: argparse.Namespace) -> None:
         print(
             f"admin token: compose/secrets/admin_token, and in the cluster kubectl -n {options.name} create secret"
             f" generic {options.name}-admin --from-file=token=FILE; promote --admin-token-file FILE sends it"
+        )
+    if options.grpc_tls:
+        files = ", ".join(settings.tls_files)
+        print(
+            f"gRPC's certificates: {files} in compose/secrets, and in the cluster as the keys of secret"
+            f" {options.name}-grpc-tls, as cert-manager writes it"
         )
     print(f"cluster: kubectl apply -k {out}/kubernetes/overlays/{done.overlays[0]}")

@@ -135,11 +135,8 @@ class Settings:
     def _secured(self) -> list[str]:
         """Returns the options of TLS and of who may do what."""
         options = []
-        if self.tls_certificate:
-            options += ["--grpc-use-ssl=1", f"--grpc-server-cert={self.tls_certificate}"]
-            options.append(f"--grpc-server-key={self.tls_key}")
-        if self.tls_client_ca:
-            options += ["--grpc-use-ssl-mutual=1", f"--grpc-root-cert={self.tls_client_ca}"]
+        if self.tls_certificate and self.tls_key:
+            options += tls_options(self.tls_certificate, self.tls_key, self.tls_client_ca)
         for token in self.admin_headers().values():
             options += guard_options(token)
         return options
@@ -166,6 +163,14 @@ def guard_options(token: str) -> list[str]:
     """Returns tritonserver's options that make it ask for a token; see `Settings.admin_token_file`."""
     guarded = f"{','.join(GUARDED)}:{ADMIN_HEADER}={token}"
     return [f"--grpc-restricted-protocol={guarded}", f"--http-restricted-api={guarded}"]
+
+
+def tls_options(certificate: str, key: str, client_ca: str | None = None) -> list[str]:
+    """Returns tritonserver's options of TLS on gRPC; see `Settings.tls_certificate`, `tls_key` and `tls_client_ca`."""
+    options = ["--grpc-use-ssl=1", f"--grpc-server-cert={certificate}", f"--grpc-server-key={key}"]
+    if client_ca:
+        options += ["--grpc-use-ssl-mutual=1", f"--grpc-root-cert={client_ca}"]
+    return options
 
 
 def _read(name: str, path: str) -> str:

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonpress_generator import cli, repository
 from tritonpress_generator.repository import Step
 from tritonpress_server.ports import choose_ports
 
 STAMP = {"tensorrt": "10.5.0.18", "release": "24.10", "compute_capability": "8.0", "hardware_compatibility": "none"}
+# Of custom resources and of Kustomize, for which Kubernetes itself has no schema.
+OTHERS = ("monitoring.coreos.com/", "kustomize.config.k8s.io/")
 PINS = {"numpy": "1.26.4", "onnxruntime": "1.32.0", "tokenizers": "0.23.3"}
 
 
@@ -110,6 +113,12 @@ def deploy(repository: Path, out: Path, *options: str) -> Path:
     """Returns `out` after the command has written into it."""
     assert cli.main(["deploy", str(repository), "--out", str(out), *free_ports(), *options]) == 0
     return out
+
+
+def objects(folder: Path) -> list[dict[str, Any]]:
+    """Returns the objects of Kubernetes in `folder` that it has a schema for."""
+    found = [yaml.safe_load(path.read_text()) for path in sorted(folder.rglob("*.yaml"))]
+    return [entry for entry in found if "kind" in entry and not entry["apiVersion"].startswith(OTHERS)]
 
 
 def refused(capsys: pytest.CaptureFixture[str], arguments: Sequence[str | Path]) -> str:

@@ -17,7 +17,7 @@ import kubernetes_validate
 import promql_parser
 import pytest
 import yaml
-from deployments import STAMP, deploy, filled, use_index, write_repository
+from deployments import STAMP, deploy, filled, objects, use_index, write_repository
 from tritonpress_generator.deploy import monitoring
 from tritonpress_generator.deploy.dashboard import dashboard
 from tritonpress_generator.deploy.queries import Objectives
@@ -30,13 +30,11 @@ PLAN = {
     "demand": {"p99_ms": 40.0, "survive": "zone", "peak_per_s": 100.0},
     "kubernetes": {"min_replicas": 3, "max_replicas": 6, "metric": "…", "target_us": 1234.5},
 }
-# Of custom resources and of Kustomize, for which Kubernetes itself has no schema.
-OTHERS = ("monitoring.coreos.com/", "kustomize.config.k8s.io/")
 
 
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """A repository for a CPU, from a volume; one for a GPU, from a bucket and with a plan; each deployed."""
+    """A repository for a CPU, from a volume; one for a GPU, by a bucket, a plan and mutual TLS; each deployed."""
     folder = tmp_path_factory.mktemp("deploy")
     with pytest.MonkeyPatch.context() as patch:
         use_index(folder / "index", patch)
@@ -45,6 +43,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Pat
         engine = next(path.name for path in gpu.iterdir() if "_engine_" in path.name)
         (folder / "plan.json").write_text(json.dumps({**PLAN, "service": {"model": engine}}))
         options = ["--bundle=s3://models/today.bundle", "--image=registry.example/t", f"--plan={folder / 'plan.json'}"]
+        options.append("--grpc-tls=mutual")
         yield {"cpu": deploy(cpu, folder / "cpu-out"), "gpu": deploy(gpu, folder / "gpu-out", *options)}
 
 
@@ -52,12 +51,6 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Pat
 def out(request: pytest.FixtureRequest, deployed: dict[str, Path]) -> Path:
     """One of the folders, and then the other."""
     return deployed[request.param]
-
-
-def objects(folder: Path) -> list[dict[str, Any]]:
-    """Returns the objects of Kubernetes in `folder` that it has a schema for."""
-    found = [yaml.safe_load(path.read_text()) for path in sorted(folder.rglob("*.yaml"))]
-    return [entry for entry in found if "kind" in entry and not entry["apiVersion"].startswith(OTHERS)]
 
 
 def validate(entry: dict[str, Any], versions: Sequence[str] = KUBERNETES) -> None:
@@ -243,7 +236,7 @@ def test_the_admin_token_is_a_secret_s(deployed: dict[str, Path], tmp_path: Path
         assert command[0] == "tritonserver"
         guard = "model-repository,statistics,shared-memory,trace,logging:tritonpress-admin=@TOKEN@"
         assert command[-2:] == [f"--grpc-restricted-protocol={guard}", f"--http-restricted-api={guard}"]
-        (volume,) = [volume for volume in pod["volumes"] if "secret" in volume]
+        (volume,) = [volume for volume in pod["volumes"] if volume["name"] == "admin-token"]
         assert volume["secret"]["secretName"] == "tritonpress-admin"
         (mount,) = [mount for mount in server["volumeMounts"] if mount["name"] == volume["name"]]
         assert f"{mount['mountPath']}/{volume['secret']['items'][0]['path']}" == file
@@ -252,8 +245,7 @@ def test_the_admin_token_is_a_secret_s(deployed: dict[str, Path], tmp_path: Path
             c for c in pod.get("initContainers", []) if any(m["name"] == volume["name"] for m in c["volumeMounts"])
         ] == []
         stack = yaml.safe_load((out / "compose" / "compose.yaml").read_text())
-        (given,) = stack["services"]["triton"]["secrets"]
-        assert given["target"] == file
+        (given,) = [entry for entry in stack["services"]["triton"]["secrets"] if entry["target"] == file]
         assert stack["secrets"][given["source"]] == {"file": "./secrets/admin_token"}
         assert "Secret" not in kinds
 

@@ -81,7 +81,7 @@ def deploy(repository: Path, out: Path, wanted: Settings) -> Deployed:
     objectives = Objectives(sorted(found.builds), replicas.p99_ms)
     packages = image.packages(found.packages, wanted)
     locked = requirements.lock(packages, str(RELEASES[chosen].python), release=chosen) if packages else []
-    line = command.command(found, execution_env=wanted.execution_env is not None, guarded=wanted.guarded)
+    line = command.command(found, wanted)
     name = f"{wanted.image}:{chosen}-{found.digest}"
     copied = execution.repository(found) if wanted.execution_env else {}
     models = out / _MODELS if copied else repository

@@ -9,12 +9,15 @@ from tritonpress_generator.deploy.command import MODELS
 from tritonpress_generator.deploy.image import HEALTHCHECK
 from tritonpress_generator.deploy.served import Served
 from tritonpress_generator.deploy.settings import (
+    CERTIFICATE,
     GRAFANA_IMAGE,
     GRPC,
     HTTP,
+    KEY,
     PROMETHEUS_IMAGE,
     PROXY_IMAGE,
     STOP_S,
+    TLS_FOLDER,
     TOKEN_FILE,
     USER,
     Settings,
@@ -23,7 +26,6 @@ from tritonpress_generator.deploy.settings import (
 RULES = "/etc/prometheus/rules.yaml"
 _DASHBOARDS = "/etc/grafana/dashboards"
 _TLS_PORT = 8443
-_SECRETS = ("tls.crt", "tls.key", "grafana_admin_password")
 _TOKEN = "admin_token"
 
 # Whoever can ask the proxy can neither load models, nor map shared memory, nor change what is logged and traced.
@@ -51,13 +53,15 @@ def compose(served: Served, settings: Settings, *, image: str, repository: str) 
             "grafana": _grafana(settings),
         },
         "volumes": {"prometheus": {}, "grafana": {}},
-        "secrets": {name.replace(".", "_"): {"file": f"./secrets/{name}"} for name in secrets(settings)},
+        "secrets": {_secret(name): {"file": f"./secrets/{name}"} for name in secrets(settings)},
     }
 
 
 def secrets(settings: Settings) -> list[str]:
     """Returns the names of the files that the operator puts into `secrets/`."""
-    return [*_SECRETS, _TOKEN] if settings.guarded else list(_SECRETS)
+    # The proxy has a certificate of the machine, which gRPC shows too.
+    own = [name for name in settings.tls_files if name not in (CERTIFICATE, KEY)]
+    return [CERTIFICATE, KEY, *own, "grafana_admin_password", *([_TOKEN] if settings.guarded else [])]
 
 
 def proxy_config(served: Served) -> dict[str, Any]:
@@ -76,7 +80,8 @@ def proxy_config(served: Served) -> dict[str, Any]:
     refuse = {"handler": "static_response", "status_code": 403, "body": "not open through this proxy\n"}
     limit = {"handler": "request_body", "max_size": served.request_bytes}
     forward = {"handler": "reverse_proxy", "upstreams": [{"dial": f"triton:{HTTP}"}]}
-    certificate = {"certificate": "/run/secrets/tls_crt", "key": "/run/secrets/tls_key"}
+    places = {"certificate": CERTIFICATE, "key": KEY}
+    certificate = {key: f"/run/secrets/{_secret(name)}" for key, name in places.items()}
     return {
         "admin": {"disabled": True},
         "apps": {
@@ -119,12 +124,18 @@ def _triton(served: Served, settings: Settings, image: str, repository: str) -> 
     resources: dict[str, Any] = {"limits": {"memory": f"{served.memory_mib + served.shared_memory_mib}M"}}
     if served.needs_gpu:
         resources["reservations"] = {"devices": [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]}
+    given = {name: f"{TLS_FOLDER}/{name}" for name in settings.tls_files}
+    given |= {_TOKEN: TOKEN_FILE} if settings.guarded else {}
     return {
         **_hardened(image),
         "build": {"context": "../image"},
         # Triton unpacks an environment there, and maps its libraries.
         **({"tmpfs": ["/tmp:exec"]} if settings.execution_env else {}),
-        **({"secrets": [{"source": _TOKEN, "target": TOKEN_FILE}]} if settings.guarded else {}),
+        **(
+            {"secrets": [{"source": _secret(name), "target": target} for name, target in given.items()]}
+            if given
+            else {}
+        ),
         # Through an init process, since Triton's Python stubs are its children.
         "init": True,
         "shm_size": f"{served.shared_memory_mib}mb",
@@ -162,7 +173,7 @@ def _proxy(settings: Settings) -> dict[str, Any]:
         "depends_on": {"triton": {"condition": "service_healthy"}},
         "ports": [_published(settings.ports.https, _TLS_PORT)],
         "volumes": [_file("proxy.json", "/etc/caddy/config.json")],
-        "secrets": ["tls_crt", "tls_key"],
+        "secrets": [_secret(CERTIFICATE), _secret(KEY)],
     }
 
 
@@ -208,6 +219,11 @@ def _hardened(image: str) -> dict[str, Any]:
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
     }
+
+
+def _secret(file: str) -> str:
+    """Returns the name of the secret that is a file in `secrets/`."""
+    return file.replace(".", "_")
 
 
 def _published(port: int, target: int) -> dict[str, Any]:

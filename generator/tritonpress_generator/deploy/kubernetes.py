@@ -117,8 +117,9 @@ def _deployment(
 
 def _service(settings: Settings) -> dict[str, Any]:
     """Returns the headless service: its name gives the clients all servers, between which they balance."""
+    protocol = "https" if settings.grpc_tls else "kubernetes.io/h2c"
     ports = [
-        {"name": "grpc", "port": GRPC, "targetPort": "grpc", "appProtocol": "kubernetes.io/h2c"},
+        {"name": "grpc", "port": GRPC, "targetPort": "grpc", "appProtocol": protocol},
         {"name": "metrics", "port": METRICS, "targetPort": "metrics"},
     ]
     return {

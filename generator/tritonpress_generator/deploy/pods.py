@@ -17,6 +17,7 @@ from tritonpress_generator.deploy.settings import (
     METRICS,
     S3_IMAGE,
     STOP_S,
+    TLS_FOLDER,
     TOKEN_FILE,
     USER,
     Settings,
@@ -27,7 +28,7 @@ _PROBE_S = 5
 _BUNDLE = PurePosixPath("/bundle/model_repository.bundle")
 _FETCH_MIB = 512
 _TOKEN = "admin-token"
-_TOKEN_FOLDER = str(PurePosixPath(TOKEN_FILE).parent)
+_TLS = "grpc-tls"
 # Of the gateway images: the command line of each cloud that copies one object into a file.
 _FETCH = {"s3": (S3_IMAGE, ["aws", "s3", "cp", "--only-show-errors"]), "gs": (GCS_IMAGE, ["gcloud", "storage", "cp"])}
 
@@ -47,6 +48,11 @@ def secret(settings: Settings) -> str:
     return f"{settings.name}-admin"
 
 
+def tls_secret(settings: Settings) -> str:
+    """Returns the name of the secret that has the certificates of gRPC, in the form of cert-manager's."""
+    return f"{settings.name}-grpc-tls"
+
+
 def spec(served: Served, settings: Settings, *, image: str, command: Sequence[str]) -> dict[str, Any]:
     """Returns the pod's specification, without what depends on the kind of machine."""
     repository: dict[str, Any] = {"persistentVolumeClaim": {"claimName": claim(settings), "readOnly": True}}
@@ -56,8 +62,7 @@ def spec(served: Served, settings: Settings, *, image: str, command: Sequence[st
         repository = {"emptyDir": {}}
         init = [_fetch(settings.bundle), _unpack(image, settings.bundle_sha256)]
         volumes = [{"name": "bundle", "emptyDir": {}}]
-    if settings.guarded:
-        volumes.append({"name": _TOKEN, "secret": _token_file(settings)})
+    volumes += [{"name": name, "secret": source} for name, _, source in _secrets(settings)]
     return {
         "serviceAccountName": settings.name,
         "automountServiceAccountToken": False,
@@ -106,7 +111,7 @@ def _triton(served: Served, settings: Settings, image: str, command: Sequence[st
             {"name": "repository", "mountPath": str(where), "readOnly": True},
             {"name": "tmp", "mountPath": "/tmp"},
             {"name": "shared-memory", "mountPath": "/dev/shm"},
-            *([{"name": _TOKEN, "mountPath": _TOKEN_FOLDER, "readOnly": True}] if settings.guarded else []),
+            *({"name": name, "mountPath": folder, "readOnly": True} for name, folder, _ in _secrets(settings)),
         ],
         "startupProbe": {**_probe("ready"), "failureThreshold": startup_s(served) // _PROBE_S},
         "readinessProbe": {**_probe("ready"), "failureThreshold": 2},
@@ -116,10 +121,26 @@ def _triton(served: Served, settings: Settings, image: str, command: Sequence[st
     }
 
 
-def _token_file(settings: Settings) -> dict[str, Any]:
-    """Returns the volume's source: a file that the pod's group can read."""
-    item = {"key": "token", "path": PurePosixPath(TOKEN_FILE).name}
-    return {"secretName": secret(settings), "items": [item], "defaultMode": 0o440}
+def _secrets(settings: Settings) -> list[tuple[str, str, dict[str, Any]]]:
+    """Returns name, folder and source of the volumes with secrets, whose files the pod's group can read."""
+    token = PurePosixPath(TOKEN_FILE)
+    wanted = []
+    if settings.guarded:
+        wanted.append((_TOKEN, str(token.parent), secret(settings), {"token": token.name}))
+    if settings.tls_files:
+        wanted.append((_TLS, TLS_FOLDER, tls_secret(settings), {name: name for name in settings.tls_files}))
+    return [
+        (
+            name,
+            folder,
+            {
+                "secretName": of,
+                "items": [{"key": key, "path": path} for key, path in files.items()],
+                "defaultMode": 0o440,
+            },
+        )
+        for name, folder, of, files in wanted
+    ]
 
 
 def _probe(state: str) -> dict[str, Any]:

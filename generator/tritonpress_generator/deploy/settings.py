@@ -16,6 +16,11 @@ EXECUTION_ENV = "/opt/tritonpress/execution_env.tar.gz"
 """Where the image has the packed environment of `--execution-env`."""
 TOKEN_FILE = "/run/tritonpress/admin_token"
 """Where the container has the token that model control, statistics and shared memory are asked with."""
+TLS_FOLDER = "/run/tritonpress-tls"
+"""Where the container has the certificates of gRPC, one file each, as a TLS secret of Kubernetes names its keys."""
+CERTIFICATE, KEY, CLIENT_CA = "tls.crt", "tls.key", "ca.crt"
+GRPC_TLS = {"server": (CERTIFICATE, KEY), "mutual": (CERTIFICATE, KEY, CLIENT_CA)}
+"""The files that each kind of TLS needs: with "mutual", clients must show a certificate of `CLIENT_CA` too."""
 DRAIN_S, STOP_S = 10, 60
 """How long balancers have to learn that a server goes, and how long it has in all."""
 
@@ -68,6 +73,13 @@ class Settings:
     """A packed environment (conda-pack) for the Python steps, in place of packages in the image."""
     guarded: bool = True
     """Whether model control, statistics and shared memory are for those with a token alone."""
+    grpc_tls: str | None = None
+    """Whether gRPC has TLS: a key of `GRPC_TLS`; None for none."""
+
+    @property
+    def tls_files(self) -> tuple[str, ...]:
+        """The files in `TLS_FOLDER`."""
+        return GRPC_TLS[self.grpc_tls] if self.grpc_tls else ()
 
 
 def check(settings: Settings) -> None:
@@ -90,6 +102,8 @@ def check(settings: Settings) -> None:
         raise InputError("--bundle-sha256 goes with --bundle; give both, or leave it out")
     if settings.p99_ms is not None and not 0 < settings.p99_ms < 3.6e6:
         raise InputError(f"--p99-ms must be above 0 and below an hour, got {settings.p99_ms:g}")
+    if settings.grpc_tls not in (None, *GRPC_TLS):
+        raise InputError(f"--grpc-tls must be one of {', '.join(GRPC_TLS)}, got {settings.grpc_tls!r}")
     env = settings.execution_env
     if env is not None and not (env.is_file() and env.name.endswith(".tar.gz")):
         raise InputError(f"--execution-env must be a .tar.gz of conda-pack, got {str(env)!r}, which is none")
