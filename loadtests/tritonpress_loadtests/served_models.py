@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from tritonclient.grpc import model_config_pb2 as pb
 from tritonpress_client import Connection
 
 
@@ -21,7 +22,7 @@ def served_models(connection: Connection) -> dict[str, dict[str, Any]]:
         config = connection.model_config(name)
         kinds = sorted({group.Kind.Name(group.kind).removeprefix("KIND_") for group in config.instance_group})
         models[name] = {
-            "instances": sum(group.count for group in config.instance_group),
+            "instances": instances(config),
             "max_batch_size": config.max_batch_size,
             "queue_delay_us": config.dynamic_batching.max_queue_delay_microseconds,
             "batched": config.HasField("dynamic_batching"),
@@ -29,6 +30,12 @@ def served_models(connection: Connection) -> dict[str, dict[str, Any]]:
             "config_sha256": hashlib.sha256(config.SerializeToString(deterministic=True)).hexdigest(),
         }
     return models
+
+
+def instances(config: pb.ModelConfig) -> int:
+    """Returns how many executions of a model run at the same time, by its config as a server gives it."""
+    # Triton has filled in which GPUs a group is on, and has `count` on each.
+    return sum(group.count * max(1, len(group.gpus)) for group in config.instance_group)
 
 
 def repository_sha256(models: dict[str, dict[str, Any]], *, without_instances: bool = False) -> str:

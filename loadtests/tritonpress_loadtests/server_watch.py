@@ -10,6 +10,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Sequence
+from statistics import fmean
 from types import TracebackType
 from typing import Any
 
@@ -18,23 +20,26 @@ import psutil
 from tritonpress_loadtests.errors import ScenarioError
 
 _SAMPLE_S = 0.5
+_SCRAPE_S = 2.0
+"""Between two readings of a GPU's gauges, which Triton renews so often (`--metrics-interval-ms`)."""
 _TIMEOUT_S = 5.0
 _METRIC = re.compile(r"^(nv_\w+)(?:\{(.*)\})? (\S+)$")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
-# Counters are subtracted over a stage; gauges are read at its end.
+# Counters are subtracted over a stage.
 _COUNTERS = {
     "nv_inference_request_success": "answered",
     "nv_inference_request_failure": "failed",
     "nv_cache_num_hits_per_model": "cache_hits",
     "nv_cache_num_misses_per_model": "cache_misses",
 }
-_GPU = {
-    "nv_gpu_utilization": "utilization",
-    "nv_gpu_memory_used_bytes": "memory_bytes",
-    "nv_gpu_power_usage": "power_w",
+# What a stage has of a GPU's gauges, by what sums up the readings during it.
+_GPU: dict[str, tuple[str, Callable[[list[float]], float]]] = {
+    "nv_gpu_utilization": ("utilization", fmean),
+    "nv_gpu_memory_used_bytes": ("memory_bytes", max),
+    "nv_gpu_power_usage": ("power_w", fmean),
 }
 _GPU_ENERGY = "nv_energy_consumption"
-_LEAST_ENERGY_S = 20.0  # Triton reads the counter every 2 s (--metrics-interval-ms); of less it would be a guess
+_LEAST_ENERGY_S = 20.0  # Triton reads the counter as rarely as the gauges; of less it would be a guess
 
 Samples = list[tuple[str, dict[str, str], float]]
 
@@ -58,8 +63,10 @@ class ServerWatch:
         except psutil.NoSuchProcess as exc:
             raise ScenarioError(f"`--server-pid` {pid} is no process here; leave it out for a remote server") from exc
         self._memory_bytes: list[int] = []
+        self._meanwhile: list[Samples] = []
         self._stopped = threading.Event()
         self._before: Samples | None = self._scrape()
+        self._has_gpu = any(name in _GPU for name, _, _ in self._before)
         self.missing: list[str] = []
         """Of the stage in hand, what could not be read, a sentence each."""
 
@@ -81,14 +88,15 @@ class ServerWatch:
         self._cpu_before_s = self._cpu_s()
         psutil.cpu_percent()
         self._memory_bytes = []
+        self._meanwhile = []
         self._started_s = time.monotonic()
 
     def finish(self) -> dict[str, Any]:
         """Returns a stage's figures; None where the server's processes are not on this machine, or are no more.
 
         `cpu_cores` (CPU time over wall time), `memory_bytes` (the largest sum of resident sizes), `machine_cpu_share`
-        (of all cores, by everything), `metrics` ({model: {counter: increase}}) and `gpu` ({uuid: {utilization,
-        memory_bytes, power_w, energy_j: what it took in the stage, if that was 20 s}}, as far as Triton shows them).
+        (of all cores, by everything), `metrics` ({model: {counter: increase}}) and `gpu` ({uuid: {utilization, power_w:
+        means, memory_bytes: the largest, energy_j: what it took, if the stage was 20 s}}, as far as Triton shows them).
         Without the endpoint's answer both are empty, and `missing` says why.
         """
         elapsed_s = time.monotonic() - self._started_s
@@ -104,13 +112,22 @@ class ServerWatch:
             "memory_bytes": memory,
             "machine_cpu_share": psutil.cpu_percent() / 100,
             "metrics": increases(self._before or [], after or []) if read else {},
-            "gpu": gpu_figures((self._before or []) if elapsed_s >= _LEAST_ENERGY_S else [], after or []),
+            "gpu": gpu_figures(
+                (self._before or []) if elapsed_s >= _LEAST_ENERGY_S else [], [*self._meanwhile, after or []]
+            ),
         }
 
     def _sample(self) -> None:
+        scraped_s = time.monotonic()
         while not self._stopped.wait(_SAMPLE_S):
             if self._root:
                 self._memory_bytes.append(self._resident_bytes())
+            if self._has_gpu and time.monotonic() - scraped_s >= _SCRAPE_S:
+                stage = self._meanwhile
+                # What cannot be read now is missing at the stage's end too, and said there.
+                with contextlib.suppress(ScenarioError):
+                    stage.append(self._scrape())
+                scraped_s = time.monotonic()
 
     def _processes(self) -> list[psutil.Process]:
         if (root := self._root) is None:
@@ -178,19 +195,31 @@ def increases(before: Samples, after: Samples) -> dict[str, dict[str, float]]:
     return grown
 
 
-def gpu_figures(before: Samples, after: Samples) -> dict[str, dict[str, float]]:
-    """Returns the figures of each GPU by its UUID: gauges as they are, and by how much its counter of joules grew."""
-    earlier = {labels.get("gpu_uuid"): value for name, labels, value in before if name == _GPU_ENERGY}
+def gpu_figures(before: Samples, readings: Sequence[Samples]) -> dict[str, dict[str, float]]:
+    """Returns the figures of each GPU by its UUID: of its gauges, and by how much its counter of joules grew.
+
+    Args:
+        before: As the stage began; empty leaves the joules out.
+        readings: During the stage, the last at its end.
+    """
     found: dict[str, dict[str, float]] = {}
-    for name, labels, value in after:
-        if (uuid := labels.get("gpu_uuid")) is None:
-            continue
-        if name in _GPU:
-            found.setdefault(uuid, {})[_GPU[name]] = value
+    for metric, (key, summary) in _GPU.items():
+        seen: dict[str, list[float]] = {}
+        for samples in readings:
+            for uuid, value in _by_gpu(samples, metric).items():
+                seen.setdefault(uuid, []).append(value)
+        for uuid, values in seen.items():
+            found.setdefault(uuid, {})[key] = summary(values)
+    earlier = _by_gpu(before, _GPU_ENERGY)
+    for uuid, value in _by_gpu(readings[-1], _GPU_ENERGY).items():
         # A server that restarted meanwhile counts from 0 again.
-        elif name == _GPU_ENERGY and earlier.get(uuid, math.inf) <= value:
+        if earlier.get(uuid, math.inf) <= value:
             found.setdefault(uuid, {})["energy_j"] = value - earlier[uuid]
     return found
+
+
+def _by_gpu(samples: Samples, metric: str) -> dict[str, float]:
+    return {labels["gpu_uuid"]: value for name, labels, value in samples if name == metric and "gpu_uuid" in labels}
 
 
 def _listener(url: str) -> psutil.Process | None:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from tritonpress_loadtests.server_watch import gpu_figures, parse_metrics
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain, repeat
+
+from tritonclient.grpc import model_config_pb2 as pb
+from tritonpress_loadtests.served_models import instances
+from tritonpress_loadtests.server_watch import ServerWatch, gpu_figures, parse_metrics
 
 BEFORE = """\
 # HELP nv_energy_consumption GPU energy consumption in joules since the Triton Server started
@@ -19,11 +27,62 @@ nv_gpu_memory_used_bytes{gpu_uuid="GPU-a"} 1048576
 nv_gpu_power_usage{gpu_uuid="GPU-a"} 412.3
 nv_gpu_power_usage{gpu_uuid="GPU-b"} 90
 """
+IDLE = """\
+nv_gpu_utilization{gpu_uuid="GPU-a"} 0
+nv_gpu_memory_used_bytes{gpu_uuid="GPU-a"} 1000
+"""
+BUSY = """\
+nv_gpu_utilization{gpu_uuid="GPU-a"} 0.9
+nv_gpu_memory_used_bytes{gpu_uuid="GPU-a"} 5000
+"""
 
 
 def test_a_gpu_has_gauges_and_what_it_took_in_the_stage() -> None:
-    figures = gpu_figures(parse_metrics(BEFORE), parse_metrics(AFTER))
+    figures = gpu_figures(parse_metrics(BEFORE), [parse_metrics(AFTER)])
     assert figures["GPU-a"] == {"utilization": 0.87, "memory_bytes": 1048576, "power_w": 412.3, "energy_j": 500}
     # Of a server that began to count anew during the stage it is not known.
     assert figures["GPU-b"] == {"power_w": 90}
-    assert "energy_j" not in gpu_figures([], parse_metrics(AFTER))["GPU-a"]
+    assert "energy_j" not in gpu_figures([], [parse_metrics(AFTER)])["GPU-a"]
+
+
+@contextmanager
+def endpoint(first: list[str], then: str) -> Iterator[str]:
+    """Gives the address of what answers as Triton's endpoint does on a machine with a GPU."""
+    texts = chain(first, repeat(then))
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(next(texts).encode())
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_gpu_s_gauges_are_those_during_the_stage() -> None:
+    # Read as the watch is made, as the stage begins, two times during it, and at its end, when requests are answered.
+    with (
+        endpoint([IDLE, IDLE, BUSY, BUSY], IDLE) as address,
+        ServerWatch("other.example:8001", metrics_url=address) as watch,
+    ):
+        watch.start()
+        threading.Event().wait(5.2)
+        figures = watch.finish()
+    assert figures["gpu"]["GPU-a"]["utilization"] == 0.6
+    assert figures["gpu"]["GPU-a"]["memory_bytes"] == 5000
+
+
+def test_a_group_has_its_instances_on_each_of_its_gpus() -> None:
+    gpu, cpu = pb.ModelInstanceGroup.KIND_GPU, pb.ModelInstanceGroup.KIND_CPU
+    groups = [pb.ModelInstanceGroup(kind=gpu, count=2, gpus=[0, 1, 3]), pb.ModelInstanceGroup(kind=cpu, count=4)]
+    assert instances(pb.ModelConfig(instance_group=groups)) == 10
