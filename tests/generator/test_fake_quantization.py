@@ -84,7 +84,7 @@ def test_what_is_no_number_stays_none() -> None:
     end()
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_int8_costs_less_after_the_training(tmp_path: Path, seed: int) -> None:
     """The same model, served in INT8 as it is and as the training has left it: whose answers are nearer to FP32's."""
     path = change(write_training(tmp_path, "recommendation"), graph=["fuse", {"quantize": {"samples": 64}}])

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from tiny_encoders import FAMILIES, make, pairs, signature
+from tiny_encoders import FAMILIES, make, mostly_slow, pairs, signature
 from tritonpress_generator import export
 from tritonpress_generator.engines import tensorrt
 from tritonpress_generator.engines.onnxruntime import session_infer
@@ -152,7 +152,7 @@ OPERATORS_OF_8_5 = {
 OneHot the names in `libnvonnxparser.so` of 8.5.3.1, which has no LayerNormalization."""
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", mostly_slow(FAMILIES))
 @pytest.mark.parametrize("release", ["23.03", "23.04"])
 def test_a_release_is_given_operators_that_its_parser_knows(family: str, release: str) -> None:
     model = make(family, "own" if family == "deberta-v2" else export.ATTENTION, "span")

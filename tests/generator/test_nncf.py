@@ -68,7 +68,9 @@ def test_weights_are_codes_with_a_scale_a_column_and_head_and_embeddings_stay(in
                 assert editor.constants[name].raw_data == before[name].raw_data
 
 
-@pytest.mark.parametrize("head", ["mean", "cls", "classifier", "all"])
+@pytest.mark.parametrize(
+    "head", ["mean", "all", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cls", "classifier"))]
+)
 def test_what_is_behind_the_encoder_stays(head: str) -> None:
     model = make("bert", export.ATTENTION, head)
     graph = export.export(model, signature(model))

@@ -73,7 +73,7 @@ def truth_ms() -> dict[float, tuple[float, float]]:
     return found
 
 
-@pytest.mark.parametrize("longest", [1, 8])
+@pytest.mark.parametrize("longest", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_the_longest_count_as_often_as_they_are_asked(longest: int, truth_ms: dict[float, tuple[float, float]]) -> None:
     """Whether 0.3 or 2.7 % of the light stage's requests were of the longest, the same p99 is foretold."""
     light = ["128"] * (282 - longest) + ["512"] * 18 + ["2048"] * longest
