@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from tritonpress_loadtests import histograms
-from tritonpress_loadtests.results import Results
+from tritonpress_loadtests.results import Results, by_load
 
 # Middle tones that stand out on white and on near-black alike.
 SERIES = ("#2f7fd8", "#d9730d", "#12957f", "#c2509e", "#7d6be0", "#8a8a1f")
@@ -96,18 +96,19 @@ def plan_svg(plan: dict[str, Any]) -> str:
 
 
 def _views(results: Results) -> dict[str, list[dict[str, Any]]]:
-    """Returns each stage's figures: those of all requests, and those of each model where there are several."""
-    views: dict[str, list[dict[str, Any]]] = {_ALL: results["stages"]}
+    """Returns each load's figures: those of all requests, and those of each model where there are several."""
+    loads = by_load(results)
+    views: dict[str, list[dict[str, Any]]] = {_ALL: loads}
     models = [request["model"] for request in results["scenario"]["requests"]]
     if len(models) > 1:
-        views |= {model: [stage["by_model"][model] for stage in results["stages"]] for model in models}
+        views |= {model: [load["by_model"][model] for load in loads] for model in models}
     return views
 
 
 def _throughput_latency(results: Results, colours: _Colours) -> Figure:
-    """Latency against the rate, a point a stage: the offered rate in an open loop, the reached one in a closed loop."""
+    """Latency against the rate, a point a load: the offered rate in an open loop, the reached one in a closed loop."""
     figure, (axes,) = _figure(1, colours)
-    stages = [stage for stage in results["stages"] if stage["latency_ms"]]
+    stages = [load for load in by_load(results) if load["latency_ms"]]
     stages.sort(key=_load)
     loads = [_load(stage) for stage in stages]
     models = [request["model"] for request in results["scenario"]["requests"]]
@@ -134,7 +135,7 @@ def _throughput_latency(results: Results, colours: _Colours) -> Figure:
         _scale_by_decades(axes)
     else:
         axes.set_ylim(0, axes.get_ylim()[1] * 1.12)
-    opened = [stage["loop"] == "open" for stage in stages]
+    opened = [stage["offered_per_s"] is not None for stage in stages]
     axes.set_xlabel("offered rate (requests/s)" if all(opened) and opened else "throughput (answers/s)")
     axes.set_ylabel("latency (ms)" if len(models) == 1 else "latency (ms): p99, and p50 dotted")
     _legend(figure, axes, colours)
@@ -142,8 +143,9 @@ def _throughput_latency(results: Results, colours: _Colours) -> Figure:
 
 
 def _load(stage: dict[str, Any]) -> float:
-    rate: float = stage["offered_per_s"] if stage["loop"] == "open" else stage["throughput_per_s"]
-    return rate
+    offered: float | None = stage["offered_per_s"]
+    reached: float = stage["throughput_per_s"]
+    return reached if offered is None else offered
 
 
 def _knee(stages: list[dict[str, Any]]) -> float | None:
@@ -207,17 +209,18 @@ def _batches(results: Results, colours: _Colours) -> Figure:
 
 
 def _latency(results: Results, views: dict[str, list[dict[str, Any]]], colours: _Colours) -> Figure:
-    """Latency by percentile, a panel a view and a line a stage, all scaled to hold all requests."""
+    """Latency by percentile, a panel a view and a line a load, all scaled to hold all requests."""
     figure, panels = _figure(len(views), colours)
-    numbers = np.unique(np.linspace(0, len(results["stages"]) - 1, _MOST_LINES).round().astype(int)).tolist()
-    whole = [histograms.counts(histograms.merged([stage["histogram"]])) for stage in results["stages"]]
+    loads = by_load(results)
+    numbers = np.unique(np.linspace(0, len(loads) - 1, _MOST_LINES).round().astype(int)).tolist()
+    whole = [histograms.counts(histograms.merged([load["histogram"]])) for load in loads]
     for axes, (name, parts) in zip(panels, views.items(), strict=True):
         for line, number in enumerate(numbers):
             values, times = histograms.counts(histograms.merged([parts[number]["histogram"]]))
             if not len(values):
                 continue
             slower = times.sum() - np.cumsum(times) + 0.5  # each bucket stands for its slowest request
-            label, colour = results["stages"][number]["label"], SERIES[line % len(SERIES)]
+            label, colour = loads[number]["label"], SERIES[line % len(SERIES)]
             axes.plot(times.sum() / slower, values / 1e3, linewidth=1.8, color=colour, label=label)
         _scale_by_nines(axes, whole)
         axes.set_xlabel("share of requests answered faster")

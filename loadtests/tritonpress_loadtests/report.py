@@ -13,7 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from tritonpress_loadtests.plots import inline_svgs, write_plots
-from tritonpress_loadtests.results import PERCENTILES, Results, asked_model
+from tritonpress_loadtests.results import PERCENTILES, Results, asked_model, by_load
 
 _GPU_FORMS = {
     "utilization": (1, "{:.0%} used"),
@@ -42,13 +42,13 @@ def write_results(results: Results, out_dir: Path) -> None:
 
 def page(results: Results) -> str:
     """Returns the HTML page of a run."""
-    answered = [stage for stage in results["stages"] if stage["latency_ms"]]
+    answered = [load for load in by_load(results) if load["latency_ms"]]
     models = [request["model"] for request in results["scenario"]["requests"]]
     return template("report.html.j2").render(
         results=results,
         stages=[{**stage, "bars": _bars(stage, models)} for stage in results["stages"]],
-        fastest=max(answered, key=lambda stage: stage["throughput_per_s"], default=None),
-        quickest=min(answered, key=lambda stage: stage["latency_ms"]["p50"], default=None),
+        fastest=max(answered, key=lambda load: load["throughput_per_s"], default=None),
+        quickest=min(answered, key=lambda load: load["latency_ms"]["p50"], default=None),
         requests=sum(stage["requests"] for stage in results["stages"]),
         failed=sum(stage["failed"] for stage in results["stages"]),
         models=models,

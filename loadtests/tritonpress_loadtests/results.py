@@ -80,6 +80,20 @@ def model_rows(before: Sequence[ModelStatistics], after: Sequence[ModelStatistic
     return sorted(rows, key=lambda row: -row["total_us"])
 
 
+def by_load(results: Results) -> list[dict[str, Any]]:
+    """Returns the figures of each load that was held: of a stage, or of each part of one whose rate changes.
+
+    Keys: `label`, `offered_per_s` (None in a closed loop), `throughput_per_s`, `latency_ms`, `by_model`, all as a stage
+    has them.
+    """
+    loads: list[dict[str, Any]] = []
+    for stage in results["stages"]:
+        loads += [{**part, "offered_per_s": part["rate_per_s"]} for part in stage["pieces"]] or [
+            {**stage, "offered_per_s": stage["offered_per_s"] if stage["loop"] == "open" else None}
+        ]
+    return loads
+
+
 def asked_model(row: Mapping[str, Any], models: Sequence[str]) -> str:
     """Returns which of the asked `models` a row of `model_rows` is, or is a step of; empty for a stranger."""
     owners = (model for model in models if row["model"] == model or row["model"].startswith(f"{model}_"))

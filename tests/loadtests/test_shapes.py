@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from at_once import AT_ONCE
 from noop_model import write_noop
 from scenarios import write_noop_scenario
 from tritonpress_loadtests.cli import summary
+from tritonpress_loadtests.results import by_load
 from tritonpress_loadtests.run import RunOptions, run
 from tritonpress_server import TritonServer
 
@@ -50,7 +52,10 @@ def test_what_a_peak_leaves_waiting_is_in_the_recovery(tmp_path: Path, slow_serv
     # Only what came before the peak is held to the limit.
     assert all("from 0 s" in miss for miss in results["slo"]["misses"])
     assert any(line.startswith("  50/s from 3.5 s") for line in summary(results))
-    assert "<td>50/s from 3.5 s</td>" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "<td>50/s from 3.5 s</td>" in page
+    assert re.search(r"highest throughput, at (50/s from 3.5|5/s from 4.5) s</small>", page)
+    assert [load["offered_per_s"] for load in by_load(results)] == [5, 50, 5]
 
 
 def test_a_spike_is_judged_part_by_part(tmp_path: Path, slow_server: TritonServer) -> None:
