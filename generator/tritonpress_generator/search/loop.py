@@ -25,6 +25,9 @@ from tritonpress_generator.search.space import Candidate, Space
 from tritonpress_generator.search.trials import Trial, costs, said
 
 _REFERENCE = "reference"
+_CUTS = ("crop", "prune")
+_HOPELESS = 3.0
+"""How many times what a candidate may lose it is expected to lose before it is passed over; estimates are rough."""
 
 
 class Loop:
@@ -62,6 +65,8 @@ class Loop:
     def begin(self) -> Trial:
         """Returns the trial of the model as it is, against which all others are timed.
 
+        The model as it is in each other precision is tried too: by it is known what a multiplication costs there.
+
         Raises:
             InputError: It cannot be made, or the budget is too short for one candidate.
         """
@@ -73,6 +78,10 @@ class Loop:
         self._seen.add(candidate.key)
         self._first[candidate.key] = reference
         self.budget.learn(reference)
+        for graph in self._space.dimensions["graph"][1:]:
+            other = replace(candidate, graph=graph)
+            self._seen.add(other.key)
+            self._tried(other)
         return reference
 
     def run(self) -> None:
@@ -114,10 +123,31 @@ class Loop:
         """Returns the candidate with less of what cost the most; None if there is none that was not judged yet."""
         for stage in costs(trial.stages):
             milder = self._of_higher_precision(trial.candidate) if stage == GRAPH else None
-            milder = milder or self._space.milder(trial.candidate, stage)
+            milder = milder or self._milder(trial, stage)
             if milder is not None and milder.key not in {*self.full, *self.gone}:
                 return milder
         return None
+
+    def _milder(self, trial: Trial, stage: str) -> Candidate | None:
+        """Returns the candidate with as much less of `stage` as may suffice, or the least; None if there is no less.
+
+        What is lost grows with the estimated loss: the steps whose estimate is hopeless by what the trial has lost are
+        passed over, since each would take minutes.
+        """
+        milder = self._space.milder(trial.candidate, stage)
+        while stage in _CUTS and milder is not None and self._hopeless(milder, trial):
+            further = self._space.milder(milder, stage)
+            if further is None:
+                break
+            milder = further
+        return milder
+
+    def _hopeless(self, candidate: Candidate, trial: Trial) -> bool:
+        own, estimate = self._estimator(trial.candidate), self._estimator(candidate)
+        if own is None or estimate is None or own.loss <= 0:
+            return False
+        whole = self.full[self._space.reference.key].score
+        return (whole - trial.score) * estimate.loss / own.loss > _HOPELESS * (whole - self.floor)
 
     def passing(self) -> list[Trial]:
         """Returns the trials that keep the metric."""
