@@ -82,6 +82,8 @@ RELEASES: Mapping[str, Release] = {
 }
 
 
+_FIRST_OF_PYTHON_3_10 = "23.05"
+"""Source: https://github.com/triton-inference-server/server/issues/5895."""
 _FIRST_OF_8_6 = "23.04"
 _FIRST_OF_10 = "24.05"
 
@@ -94,6 +96,16 @@ def weakly_typed(release: str) -> bool:
 def lacks_layer_normalization(release: str) -> bool:
     """Says whether the parser of `release`, TensorRT 8.5 and before, does not know LayerNormalization."""
     return release < _FIRST_OF_8_6
+
+
+def lacks_python(release: str) -> str | None:
+    """Returns why Triton's `release` cannot run this project's Python steps, and the remedy; None where it can."""
+    if release >= _FIRST_OF_PYTHON_3_10:
+        return None
+    return (
+        f"the Python of Triton must be 3.10 or later for the Python steps, {release} has 3.8; take "
+        f"engine.tensorrt.release {_FIRST_OF_PYTHON_3_10} or later and build again"
+    )
 
 
 def tensorrt_image(release: str) -> str:
