@@ -24,8 +24,8 @@ from tritonpress_generator.plans import builder, releases
 SETTINGS = "plan.json"
 BUILDER = ("__init__.py", "__main__.py", "builder.py", "runner.py")
 BUILDER_PACKAGES = ("numpy==1.26.4", "cuda-python==12.6.2.post1")
-"""What NVIDIA's TensorRT container may lack; they have wheels for Python 3.10 to 3.12, as releases from 23.05 on do. The
-names of this cuda-python are recorded (`tests/cuda_names.json`)."""
+"""What NVIDIA's TensorRT container may lack; they have wheels for Python 3.10 to 3.12, as releases from 23.05 on have.
+The names of this cuda-python are recorded (`tests/cuda_names.json`)."""
 _SCRIPT = """#!/usr/bin/env bash
 # Builds the TensorRT plan on this machine's GPU, times its precisions, and takes the fastest that passes the gate.
 #

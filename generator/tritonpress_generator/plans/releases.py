@@ -1,9 +1,10 @@
 """What each release of NVIDIA's Triton container has in it: a plan runs in the TensorRT that built it.
 
 NVIDIA's TensorRT container of a release has the TensorRT that its Triton container has, so that a plan built in the one
-runs in the other (a maintainer's word: https://github.com/triton-inference-server/server/issues/5812). Of the releases
-whose TensorRT could be found in a public source that names it, the version is in the table; a plan that was built in
-the TensorRT container of the same release needs no table.
+runs in the other (a maintainer's word: https://github.com/triton-inference-server/server/issues/5812; and Triton's
+own tests build their plans so, in its `qa/common/gen_qa_model_repository`). Of the releases whose TensorRT could be
+found in a public source that names it, the version is in the table; a plan that was built in the TensorRT container of
+the same release needs no table.
 
 Python and ONNX Runtime are those of Triton's compatibility matrix (`MATRIX`); its TensorRT is that of the containers
 with TensorRT-LLM, which differs, and so is not taken. Which OpenVINO a release has, no source was found to say.
