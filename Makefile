@@ -34,7 +34,7 @@ test-slow: .venv/installed
 
 # Where TensorRT is no package that .venv can have (docs/gpu.md): the same command with another python.
 test-gpu: .venv/installed
-	@$(RUN) python -m pytest -m gpu tests/gpu/test_plans.py
+	@$(RUN) python -m pytest -m gpu tests/gpu/test_plans.py tests/gpu/test_tensorrt_backend.py
 
 check: .venv/installed
 	@$(RUN) ruff check .

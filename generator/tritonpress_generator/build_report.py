@@ -46,6 +46,9 @@ def print_built(built: Built, recipe: Path, out: Path) -> None:
     if scripts := pending.missing(out, built.manifest):
         print("the times of its precisions are ONNX Runtime's on this CPU")
     for script in scripts:
+        if reason := pending.refusal(script):
+            print(f"plan pending: {script.name} cannot gate it, since {reason}")
+            continue
         print(f"plan pending: on a machine with the GPU and Docker, run {os.fspath(script)} {os.fspath(recipe)}")
 
 

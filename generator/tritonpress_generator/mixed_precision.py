@@ -32,6 +32,10 @@ _STATISTICS = {"ReduceMean", "Pow", "Sqrt", "Reciprocal"}
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Reciprocal", "Sqrt"}
 _LARGEST = 32752.0
 """Half of FP16's largest: what a mask adds to a score leaves the sum finite."""
+_STEP, _NORMAL = np.float32(2**-24), np.float32(2**-14)
+"""Of FP16 the smallest number, and the smallest that has all its bits."""
+_NOTHING = np.float32(2**-34)
+"""A scale below it is of values that all are 0 in FP16: E4M3's largest code, 448, is less than half a `_STEP`."""
 
 
 def typed(model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
@@ -46,8 +50,25 @@ def typed(model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
         plain = onnx.version_converter.convert_version(plain, OPSET)
         plain = normalized(plain)
     plain.ir_version = max(plain.ir_version, _IR_VERSION)
+    if precision == "fp16":
+        _keep_scales(plain)
     _Typer(plain, _TYPES[precision]).run()
     return plain
+
+
+def _keep_scales(model: onnx.ModelProto) -> None:
+    """Makes the scales of pairs such that FP16 has them, and not 0 in their place, which TensorRT's parser refuses.
+
+    Small ones are rounded up, so that codes still reach the largest value, and no step is wider by more than FP16's own
+    there. That of nothing but zeros may be any, so it is one whose reciprocal FP16 has too.
+    """
+    scales = {node.input[1] for node in model.graph.node if node.op_type in {"QuantizeLinear", "DequantizeLinear"}}
+    for tensor in model.graph.initializer:
+        if tensor.name in scales and tensor.data_type == TensorProto.FLOAT:
+            value = numpy_helper.to_array(tensor)
+            kept = np.where(value < _NORMAL, np.ceil(value / _STEP) * _STEP, value)
+            kept = np.where(value < _NOTHING, _NORMAL, kept).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(kept, tensor.name))
 
 
 class _Typer:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,8 @@ from tritonpress_generator import export
 from tritonpress_generator.engines import openvino, tensorrt
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.graph import qdq
-from tritonpress_generator.mixed_precision import typed
+from tritonpress_generator.infer import Array
+from tritonpress_generator.mixed_precision import Precision, typed
 from tritonpress_generator.onnx_graph import GraphEditor
 from tritonpress_generator.quantized_pairs import folded
 
@@ -71,6 +73,71 @@ def test_codes_are_those_of_onnx_runtime(seed: int, kind: type, axis: int, ties:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
     expected = session_infer(model.SerializeToString())({"x": np.ones(1, np.float32)})["y"]
     assert np.array_equal(np.asarray(GraphEditor(folded(model)).constant("q/codes")), expected)
+
+
+def product_of(weight: Array, *, dead_activation: bool) -> onnx.ModelProto:
+    """Returns an encoder's product of `x` and `weight`, in between such that `x` may be nothing but zeros."""
+    factor = np.full(1, 0 if dead_activation else 1, np.float32)
+    constants = {"w": weight, "factor": factor}
+    nodes = [
+        helper.make_node("Mul", ["x", "factor"], ["inner"], name="inner"),
+        helper.make_node("MatMul", ["inner", "w"], ["product"], name="product"),
+        helper.make_node("Identity", ["product"], ["y"], name="y"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, weight.shape[0]])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, weight.shape[1]])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    exponents=st.lists(st.integers(-40, 0), min_size=2, max_size=2),
+    dead_activation=st.booleans(),
+    precision=st.sampled_from(["fp32", "fp16", "bf16"]),
+)
+def test_scales_of_dead_and_of_small_columns_stay_above_zero(
+    seed: int, exponents: list[int], dead_activation: bool, precision: Precision
+) -> None:
+    generator = np.random.default_rng(seed)
+    weight = generator.uniform(-1, 1, (64, 128)).astype(np.float32)
+    weight[:, 0] = 0
+    weight[:, 1:3] *= np.exp2(exponents)
+    rows = generator.uniform(-1, 1, (16, 64)).astype(np.float32)
+    model = product_of(weight, dead_activation=dead_activation)
+    graph = folded(typed(qdq.apply(model, qdq.Config(calibration="min_max", smooth=False), [{"x": rows}]), precision))
+    editor = GraphEditor(graph)
+    pairs_of = [node for node in graph.graph.node if node.op_type in {"QuantizeLinear", "DequantizeLinear"}]
+    scales = [np.asarray(editor.constant(node.input[1]), np.float32) for node in pairs_of]
+    assert len(scales) == 3
+    assert all((scale > 0).all() for scale in scales)
+    (codes,) = (node for node in pairs_of if editor.constant(node.input[0]) is not None)
+    held = np.asarray(editor.constant(codes.input[0]), np.float32) * np.asarray(
+        editor.constant(codes.input[1]), np.float32
+    )
+    largest = np.abs(weight).max(axis=0)
+    # Half a code, and what the scale's type rounds of the largest; of small columns half of FP16's smallest step.
+    share, step = {"fp32": (0.51, 0), "fp16": (0.57, 2**-25), "bf16": (1.01, 0)}[precision]
+    assert (np.abs(held - weight) <= share / 127 * largest + step).all()
+    if precision == "bf16":
+        # ONNX Runtime has no such product on a CPU.
+        return
+    options = onnxruntime.SessionOptions()
+    # Products of bytes saturate on a processor without VNNI.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    (answer,) = session.run(["y"], {"x": rows})
+    if dead_activation:
+        assert not answer.any()
+        return
+    assert not answer[:, 0].any()
+    expected = rows @ weight
+    assert (np.abs(answer - expected) <= 64 * (0.01 * largest + 2 * step)).all()
 
 
 def test_weights_take_a_quarter_of_the_bytes() -> None:

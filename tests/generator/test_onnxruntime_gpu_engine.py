@@ -32,7 +32,12 @@ def recipe_for(folder: Path, *, graph: list[object], **settings: object) -> Path
     ("settings", "graph", "types"),
     [
         pytest.param({}, [], {TensorProto.FLOAT16}, marks=pytest.mark.slow),
-        ({"provider": "tensorrt"}, [{"qdq": {"calibration": "min_max"}}], {TensorProto.FLOAT16, TensorProto.INT8}),
+        (
+            {"provider": "tensorrt", "precision": "int8"},
+            [{"qdq": {"calibration": "min_max"}}],
+            # Beside INT8 no FP16: of the two Triton's backend sets one flag.
+            {TensorProto.INT8},
+        ),
         pytest.param({"precision": "fp32"}, ["fuse"], set(), marks=pytest.mark.slow),
     ],
 )
@@ -47,6 +52,8 @@ def test_built_for_the_gpu_and_refused_without_one(
     config = repository.read_config(path.parents[1])
     assert config.platform == "onnxruntime_onnx"
     assert config.instance_group[0].kind == pb.ModelInstanceGroup.KIND_GPU
+    for accelerator in config.optimization.execution_accelerators.gpu_execution_accelerator:
+        assert accelerator.parameters["precision_mode"] == "INT8"
     with pytest.raises(ModelRepositoryError) as raised, TritonServer(tmp_path / "out", settings=AT_ONCE):
         pass
     assert "classification_engine" in str(raised.value)
@@ -85,6 +92,19 @@ def test_provider_of_tensorrt_is_named_with_its_settings() -> None:
             ["fuse"],
             "MultiHeadAttention computes in FP32; leave fuse and weight_only out, or take precision fp32",
         ),
+        (
+            {"provider": "tensorrt"},
+            [{"qdq": {"calibration": "min_max"}}],
+            "precision must be int8 with qdq, got fp16: Triton's backend tells TensorRT of FP16 or of INT8; take int8, "
+            "which leaves the rest in FP32, or engine: tensorrt for both",
+        ),
+        (
+            {"provider": "tensorrt", "precision": "int8"},
+            [{"qdq": {"calibration": "min_max", "precision": "fp8"}}],
+            "cannot tell a provider of FP8; take qdq with precision int8, or engine: tensorrt",
+        ),
+        ({"provider": "tensorrt", "precision": "int8"}, [], "precision int8 needs pairs in the graph; add qdq"),
+        ({"precision": "int8"}, [], "precision: int8 is of provider tensorrt; take that, or precision fp16"),
         ({"provider": "rocm"}, [], "provider: input should be 'cuda' or 'tensorrt', got 'rocm'"),
     ],
 )

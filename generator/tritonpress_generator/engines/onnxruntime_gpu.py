@@ -2,6 +2,11 @@
 
 The road for who has no such GPU where the repository is built: the graph goes as it is, and the provider compiles it on
 the machine that serves it, TensorRT's while the model warms up and into a cache for the next start.
+
+Up to release 10 TensorRT builds a graph with FP16 tensors or INT8 pairs only where a flag allows the type
+(https://github.com/microsoft/onnxruntime/issues/13381, https://github.com/NVIDIA/TensorRT/issues/3277), and of FP16 and
+INT8 Triton's backend sets one, `precision_mode` (`src/onnxruntime.cc` of its `onnxruntime_backend`). So a graph with
+pairs has no FP16 in it here; `engine: tensorrt` sets both.
 """
 
 from __future__ import annotations
@@ -13,7 +18,8 @@ from typing import Any, Literal
 
 import onnx
 import onnxruntime
-from pydantic import Field
+from onnx import TensorProto
+from pydantic import Field, model_validator
 from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonpress_generator import mixed_precision
@@ -37,14 +43,21 @@ _OF_THE_CPU = {"MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
 class Config(Settings):
     provider: Literal["cuda", "tensorrt"] = "cuda"
     """Who runs the graph: CUDA's kernels, which take `fuse`, or TensorRT, which takes `qdq`."""
-    precision: Literal["fp32", "fp16"] = "fp16"
-    """Of the graph's tensors (`mixed_precision.py`)."""
+    precision: Literal["fp32", "fp16", "int8"] = "fp16"
+    """Of the graph's tensors (`mixed_precision.py`); `int8`, of TensorRT alone: FP32 with the pairs of the recipe's
+    `qdq`."""
     instances: int = Field(default=1, ge=1, le=64)
     """Sessions side by side on each GPU."""
     engine_cache: str = "/tmp/tritonpress-engines"
     """Where TensorRT's provider keeps what it has compiled, on the machine that serves."""
     workspace_mib: int = Field(default=1024, ge=1)
     """The most scratch memory of TensorRT's provider."""
+
+    @model_validator(mode="after")
+    def _check_precision(self) -> Config:
+        if self.precision == "int8" and self.provider != "tensorrt":
+            raise ValueError("precision: int8 is of provider tensorrt; take that, or precision fp16")
+        return self
 
 
 def runs_here() -> bool:
@@ -79,7 +92,9 @@ def rungs(fp32: onnx.ModelProto, model: onnx.ModelProto, config: Config) -> dict
             f"engine.onnxruntime_gpu: {own[0].op_type} computes in FP32; leave fuse and weight_only out, or take "
             "precision fp32"
         )
-    return {"onnxruntime_gpu": mixed_precision.typed(model, config.precision) if not own else model}
+    _check_pairs(model, config)
+    precision: mixed_precision.Precision = "fp16" if config.precision == "fp16" else "fp32"
+    return {"onnxruntime_gpu": mixed_precision.typed(model, precision) if not own else model}
 
 
 def build(graphs: Mapping[str, onnx.ModelProto], version_dir: Path, config: Config, asked: Asked) -> None:
@@ -141,6 +156,29 @@ def model_config(config: Config, asked: Asked) -> pb.ModelConfig:
 def versions() -> dict[str, str]:
     """Returns what the engine was built and gated with, for the manifest."""
     return {"onnxruntime": onnxruntime.__version__}
+
+
+def _check_pairs(model: onnx.ModelProto, config: Config) -> None:
+    """Refuses pairs that the provider is not told of, and to be told of pairs that are not there.
+
+    Raises:
+        InputError: It is so.
+    """
+    if any(tensor.data_type == TensorProto.FLOAT8E4M3FN for tensor in model.graph.initializer):
+        raise InputError(
+            "engine.onnxruntime_gpu: Triton's backend cannot tell a provider of FP8; take qdq with precision int8, or "
+            "engine: tensorrt"
+        )
+    if config.provider != "tensorrt":
+        return
+    pairs = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    if pairs and config.precision != "int8":
+        raise InputError(
+            f"engine.onnxruntime_gpu: precision must be int8 with qdq, got {config.precision}: Triton's backend tells "
+            "TensorRT of FP16 or of INT8; take int8, which leaves the rest in FP32, or engine: tensorrt for both"
+        )
+    if not pairs and config.precision == "int8":
+        raise InputError("engine.onnxruntime_gpu: precision int8 needs pairs in the graph; add qdq to `graph`")
 
 
 def _one_package() -> None:

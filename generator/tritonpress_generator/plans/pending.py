@@ -23,27 +23,35 @@ from tritonpress_generator.plans import builder, releases
 
 SETTINGS = "plan.json"
 BUILDER = ("__init__.py", "__main__.py", "builder.py", "runner.py")
+BUILDER_PACKAGES = ("numpy==1.26.4", "cuda-python==12.6.2.post1")
+"""What NVIDIA's TensorRT container may lack; they have wheels for Python 3.10 to 3.12, as releases from 23.05 on have.
+The names of this cuda-python are recorded (`tests/cuda_names.json`)."""
 _SCRIPT = """#!/usr/bin/env bash
 # Builds the TensorRT plan on this machine's GPU, times its precisions, and takes the fastest that passes the gate.
 #
 #   build_plan.sh RECIPE
 #
 # Needs Docker with the NVIDIA container toolkit, and tritonpress with its generator for the gate. GPU=1 takes another
-# GPU; PORT, 8001 by default, is Triton's on this machine while the gate asks.
+# GPU; PORT, 8001 by default, is Triton's on this machine while the gate asks. The containers take packages from PyPI,
+# or from what PIP_INDEX_URL and HTTPS_PROXY say.
 set -euo pipefail
 here=$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)
 repository=$(cd "$here/../.." && pwd)
 recipe=${{1:?usage: build_plan.sh RECIPE}}
 gpu="device=${{GPU:-0}}"
 port=${{PORT:-8001}}
-docker run --rm --gpus "$gpu" --user "$(id -u):$(id -g)" -v "$here:/plan" -w /plan {tensorrt_image} \\
-    python3 -m build_plan {settings}
-name=tritonpress-plan-$$
+# Without a home, as whoever starts this, for whom what is written is.
+user=(--user "$(id -u):$(id -g)" -e HOME=/tmp -e PIP_INDEX_URL -e HTTPS_PROXY)
+# --target: from 24.11 on Python's own folder is the system's (PEP 668).
+pip="python3 -m pip install -q --no-cache-dir --no-deps --only-binary=:all: --target"
+running=
 plan=
 gated=
+packages=$(mktemp -d "$here/packages.XXXXXX")
 # What the gate has not passed is not left to be served, and what was there before stays, whatever ends this script.
 finish() {{
-    docker stop "$name" > /dev/null 2>&1 || true
+    [ ! "$running" ] || docker stop "$running" > /dev/null 2>&1 || true
+    rm -rf "$packages"
     [ "$plan" ] || return 0
     for file in "$plan" "$plan.json"; do
         [ "$gated" ] || {{ rm -f "$file" && [ ! -f "$file.old" ] || mv "$file.old" "$file"; }}
@@ -51,6 +59,23 @@ finish() {{
     done
 }}
 trap finish EXIT
+# The image has not all that NVIDIA's samples in Python need, cuda-python among it.
+docker run --rm --gpus "$gpu" "${{user[@]}}" -v "$here:/plan" -w /plan {tensorrt_image} bash -c '
+    if ! python3 -c "import numpy; from build_plan.cuda_calls import Cuda; Cuda()" 2> /dev/null; then
+        '"$pip"' /tmp/packages {builder_packages} || {{
+            echo "{tensorrt_image} lacks cuda-python, and pip cannot install it (above); give the container an" \
+                "index that it reaches: PIP_INDEX_URL, HTTPS_PROXY" >&2
+            exit 2
+        }}
+        export PYTHONPATH=/tmp/packages
+    fi
+    exec python3 -m build_plan {settings}'
+chmod 755 "$packages"
+docker run --rm "${{user[@]}}" -v "$packages:/packages" {triton_image} $pip /packages {packages} || {{
+    echo "pip cannot install {packages}, which the Python steps need, in {triton_image} (above);" \
+        "give the container an index that it reaches: PIP_INDEX_URL, HTTPS_PROXY" >&2
+    exit 2
+}}
 while read -r rung; do
     {plan}
     for file in plan plan.json; do
@@ -58,18 +83,25 @@ while read -r rung; do
         [ ! -f "$old" ] || [ -f "$old.old" ] || mv "$old" "$old.old"
         cp "$here/model.$rung.$file" "$old"
     done
-    docker run --rm -d --name "$name" --gpus "$gpu" -p "127.0.0.1:$port:8001" -v "$repository:/models:ro" \\
-        {triton_image} bash -c 'pip install -q {packages} && exec tritonserver \\
-        --model-repository=/models --model-control-mode=explicit --load-model={workload}' > /dev/null
+    # A name a precision: that of the last one is free only when Docker has removed it.
+    running="tritonpress-plan-$$-$rung"
+    docker run --rm -d --name "$running" --gpus "$gpu" -p "127.0.0.1:$port:8001" -v "$repository:/models:ro" \
+        -v "$packages:/packages:ro" -e PYTHONPATH=/packages {triton_image} tritonserver --model-repository=/models \
+        --model-control-mode=explicit --load-model={workload} > /dev/null
     status=0
-    tritonpress evaluate "$recipe" --target "127.0.0.1:$port" --wait-s 300 \\
+    tritonpress evaluate "$recipe" --target "127.0.0.1:$port" --wait-s 300 \
         --repository "$repository" || status=$?
-    docker stop "$name" > /dev/null
+    docker stop "$running" > /dev/null
+    running=
     [ "$status" != 0 ] || gated=yes
     [ "$status" = 1 ] || exit "$status"
 done < "$here/rungs.txt"
 echo "no precision passes the gate; the plan stays pending" >&2
 exit 1
+"""
+_REFUSAL = """#!/usr/bin/env bash
+echo "build_plan.sh: {reason}" >&2
+exit 2
 """
 _ONE = 'plan="$here/model.plan"'
 _SEVERAL = (
@@ -89,6 +121,8 @@ def write(
 ) -> None:
     """Writes what builds the plan of `graphs`, the most accurate first, in the containers of `release`.
 
+    Of a release whose Triton cannot run the Python steps the script says so; the plan may be built where TensorRT is.
+
     Args:
         version_dir: The folder.
         graphs: By the rungs' names.
@@ -103,7 +137,7 @@ def write(
         onnx.save(graph, version_dir / f"model.{name}.onnx")
         of = [low] if low and name != "fp32" else []
         rungs.append({"name": name, "model": f"model.{name}.onnx", "types": sorted({*types(graph), *of})})
-    text = json.dumps({"rungs": rungs, **settings}, indent=2) + "\n"
+    text = json.dumps({"release": release, "rungs": rungs, **settings}, indent=2) + "\n"
     (version_dir / SETTINGS).write_text(text, encoding="utf-8")
     (version_dir / "build_plan").mkdir(exist_ok=True)
     for path in (*(Path(__file__).parent / name for name in BUILDER), Path(str(cuda_calls.__file__))):
@@ -113,9 +147,12 @@ def write(
         triton_image=releases.triton_image(release),
         settings=SETTINGS,
         plan=_SEVERAL if settings.get("compute_capabilities") else _ONE,
+        builder_packages=" ".join(BUILDER_PACKAGES),
         packages=" ".join(f"{name}=={version(name)}" for name in ("numpy", "tokenizers")),
         workload=workload,
     )
+    if reason := releases.lacks_python(release):
+        script = _REFUSAL.format(reason=reason)
     path = version_dir / "build_plan.sh"
     path.write_text(script, encoding="utf-8")
     path.chmod(0o755)
@@ -136,6 +173,13 @@ def folders(repository: Path, manifest: Mapping[str, Any]) -> list[Path]:
 def missing(repository: Path, manifest: Mapping[str, Any]) -> list[Path]:
     """Returns the scripts of the plans that are still to be built."""
     return [folder / "build_plan.sh" for folder in folders(repository, manifest) if not plans(folder)]
+
+
+def refusal(script: Path) -> str | None:
+    """Returns why one of the `missing` scripts builds nothing, or None where it builds its plan."""
+    settings = json.loads((script.parent / SETTINGS).read_text(encoding="utf-8"))
+    # Builds of before do not say their release.
+    return releases.lacks_python(settings["release"]) if "release" in settings else None
 
 
 def plans(folder: Path) -> dict[Path, dict[str, Any]]:

@@ -1,9 +1,10 @@
 """What each release of NVIDIA's Triton container has in it: a plan runs in the TensorRT that built it.
 
 NVIDIA's TensorRT container of a release has the TensorRT that its Triton container has, so that a plan built in the one
-runs in the other (a maintainer's word: https://github.com/triton-inference-server/server/issues/5812). Of the releases
-whose TensorRT could be found in a public source that names it, the version is in the table; a plan that was built in
-the TensorRT container of the same release needs no table.
+runs in the other (a maintainer's word: https://github.com/triton-inference-server/server/issues/5812; and Triton's
+own tests build their plans so, in its `qa/common/gen_qa_model_repository`). Of the releases whose TensorRT could be
+found in a public source that names it, the version is in the table; a plan that was built in the TensorRT container of
+the same release needs no table.
 
 Python and ONNX Runtime are those of Triton's compatibility matrix (`MATRIX`); its TensorRT is that of the containers
 with TensorRT-LLM, which differs, and so is not taken. Which OpenVINO a release has, no source was found to say.
@@ -82,6 +83,8 @@ RELEASES: Mapping[str, Release] = {
 }
 
 
+_FIRST_OF_PYTHON_3_10 = "23.05"
+"""Source: https://github.com/triton-inference-server/server/issues/5895."""
 _FIRST_OF_8_6 = "23.04"
 _FIRST_OF_10 = "24.05"
 
@@ -94,6 +97,16 @@ def weakly_typed(release: str) -> bool:
 def lacks_layer_normalization(release: str) -> bool:
     """Says whether the parser of `release`, TensorRT 8.5 and before, does not know LayerNormalization."""
     return release < _FIRST_OF_8_6
+
+
+def lacks_python(release: str) -> str | None:
+    """Returns why Triton's `release` cannot run this project's Python steps, and the remedy; None where it can."""
+    if release >= _FIRST_OF_PYTHON_3_10:
+        return None
+    return (
+        f"the Python of Triton must be 3.10 or later for the Python steps, {release} has 3.8; take "
+        f"engine.tensorrt.release {_FIRST_OF_PYTHON_3_10} or later and build again"
+    )
 
 
 def tensorrt_image(release: str) -> str:
