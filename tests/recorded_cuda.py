@@ -12,6 +12,7 @@ import ctypes
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from recorded_tensorrt import Calls, Enumeration
@@ -37,18 +38,29 @@ UNWRITTEN = 0xA5
 class RecordedCuda:
     """The module of one release, with one GPU."""
 
-    def __init__(self, version: str, calls: Calls | None = None, fails: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        version: str,
+        calls: Calls | None = None,
+        fails: dict[str, Any] | None = None,
+        *,
+        pageable: bool = False,
+    ) -> None:
         """Takes any call that the release has.
 
         Args:
             version: The release.
             calls: Where calls are recorded, by their names; by default a list of its own.
             fails: The error that a call reports, by its name, or a callable that gives it; 0 is none.
+            pageable: Whether the host's memory in a copy may be any, and not pinned alone.
         """
         self.calls: Calls = [] if calls is None else calls
         self.fails = fails or {}
         self.live: dict[int, str] = {}
         """What was made and not freed yet, by handle."""
+        self.last_error = 0
+        """What `cudaGetLastError` would tell of."""
+        self._pageable = pageable
         self._names = NAMES[version]
         self._blocks: dict[int, Any] = {}
         self._graphs: dict[int, list[Callable[[], bool]]] = {}
@@ -63,7 +75,13 @@ class RecordedCuda:
             "cudaStreamEndCapture": self._end_capture,
             "cudaGraphInstantiateWithFlags": self._instantiate,
             "cudaGraphLaunch": lambda graph, stream: None if all(do() for do in self._graphs[graph]) else FAILED,
+            "cudaStreamCreate": lambda: self._handle("stream"),
             "cudaStreamCreateWithPriority": lambda flags, priority: self._handle("stream"),
+            "cudaGetDevice": lambda: 0,
+            "cudaGetDeviceCount": lambda: 1,
+            "cudaGetDeviceProperties": lambda number: SimpleNamespace(name=b"NVIDIA H200", major=9, minor=0),
+            "cudaRuntimeGetVersion": lambda: 12060,
+            "cudaDriverGetVersion": lambda: 13000,
             "cudaEventCreateWithFlags": lambda flags: self._handle("event"),
             "cudaDeviceGetAttribute": self._attribute,
             **{f"cuda{name}": self._free for name in frees},
@@ -79,8 +97,12 @@ class RecordedCuda:
 
         def call(*arguments: Any) -> tuple[Any, ...]:
             self.calls.append((name, arguments))
+            if name == "cudaGetLastError":
+                error, self.last_error = self.last_error, 0
+                return (error,)
             error = self.fails.get(name, 0)
             if error := error() if callable(error) else error:
+                self.last_error = error
                 if name == "cudaStreamEndCapture":
                     self._capturing = None
                 return (error, None)
@@ -104,11 +126,11 @@ class RecordedCuda:
         return work()
 
     def bytes_at(self, address: int, size: int, kind: str) -> Any:
-        """The memory of `size` bytes from `address` on, which must be within a block of `kind`."""
+        """The memory of `size` bytes from `address` on: of a block of `kind`, or where it may be any, the host's."""
         for start, block in self._blocks.items():
             if start <= address and address + size <= start + len(block):
                 return (ctypes.c_uint8 * size).from_address(address) if self.live[start] == kind else None
-        return None
+        return (ctypes.c_uint8 * size).from_address(address) if self._pageable and kind == "pinned" else None
 
     def _block(self, size: int, kind: str) -> int:
         block = (ctypes.c_uint8 * size)()

@@ -20,7 +20,7 @@ CLASSES = {
         *("Builder", "BuilderFlag", "DataType", "EngineInspector", "HardwareCompatibilityLevel", "IBuilderConfig"),
         *("ICudaEngine", "IExecutionContext", "ILogger", "INetworkDefinition", "IOptimizationProfile", "ITensor"),
         *("ITimingCache", "LayerInformationFormat", "MemoryPoolType", "NetworkDefinitionCreationFlag", "OnnxParser"),
-        *("ParserError", "ProfilingVerbosity", "Runtime", "TacticSource", "TensorIOMode"),
+        *("ParserError", "PreviewFeature", "ProfilingVerbosity", "Runtime", "TacticSource", "TensorIOMode"),
     ],
     "cuda.bindings.runtime": ["cudaMemcpyKind", "cudaStreamCaptureMode", "cudaDeviceAttr", "cudaDeviceProp"],
 }

@@ -21,10 +21,11 @@ from tritonpress_generator.infer import Infer, latency_ms
 from tritonpress_generator.kept import Kept
 from tritonpress_generator.layouts import Parts
 from tritonpress_generator.progress import Progress
-from tritonpress_generator.signature import Signature
+from tritonpress_generator.scores import Scores
 from tritonpress_generator.workload import Workload
 
 LATENCY_TOKENS = 32
+"""Of the sequence whose time is in the table of stages, where texts may be so long."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Row:
     stage: str
     size_bytes: int
     latency_ms: float
-    """Of one sequence of `LATENCY_TOKENS` tokens, in process."""
+    """Of one sequence of `Built.tokens`, in process."""
     metrics: dict[str, float]
 
 
@@ -45,6 +46,8 @@ class Built:
     folder: Path
     manifest: dict[str, Any]
     rows: list[Row]
+    tokens: int
+    """Of the sequence whose time the rows have."""
 
 
 def build(
@@ -103,10 +106,9 @@ def build_recipe(
     size = workload.checkpoint.size_bytes
     before = workload.scores(answers, answers)
     gate.check_baseline(recipe.gate, before)
-    rows = [Row("torch FP32", size, _latency(workload.baseline, workload.signature), before.metrics)]
+    rows = [Row("torch FP32", size, _latency(workload.baseline, workload), before.metrics)]
     material = workload.material(data, work)
     workload, passes = _compressed(workload, answers, material, rows, say)
-    signature = workload.signature
 
     say.stage("export to ONNX" + "".join(f", {stage.word}" for stage in recipe.graph))
     kept = Kept(out / recipe.name / "kept")
@@ -118,7 +120,7 @@ def build_recipe(
 
     say.stage(f"gate: {recipe.gate.metric}")
     exported = workload.scores(workload.answers(form.fp32_infer), answers)
-    rows.append(Row("ONNX FP32", form.fp32.ByteSize(), _latency(form.fp32_infer, signature), exported.metrics))
+    rows.append(Row("ONNX FP32", form.fp32.ByteSize(), _latency(form.fp32_infer, workload), exported.metrics))
     gate.check(recipe.gate, before, exported, stage="the export to ONNX")
     with workplace.scratch() as engines:
         chosen = _climb(workload, form, source, answers, engines)
@@ -149,7 +151,7 @@ def build_recipe(
         )
     written = repository.read_manifest(out, folder.name)
     say.done()
-    return Built(folder, written, rows)
+    return Built(folder, written, rows, _tokens(recipe))
 
 
 def _compressed(
@@ -171,7 +173,7 @@ def _compressed(
     for stage, compressed, changed in workload.passed(material, say):
         workload, report = changed, compressed.report
         scores = workload.scores(workload.answers(workload.infer), baseline)
-        latency = _latency(workload.infer, workload.signature)
+        latency = _latency(workload.infer, workload)
         rows.append(Row(stage.word, compressed.size_bytes, latency, scores.metrics))
         try:
             gate.check(gate_config, before, scores, stage=stage.word)
@@ -223,17 +225,24 @@ def _climb(workload: Workload, form: forms.Form, source: forms.Source, baseline:
     # One rung is what the recipe's passes have made.
     stages = " + ".join(stage.word for stage in workload.recipe.graph) if len(graphs) == 1 else ""
     rows: dict[str, Row] = {}
-    rungs: list[ladder.Rung] = []
+    scores: dict[str, Scores] = {}
     answers: dict[str, Answers] = {}
     here = engine.module.runs_here()
+    # An engine that measures its rungs itself needs all of them at once.
+    timed = getattr(engine.module, "times_ms", None) if here else None
+    loaded: dict[str, Infer] = {}
     for name, graph in graphs.items():
         engine.module.build({name: graph}, work / name / "1", engine.config, form.asked)
         infer = form.loaded(engine, work / name / "1")
         answers[name] = workload.answers(infer)
-        scores = workload.scores(answers[name], baseline)
-        row = Row(stages or name, graph.ByteSize(), _latency(infer, workload.signature), scores.metrics)
-        rows[name] = row
-        rungs.append(ladder.Rung(name, scores, row.latency_ms if here else None))
+        scores[name] = workload.scores(answers[name], baseline)
+        rows[name] = Row(stages or name, graph.ByteSize(), _latency(infer, workload), scores[name].metrics)
+        if timed is not None:
+            loaded[name] = infer
+    times = {name: row.latency_ms for name, row in rows.items()} if here else {}
+    if timed is not None:
+        times = timed(loaded, engine.config, form.asked)
+    rungs = [ladder.Rung(name, scores[name], times.get(name)) for name in graphs]
     try:
         climbed = ladder.climb(workload.recipe.gate, workload.scores(baseline, baseline), rungs, stage=stages)
     except GateError as exc:
@@ -292,9 +301,14 @@ def processor() -> str:
     )
 
 
-def _latency(infer: Infer, signature: Signature) -> float:
-    feed = dict.fromkeys(signature.inputs, np.ones((1, LATENCY_TOKENS), np.int64))
+def _latency(infer: Infer, workload: Workload) -> float:
+    feed = dict.fromkeys(workload.signature.inputs, np.ones((1, _tokens(workload.recipe)), np.int64))
     return latency_ms(infer, feed)
+
+
+def _tokens(recipe: recipes.Recipe) -> int:
+    """Returns `LATENCY_TOKENS`, or the most that the engine takes."""
+    return min(LATENCY_TOKENS, recipe.serve.max_length)
 
 
 def _versions() -> dict[str, str]:

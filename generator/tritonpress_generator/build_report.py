@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tritonpress_generator import calibration_texts, plugins, sensitivity
-from tritonpress_generator.build import LATENCY_TOKENS, Built
+from tritonpress_generator.build import Built
 from tritonpress_generator.plans import pending
 from tritonpress_generator.repository import size_bytes
 from tritonpress_generator.table import render
@@ -17,7 +17,7 @@ def print_built(built: Built, recipe: Path, out: Path) -> None:
     """Prints the table of a build's stages, what the gate has found, and what is to be done."""
     metrics = list(built.rows[0].metrics)
     first = built.rows[0]
-    header = ["stage", "size MB", f"ms at {LATENCY_TOKENS} tokens", "speed-up", *metrics]
+    header = ["stage", "size MB", f"ms at {built.tokens} tokens", "speed-up", *metrics]
     rows = [
         [
             row.stage,

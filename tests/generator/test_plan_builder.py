@@ -27,6 +27,19 @@ SETTINGS: dict[str, Any] = {
     "profiles": [{"batch": [1, 8, 8], "length": [32, 32, 32]}, {"batch": [1, 8, 8], "length": [48, 48, 48]}],
     "shapes": [[1, 32]],
 }
+SHORT_85 = [
+    "[optimizer.cpp::computeCosts::3728] Error Code 4: Internal Error (Could not find any implementation for node "
+    "{ForeignNode[a...b]} due to insufficient workspace. See verbose log for requested sizes.)",
+    "[builder.cpp::buildSerializedNetwork::751] Error Code 2: Internal Error (Assertion engine != nullptr failed. )",
+]
+"""What TensorRT 8.5 and 8.6 were seen to say, in public threads."""
+SHORT_84 = [
+    "Internal error: could not find any implementation for node a. Try increasing the workspace size with "
+    "IBuilderConfig::setMemoryPoolLimit().",
+    *SHORT_85[1:],
+]
+"""What NVIDIA's guide has."""
+GPU: dict[str, Any] = {"gpu": "NVIDIA H200", "compute_capability": "9.0", "cuda": 12060, "driver": 13000}
 HOLDERS = {
     "builder": "Builder", "network": "INetworkDefinition", "config": "IBuilderConfig", "parser": "OnnxParser",
     "profile": "IOptimizationProfile", "runtime": "Runtime", "engine": "ICudaEngine", "context": "IExecutionContext",
@@ -48,12 +61,24 @@ def answers(**changes: Any) -> dict[str, Any]:
     }
 
 
+def say(trt: Recorded, errors: list[str]) -> None:
+    """Logs `errors` as TensorRT does, which gives nothing else where it fails."""
+    ((logger,), *_) = trt.made("Builder")
+    for error in errors:
+        logger.log(trt.ILogger.ERROR, error)
+
+
 def built(version: str, folder: Path, **settings: Any) -> tuple[Recorded, dict[str, Any]]:
     (folder / "model.onnx").write_bytes(b"graph")
     trt = Recorded(version, answers(**settings.pop("answers", {})))
+    if errors := settings.pop("errors", None):
+        trt.answers["Builder.build_serialized_network"] = lambda *_: say(trt, errors)
+    about = settings.pop("about", GPU)
     rung = {"name": "rung", "model": "model.onnx", "types": list(settings.pop("types", ()))}
-    plan, stamp = builder.build(trt, rung, {**SETTINGS, **settings}, folder)
-    assert plan == b"plan"
+    plan = folder / "model.rung.plan"
+    stamp = builder.build(trt, rung, {**SETTINGS, **settings}, folder, about=about, plan=plan, cache=folder / "timings")
+    assert plan.read_bytes() == b"plan"
+    assert json.loads((folder / "model.rung.plan.json").read_text()) == stamp
     return trt, stamp
 
 
@@ -75,6 +100,44 @@ def test_every_release_builds(tmp_path: Path, version: str) -> None:
     # The next build begins with what this one has timed.
     again, _ = built(version, tmp_path)
     assert again.made("IBuilderConfig.create_timing_cache") == [(b"cache",)]
+
+
+def test_timings_of_another_gpu_or_release_are_not_asked(tmp_path: Path) -> None:
+    built(NEW, tmp_path)
+    for version, about in ((NEWEST, GPU), (NEW, GPU | {"gpu": "NVIDIA A100/80", "compute_capability": "8.0"})):
+        trt, _ = built(version, tmp_path, about=about)
+        assert trt.made("IBuilderConfig.create_timing_cache") == [(b"",)]
+    assert sorted(path.name for path in (tmp_path / "timings").iterdir()) == [
+        "timing.NVIDIA-A100-80-8.0-TensorRT-10.13.3.9.cache",
+        "timing.NVIDIA-H200-9.0-TensorRT-10.13.3.9.cache",
+        "timing.NVIDIA-H200-9.0-TensorRT-11.4.0.106.cache",
+    ]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("unreadable", [True, False])
+def test_timings_that_tensorrt_refuses_are_replaced(tmp_path: Path, version: str, unreadable: bool) -> None:
+    built(version, tmp_path, answers={"ITimingCache.serialize": lambda *_: b"foreign"})
+    accepted = iter([False, True])
+    told: dict[str, Any] = {"IBuilderConfig.set_timing_cache": lambda *_: next(accepted)}
+    if unreadable:
+        told = {"IBuilderConfig.create_timing_cache": lambda data: None if data else SimpleNamespace()}
+    trt, _ = built(version, tmp_path, answers=told)
+    assert trt.made("IBuilderConfig.create_timing_cache") == [(b"foreign",), (b"",)]
+    assert [path.read_bytes() for path in (tmp_path / "timings").iterdir()] == [b"cache"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_plan_is_kept_where_there_is_no_timing_cache(tmp_path: Path, version: str) -> None:
+    none = {"IBuilderConfig.set_timing_cache": lambda *_: False, "IBuilderConfig.get_timing_cache": lambda: None}
+    built(version, tmp_path, answers=none)
+    assert not (tmp_path / "timings").exists()
+
+
+def test_plan_is_kept_where_the_timings_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "timings").write_text("no folder")
+    built(NEW, tmp_path)
+    assert re.search(r"timing\..*\.cache: cannot be written \(.*\); the next build times", capsys.readouterr().err)
 
 
 def test_types_are_flags_only_where_the_graph_cannot_say_them(tmp_path: Path) -> None:
@@ -103,8 +166,63 @@ def test_options_reach_the_builder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("version", "sources", "told"),
+    [
+        (OLD, [], [("DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805", True)]),
+        (OLD, ["JIT_CONVOLUTIONS"], [("DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805", True)]),
+        (OLD, ["CUBLAS", "JIT_CONVOLUTIONS"], []),
+        (OLD, None, []),
+        (NEW, [], []),
+        (NEWEST, [], []),
+    ],
+)
+def test_core_loads_no_library_that_is_left_out(
+    tmp_path: Path, version: str, sources: list[str] | None, told: list[tuple[str, bool]]
+) -> None:
+    trt, _ = built(version, tmp_path, tactic_sources=sources)
+    set_ = [(feature.name, on) for feature, on in trt.made("IBuilderConfig.set_preview_feature")]
+    assert set_ == told
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("errors", "limit", "message"),
+    [
+        (SHORT_85, 64 << 20, "the workspace of 64 MiB is too small; raise engine.tensorrt.workspace_mib"),
+        (SHORT_84, 64 << 20, "the workspace of 64 MiB is too small; raise engine.tensorrt.workspace_mib"),
+        (SHORT_85, None, "the GPU's memory is too small; free some of it, or lower the profiles' largest batch"),
+    ],
+)
+def test_small_workspace_is_said(
+    tmp_path: Path, version: str, errors: list[str], limit: int | None, message: str
+) -> None:
+    with pytest.raises(runner.PlanError) as raised:
+        built(version, tmp_path, errors=errors, workspace_bytes=limit)
+    assert message in str(raised.value)
+    assert " ".join(errors[0].split()) in str(raised.value)
+    assert "engine != nullptr" not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_first_error_of_a_build_is_told_beside_the_last(tmp_path: Path) -> None:
+    errors = ["the cause", "Assertion engine != nullptr failed."]
+    with pytest.raises(runner.PlanError, match=r"builds no plan \(the cause; Assertion engine != nullptr failed\.\)$"):
+        built(NEW, tmp_path, errors=errors)
+
+
+@pytest.mark.parametrize(
     ("version", "settings", "message"),
     [
+        (
+            OLD,
+            {"tactic_sources": [], "answers": {"IBuilderConfig.set_tactic_sources": lambda *_: False}},
+            r"tactic_sources: TensorRT 8\.5\.3\.1 refuses \[\]",
+        ),
+        (
+            NEW,
+            {"compute_capabilities": ["8.0"]},
+            r"NVIDIA H200: must have a compute capability of \['8\.0'\], has 9\.0",
+        ),
         (OLD, {"version_compatible": True}, "VERSION_COMPATIBLE: TensorRT 8.5.3.1 has no such flag"),
         (OLD, {"builder_optimization_level": 3}, "builder_optimization_level: TensorRT 8.5.3.1 has none"),
         (OLD, {"hardware_compatibility": "ampere_plus"}, "hardware_compatibility: TensorRT 8.5.3.1 has no ampere_plus"),
@@ -156,6 +274,16 @@ def test_plan_that_cannot_be_loaded_is_refused(version: str) -> None:
         ("Half", "FP16"),
         ("Float", "FP32"),
         ("BFloat16", "BF16"),
+        # Of TensorRT 8.5.3.1's libnvinfer.
+        ("Row major linear FP16 format (kLINEAR)", "FP16"),
+        ("Row major linear BOOL", "BOOL"),
+        ("Row major linear Int32", "INT32"),
+        ("Channel major FP16 format where channel % 4 == 0", "FP16"),
+        ("Channel major FP16 format where channel == 1 and column stride % 32 == 0", "FP16"),
+        ("Channel major Int8 format where channel == 4 and column stride % 32 == 0", "INT8"),
+        ("Channel major FP32 format with 3 spatial dimensions", "FP32"),
+        ("Four wide channel vectorized row major INT8 format (kCHW4)", "INT8"),
+        ("a format of a later release", "a format of a later release"),
     ],
 )
 def test_types_of_layers_are_read_in_every_releases_words(said: str, kind: str) -> None:
@@ -163,7 +291,7 @@ def test_types_of_layers_are_read_in_every_releases_words(said: str, kind: str) 
         text = json.dumps({"Layers": [{"Outputs": [{key: said}]}]})
         trt = Recorded(OLD, {"EngineInspector.get_engine_information": lambda _, text=text: text})
         engine, _ = runner.load(trt, b"plan")
-        assert builder.layers(trt, engine)["by_type"] == {kind: 1}
+        assert runner.layers(trt, engine)["by_type"] == {kind: 1}
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -181,7 +309,7 @@ def test_layers_are_counted_by_type(version: str) -> None:
     told = {"EngineInspector.get_engine_information": lambda _: json.dumps({"Layers": [layer, layer, "unnamed"]})}
     trt = Recorded(version, told)
     engine, _ = runner.load(trt, b"plan")
-    assert builder.layers(trt, engine)["by_type"] == {"FP16": 2, "?": 1}
+    assert runner.layers(trt, engine)["by_type"] == {"FP16": 2, "?": 1}
 
 
 def asked_for(tree: ast.AST) -> set[str]:

@@ -1,4 +1,7 @@
-"""A plan of a few lengths answers batches of every length up to the longest; a machine without a driver is said."""
+"""A plan of a few lengths answers batches of every length up to the longest; a machine without a driver is said.
+
+What runs a plan is held to doubles of TensorRT and CUDA: that a failure leaves the stream and the GPU's memory usable.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plan_machines import INPUTS, Machine
+from recorded_tensorrt import VERSIONS
 from tiny_encoders import make, pairs, signature
 from tritonpress_generator import export
 from tritonpress_generator.engines.onnxruntime import session_infer
-from tritonpress_generator.plans.runner import Cuda, PlanError, fitting
+from tritonpress_generator.plans.runner import Cuda, PlanError, Runner, fitting
 
 MODEL = make("bert", export.ATTENTION, "all")
 GIVES = signature(MODEL)
@@ -78,3 +83,102 @@ def test_machine_without_a_driver_is_said(monkeypatch: pytest.MonkeyPatch, answe
     with pytest.raises(PlanError, match=r"cudaGetDeviceCount: .*a GPU and its driver are needed") as raised:
         Cuda()("cudaGetDeviceCount")
     assert "\n" not in str(raised.value)
+
+
+def ones(batch: int, length: int) -> dict[str, Any]:
+    return dict.fromkeys(INPUTS, np.ones((batch, length), np.int64))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_plan_is_run_in_the_profile_of_its_shape_and_freed(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    machine = Machine(monkeypatch, version=version)
+    run = Runner(machine.trt, b"plan")
+    for shape in ((1, 8), (4, 24), (2, 24), (3, 8)):
+        assert np.array_equal(run(ones(*shape))["y"], np.full(shape, 2, np.float32))
+    # A context has profile 0 from the start.
+    set_ = machine.trt.made("IExecutionContext.set_optimization_profile_async")
+    assert [number for number, _ in set_] == [1, 0]
+    run.close()
+    assert machine.cuda.live == {}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_graph_is_replayed_until_the_next_feed_and_freed(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    machine = Machine(monkeypatch, version=version)
+    run = Runner(machine.trt, b"plan")
+    for _ in range(3):
+        run(ones(2, 8))
+        run.capture()
+        run.capture()
+        machine.calls.clear()
+        run.again(5)
+        assert [name for name, _ in machine.calls].count("cudaGraphLaunch") == 5
+        assert sorted(machine.cuda.live.values()) == ["device", "device", "device", "executable graph", "stream"]
+    run(ones(2, 8))
+    machine.calls.clear()
+    run.again(1)
+    assert "cudaGraphLaunch" not in [name for name, _ in machine.calls]
+    run.capture()
+    run.close()
+    assert machine.cuda.live == {}
+
+
+@pytest.mark.parametrize(
+    ("fails", "change", "message"),
+    [
+        ({}, {"IExecutionContext.execute_async_v3": lambda *_: False}, "TensorRT cannot run the plan"),
+        ({"cudaStreamEndCapture": 901}, {}, "cudaStreamEndCapture: CUDA reports 901"),
+        ({"cudaGraphInstantiateWithFlags": 2}, {}, "cudaGraphInstantiateWithFlags: CUDA reports 2; free memory"),
+    ],
+)
+def test_capture_that_fails_leaves_the_stream_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, fails: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
+    machine = Machine(monkeypatch)
+    run = Runner(machine.trt, b"plan")
+    before = run(ones(2, 8))
+    kept = dict(machine.trt.answers)
+    machine.trt.answers.update(change)
+    machine.cuda.fails.update(fails)
+    with pytest.raises(PlanError, match=message):
+        run.capture()
+    assert not machine.cuda.capturing
+    # Which TensorRT would find after its next kernel, and call its own.
+    assert machine.cuda.last_error == 0
+    assert sorted(machine.cuda.live.values()) == ["device", "device", "device", "stream"]
+    machine.trt.answers.update(kept)
+    machine.cuda.fails.clear()
+    assert np.array_equal(run(ones(2, 8))["y"], before["y"])
+    run.capture()
+    assert run.again(1) > 0
+
+
+def test_gpu_without_memory_for_a_context_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, **{"ICudaEngine.create_execution_context": lambda: None})
+    with pytest.raises(
+        PlanError, match=r"TensorRT makes no execution context \(.*\); free memory of the GPU, or lower"
+    ):
+        Runner(machine.trt, b"plan")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("set_input_shape", r"input 'input_ids' of shape \[2, 24\] is refused \(TensorRT gave no reason\)"),
+        ("set_optimization_profile_async", r"TensorRT refuses optimization profile 1 \(.*\); build the plan again"),
+        ("set_tensor_address", r"tensor 'input_ids' has no place in the plan's context"),
+    ],
+)
+def test_what_tensorrt_refuses_is_not_run(monkeypatch: pytest.MonkeyPatch, call: str, message: str) -> None:
+    machine = Machine(monkeypatch)
+    run = Runner(machine.trt, b"plan")
+    machine.trt.answers[f"IExecutionContext.{call}"] = lambda *_: False
+    with pytest.raises(PlanError, match=message):
+        run(ones(2, 24))
+    assert machine.trt.made("IExecutionContext.execute_async_v3") == []
+
+
+def test_inputs_of_different_shapes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Runner(Machine(monkeypatch).trt, b"plan")
+    with pytest.raises(PlanError, match=r"input 'attention_mask' of shape \[2, 24\] is refused .*must be of one shape"):
+        run(ones(2, 8) | {"attention_mask": np.ones((2, 24), np.int32)})

@@ -56,8 +56,11 @@ def plan(trt: Any, profiles: Sequence[Bounds]) -> bytes:
     y.name = "y"
     network.mark_output(y)
     config = builder.create_builder_config()
-    # No library beside TensorRT's own.
+    # No library beside TensorRT's own, which 8.5 would load for its core all the same.
     config.set_tactic_sources(0)
+    core = getattr(getattr(trt, "PreviewFeature", None), "DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805", None)
+    if core is not None:
+        config.set_preview_feature(core, True)
     for shapes in profiles:
         profile = builder.create_optimization_profile()
         profile.set_shape("x", *shapes)

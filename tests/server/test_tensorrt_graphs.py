@@ -72,7 +72,17 @@ def test_plan_that_cannot_be_captured_leaves_the_capture(tmp_path: Path) -> None
     never = {"IExecutionContext.execute_async_v3": lambda *_: next(capturing, True)}
     served = Served(tmp_path, changes=never, optimization=cuda_graphs(spec(2)))
     assert not served.cuda.capturing
+    assert not {"graph", "executable graph"} & set(served.cuda.live.values())
     assert any("is left out: TensorRT cannot run the plan" in line for _, line in served.log)
+
+
+@pytest.mark.parametrize("call", ["cudaStreamEndCapture", "cudaGraphInstantiateWithFlags", "cudaGraphUpload"])
+def test_error_of_a_capture_is_not_left_for_tensorrt_to_find(tmp_path: Path, call: str) -> None:
+    count = iter([2, 0])
+    served = Served(tmp_path, fails={call: lambda: next(count, 0)}, optimization=cuda_graphs(spec(2)))
+    assert any("is left out" in line for _, line in served.log)
+    assert served.cuda.last_error == 0
+    assert not {"graph", "executable graph"} & set(served.cuda.live.values())
 
 
 def test_graph_that_the_gpu_has_no_room_for_leaves_the_others_in_their_places(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from tritonclient.utils import InferenceServerException
 from tritonpress_server import TritonServer, runtime
 
 TESTS = Path(__file__).parent
+DOUBLES = ("recorded_tensorrt.py", "tensorrt_names.json", "recorded_cuda.py", "cuda_names.json", "computed_plan.py")
 WRAPPER = """
 from pathlib import Path
 
@@ -70,9 +71,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     backends = Path(shutil.copytree(runtime.OUR_BACKENDS, folder / "backends"))
     (backends / "tensorrt" / "model.py").rename(backends / "tensorrt" / "plan_model.py")
     (backends / "tensorrt" / "model.py").write_text(WRAPPER)
-    for name in ("recorded_tensorrt.py", "tensorrt_names.json", "recorded_cuda.py", "cuda_names.json"):
+    for name in DOUBLES:
         shutil.copy(TESTS.parent / name, backends / "tensorrt" / name)
-    shutil.copy(TESTS / "computed_plan.py", backends / "tensorrt" / "computed_plan.py")
     optimization = cuda_graphs(spec(2), spec(8, least=5), spec(4, least=3, width=6))
     optimization["cuda"]["output_copy_stream"] = True
     zeros = {"x": {"data_type": "TYPE_FP32", "dims": [4], "zero_data": True}}

@@ -19,6 +19,11 @@ An engine's file has:
                                             refuses one that takes more than the recipe allows
     model_config(config, asked)             its part of Triton's config
     versions() -> {...}                     with what it was built, for the manifest
+
+and may have:
+
+    times_ms(infers, config, asked) -> {...}    the ms of the rungs that were loaded here, by name; by default that of
+                                                one sequence alone, as the table of stages has it
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ DequantizeLinear (`graph/qdq.py`). A plan is built where a GPU and TensorRT are;
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +24,7 @@ from tritonpress_generator import layer_normalization, mixed_precision
 from tritonpress_generator.engines import Asked
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import InputError
-from tritonpress_generator.infer import Infer
+from tritonpress_generator.infer import Array, Infer
 from tritonpress_generator.onnx_graph import DOMAIN, code_weights, every_node
 from tritonpress_generator.plans import builder, pending, releases, runner
 from tritonpress_generator.plans.profiles import Profile, profiles
@@ -115,16 +117,21 @@ def build(graphs: Mapping[str, onnx.ModelProto], version_dir: Path, config: Conf
     )
     if not runs_here():
         return
+    rung = json.loads((version_dir / pending.SETTINGS).read_text(encoding="utf-8"))["rungs"][-1]
     try:
-        trt = runner.tensorrt()
-        rung = json.loads((version_dir / pending.SETTINGS).read_text(encoding="utf-8"))["rungs"][-1]
-        plan, stamp = builder.build(trt, rung, settings, version_dir)
-        stamp |= runner.device(runner.Cuda())
+        trt, about = runner.tensorrt(), runner.device(runner.Cuda())
+        name = f"model_{about['compute_capability']}.plan" if config.compute_capabilities else "model.plan"
+        plan = version_dir / name
+        stamp = builder.build(trt, rung, settings, version_dir, about=about, plan=plan, cache=_timings())
+        builder.runner_of(trt, plan, stamp, version_dir).close()
     except runner.PlanError as exc:
         raise InputError(f"engine.tensorrt: {exc}") from exc
-    name = f"model_{stamp['compute_capability']}.plan" if config.compute_capabilities else "model.plan"
-    (version_dir / name).write_bytes(plan)
-    (version_dir / f"{name}.json").write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
+
+
+def _timings() -> Path:
+    """Returns the folder of what TensorRT has timed on this machine: a repository is the wrong place for it."""
+    home = Path(os.environ.get("HOME") or tempfile.gettempdir())
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "tritonpress" / "tensorrt"
 
 
 def load(version_dir: Path, config: Config, *, threads: int | None = None) -> Infer:
@@ -140,10 +147,32 @@ def load(version_dir: Path, config: Config, *, threads: int | None = None) -> In
             run = runner.Runner(runner.tensorrt(), path.read_bytes(), stamp)
         except runner.PlanError as exc:
             raise InputError(f"{path}: {exc}") from exc
-        plan: Infer = runner.fitting(run, settings["profiles"], settings["of_tokens"])
-        return plan
+        return _told(path, runner.fitting(run, settings["profiles"], settings["of_tokens"]))
     graph = session_infer(version_dir / settings["rungs"][-1]["model"], threads=threads)
     return lambda feed: graph({name: tensor.astype(INTEGERS, copy=False) for name, tensor in feed.items()})
+
+
+def _told(path: Path, plan: Infer) -> Infer:
+    """Returns `plan` with its errors as every engine's: in a line, with the file that they are of."""
+
+    def infer(feed: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            return plan(feed)
+        except runner.PlanError as exc:
+            raise InputError(f"{path}: {exc}") from exc
+
+    return infer
+
+
+def times_ms(infers: Mapping[str, Infer], config: Config, asked: Asked) -> dict[str, float]:
+    """Returns the ms of each rung that was loaded here, measured as `build_plan.sh` does: in turn, on its shapes.
+
+    Raises:
+        InputError: A plan cannot be run.
+    """
+    settings = plan_settings(config, asked)
+    times: dict[str, float] = runner.timed(dict(infers), settings["inputs"], settings["shapes"])
+    return times
 
 
 def threads(config: Config) -> list[int]:

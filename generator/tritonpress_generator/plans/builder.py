@@ -17,25 +17,51 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from .runner import Cuda, Messages, PlanError, Runner, device, tensorrt, timed
+from .runner import Cuda, Messages, PlanError, Runner, device, layers, tensorrt, timed
 
 MIB = 1 << 20
 LOW_TYPES = {"FLOAT16": "FP16", "BFLOAT16": "BF16", "INT8": "INT8", "FLOAT8E4M3FN": "FP8"}
 """ONNX's element types, and the builder flags and data types that are named after them."""
+EXTERNAL = {"CUBLAS", "CUBLAS_LT", "CUDNN"}
+"""Sources of kernels that are libraries of their own."""
+NO_WORKSPACE = ("insufficient workspace", "increasing the workspace size", "scratch space")
+"""In the errors of a TensorRT whose workspace is too small (those of 8.5.3.1 are in its libnvinfer)."""
 
 
-def build(trt: Any, rung: Dict[str, Any], settings: Dict[str, Any], folder: Path) -> Tuple[bytes, Dict[str, Any]]:
-    """Returns the serialised plan of a rung, and what it was built with.
+def build(
+    trt: Any,
+    rung: Dict[str, Any],
+    settings: Dict[str, Any],
+    folder: Path,
+    *,
+    about: Dict[str, Any],
+    plan: Path,
+    cache: Path,
+) -> Dict[str, Any]:
+    """Returns the stamp of a rung's plan, after writing both.
+
+    Args:
+        trt: The module.
+        rung: Of the settings.
+        settings: The builder's.
+        folder: Where the rungs' graphs lie.
+        about: What the stamp says of the GPU and CUDA.
+        plan: Where the plan goes; its stamp goes beside it.
+        cache: The folder of what builds have timed, which later ones begin with.
 
     Raises:
-        PlanError: The graph, a profile or an option does not suit this TensorRT, or it finds no plan.
+        PlanError: The graph, a profile or an option does not suit this TensorRT or GPU, or it finds no plan; what was
+            at `plan` before is still there.
     """
-    messages = Messages(trt)
+    _check_device(about, settings)
+    said: List[str] = []
+    messages = Messages(trt, lambda kind, line: said.append(line) if kind == "error" else None)
     builder = trt.Builder(messages.logger)
     strong = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
     network = builder.create_network(_network_flags(trt))
@@ -46,14 +72,17 @@ def build(trt: Any, rung: Dict[str, Any], settings: Dict[str, Any], folder: Path
     if settings.get("workspace_bytes"):
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings["workspace_bytes"])
     _add_profiles(builder, config, network, settings)
-    cache_path = folder / "timing.cache"
-    cache = config.create_timing_cache(cache_path.read_bytes() if cache_path.exists() else b"")
-    config.set_timing_cache(cache, ignore_mismatch=False)
+    timings = cache / timing_cache(trt.__version__, about)
+    before = len(said)
+    # The cache must outlive the build.
+    used = _set_timing_cache(config, timings)
+    # That a cache is refused is no reason for what may fail next.
+    del said[before:]
     start = time.time()
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise PlanError(f"{model.name}: TensorRT {trt.__version__} builds no plan ({messages.last()[:300]})")
-    cache_path.write_bytes(bytes(config.get_timing_cache().serialize()))
+    data = builder.build_serialized_network(network, config)
+    if data is None:
+        raise PlanError(f"{model.name}: TensorRT {trt.__version__} builds no plan {_why(said, messages, settings)}")
+    data = bytes(data)
     stamp = {
         "tensorrt": trt.__version__,
         "release": os.environ.get("NVIDIA_TENSORRT_VERSION"),
@@ -66,8 +95,105 @@ def build(trt: Any, rung: Dict[str, Any], settings: Dict[str, Any], folder: Path
         "rung": rung["name"],
         "built_in_s": round(time.time() - start, 1),
         "warnings": messages.warnings,
+        **about,
+        "plan": hashlib.sha256(data).hexdigest(),
+        "layers": {},
+        "layers_problem": "the plan was not loaded yet",
     }
-    return bytes(plan), stamp
+    # What took minutes is written before anything else can fail.
+    write(plan, data)
+    _write_stamp(plan, stamp)
+    if used is not None:
+        _keep_timings(config, timings)
+    return stamp
+
+
+def runner_of(trt: Any, plan: Path, stamp: Dict[str, Any], folder: Path) -> Runner:
+    """Returns what runs a plan that was built here, after writing the report of its layers and its summary.
+
+    Where TensorRT's report cannot be read, the stamp says why in its place.
+
+    Args:
+        trt: The module.
+        plan: The plan, which is left as it is whatever comes.
+        stamp: Its stamp, in which, as in the file, `layers` becomes how many there are by type.
+        folder: Where the report goes, as `layers.RUNG.json`.
+
+    Raises:
+        PlanError: The plan cannot be run here, such as for lack of memory.
+    """
+    runner = Runner(trt, plan.read_bytes(), stamp)
+    try:
+        inspected = layers(trt, runner.engine)
+    except PlanError as exc:
+        stamp["layers_problem"] = str(exc)
+    else:
+        stamp["layers"] = inspected["by_type"]
+        del stamp["layers_problem"]
+        write(folder / f"layers.{stamp['rung']}.json", json.dumps(inspected, indent=1).encode())
+    _write_stamp(plan, stamp)
+    return runner
+
+
+def timing_cache(version: str, about: Dict[str, Any]) -> str:
+    """Returns the name of the file of what was timed with this TensorRT on this kind of GPU: no other can use it."""
+    words = re.sub(r"[^\w.]+", "-", f"{about['gpu']} {about['compute_capability']} TensorRT {version}")
+    return f"timing.{words}.cache"
+
+
+def _check_device(about: Dict[str, Any], settings: Dict[str, Any]) -> None:
+    wanted = settings.get("compute_capabilities") or []
+    if wanted and about["compute_capability"] not in wanted:
+        raise PlanError(
+            f"{about['gpu']}: must have a compute capability of {wanted}, has {about['compute_capability']}; "
+            "take such a GPU"
+        )
+
+
+def _set_timing_cache(config: Any, path: Path) -> Any:
+    """Returns the timing cache that the build uses: what is at `path`, else an empty one, else None."""
+    try:
+        kept = path.read_bytes()
+    except OSError:
+        kept = b""
+    # What cannot be read, or is of another driver, is refused; a build without a cache would be the slower one.
+    for data in (kept, b"") if kept else (b"",):
+        cache = config.create_timing_cache(data)
+        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            return cache
+    return None
+
+
+def _keep_timings(config: Any, path: Path) -> None:
+    cache = config.get_timing_cache()
+    timed = cache.serialize() if cache is not None else None
+    if timed is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, bytes(timed))
+    except OSError as exc:
+        print(f"{path}: cannot be written ({exc}); the next build times everything anew", file=sys.stderr)
+
+
+def _why(said: Sequence[str], messages: Any, settings: Dict[str, Any]) -> str:
+    """Returns what TensorRT said of a build that failed, and the remedy where it is one of memory.
+
+    The last error is often only that there is no engine, the cause is an earlier one.
+    """
+    short = next((line for line in said if any(word in line.lower() for word in NO_WORKSPACE)), None)
+    told = "; ".join(dict.fromkeys([short] if short else said)) or messages.last()
+    text = f"({told[:500]})"
+    if short is None:
+        return text
+    limit = settings.get("workspace_bytes")
+    if limit:
+        return f"{text}: the workspace of {limit / MIB:g} MiB is too small; raise engine.tensorrt.workspace_mib"
+    return f"{text}: the GPU's memory is too small; free some of it, or lower the profiles' largest batch or length"
+
+
+def _write_stamp(plan: Path, stamp: Dict[str, Any]) -> None:
+    write(plan.with_name(f"{plan.name}.json"), (json.dumps(stamp, indent=2) + "\n").encode())
 
 
 def _network_flags(trt: Any) -> int:
@@ -153,11 +279,21 @@ def _set_options(trt: Any, config: Any, settings: Dict[str, Any]) -> None:
         config.hardware_compatibility_level = wanted
     sources = settings.get("tactic_sources")
     if sources is not None:
-        mask = 0
-        for name in sources:
-            mask |= 1 << int(getattr(trt.TacticSource, name))
-        config.set_tactic_sources(mask)
+        _limit_tactics(trt, config, sources)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+
+
+def _limit_tactics(trt: Any, config: Any, sources: Sequence[str]) -> None:
+    """Leaves kernels of these sources alone, such as without cuBLAS and cuDNN where they are not installed."""
+    mask = 0
+    for name in sources:
+        mask |= 1 << int(getattr(trt.TacticSource, name))
+    if not config.set_tactic_sources(mask):
+        raise PlanError(f"tactic_sources: TensorRT {trt.__version__} refuses {list(sources)}; leave some of them out")
+    # Without it the core of 8.5 loads these libraries all the same (release notes of 8.5.2).
+    feature = getattr(getattr(trt, "PreviewFeature", None), "DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805", None)
+    if feature is not None and not set(sources) & EXTERNAL:
+        config.set_preview_feature(feature, True)
 
 
 def _add_profiles(builder: Any, config: Any, network: Any, settings: Dict[str, Any]) -> None:
@@ -170,27 +306,6 @@ def _add_profiles(builder: Any, config: Any, network: Any, settings: Dict[str, A
             profile.set_shape(name, *zip(entry["batch"], entry["length"]))
         if config.add_optimization_profile(profile) < 0:
             raise PlanError(f"profile {entry}: TensorRT refuses it; correct engine.tensorrt.optimization_profiles")
-
-
-def layers(trt: Any, engine: Any) -> Dict[str, Any]:
-    """Returns what the engine consists of: every layer, and how many there are by the type of what they give."""
-    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    entries = json.loads(text).get("Layers", [])
-    counts: Dict[str, int] = {}
-    for entry in entries:
-        outputs = entry.get("Outputs", []) if isinstance(entry, dict) else []
-        kinds = sorted({_element_type(output) for output in outputs}) or ["?"]
-        key = "+".join(kinds)
-        counts[key] = counts.get(key, 0) + 1
-    return {"layers": entries, "by_type": counts}
-
-
-def _element_type(output: Dict[str, Any]) -> str:
-    """Returns the type of a layer's output as the builder's flags name it: releases word it differently."""
-    text = str(output.get("Format/Datatype", output.get("DataType", "?")))
-    words = [word.strip(".") for word in text.split(" ")]
-    kinds = [word for word in words if word not in {"format", "(kLINEAR)"}]
-    return {"Float": "FP32", "Half": "FP16", "BFloat16": "BF16"}.get(kinds[-1], kinds[-1].upper())
 
 
 def slower(times: Sequence[Tuple[str, float]]) -> Dict[str, str]:
@@ -236,24 +351,22 @@ def _run(path: Path) -> None:
         raise PlanError(f"{path}: cannot be read ({exc}); build the workload again") from exc
     trt, folder = tensorrt(), path.parent
     about = device(Cuda())
-    wanted = settings.get("compute_capabilities") or []
-    if wanted and about["compute_capability"] not in wanted:
-        raise PlanError(
-            f"{about['gpu']}: must have a compute capability of {wanted}, has {about['compute_capability']}; "
-            "take such a GPU"
-        )
-    runners = {}
+    runners, not_run = {}, {}
     for rung in settings["rungs"]:
-        print(f"building {rung['name']} for {about['gpu']} with TensorRT {trt.__version__}", flush=True)
-        plan, stamp = build(trt, rung, settings, folder)
-        runner = Runner(trt, plan, stamp)
-        inspected = layers(trt, runner.engine)
-        stamp.update(about, plan=hashlib.sha256(plan).hexdigest(), layers=inspected["by_type"])
-        write(folder / f"model.{rung['name']}.plan", plan)
-        write(folder / f"model.{rung['name']}.plan.json", json.dumps(stamp, indent=2).encode())
-        write(folder / f"layers.{rung['name']}.json", json.dumps(inspected, indent=1).encode())
-        print(f"  {len(plan) / MIB:.1f} MiB, layers by type: {inspected['by_type']}", flush=True)
-        runners[rung["name"]] = runner
+        name = rung["name"]
+        plan = folder / f"model.{name}.plan"
+        print(f"building {name} for {about['gpu']} with TensorRT {trt.__version__}", flush=True)
+        stamp = build(trt, rung, settings, folder, about=about, plan=plan, cache=folder)
+        try:
+            runners[name] = runner_of(trt, plan, stamp, folder)
+        except PlanError as exc:
+            not_run[name] = f"is built, and cannot be run here ({exc})"
+            print(f"  {plan.name} {not_run[name]}", flush=True)
+            continue
+        found = stamp.get("layers_problem") or f"layers by type: {stamp['layers']}"
+        print(f"  {plan.stat().st_size / MIB:.1f} MiB, {found}", flush=True)
+    if not runners:
+        raise PlanError("; ".join(f"model.{name}.plan {why}" for name, why in not_run.items()))
     times = timed(runners, settings["inputs"], settings["shapes"])
     refused = slower(list(times.items()))
     for name, ms in times.items():
@@ -261,6 +374,9 @@ def _run(path: Path) -> None:
     for name in refused:
         (folder / f"model.{name}.plan").unlink()
     left = [name for name in times if name not in refused]
-    report = {"ms": times, "refused": refused, "left": left[::-1], "shapes": settings["shapes"], **about}
+    report = {
+        **{"ms": times, "refused": refused, "not_run": not_run, "left": left[::-1], "shapes": settings["shapes"]},
+        **about,
+    }
     write(folder / "rungs.json", json.dumps(report, indent=2).encode())
     write(folder / "rungs.txt", "".join(f"{name}\n" for name in left[::-1]).encode())

@@ -7,6 +7,7 @@ which runs in NVIDIA's older containers too. What a release can do is asked of i
 # ruff: noqa: UP006, UP035, UP045 (Python 3.8 in older containers)
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Callable, Dict, Optional, Tuple
 
 TYPES = {
@@ -161,6 +162,37 @@ class Cuda:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runtime, name)
+
+    def forget_error(self) -> None:
+        """Clears the last error that CUDA keeps for this thread, which TensorRT would take for one of its next call."""
+        with contextlib.suppress(PlanError):
+            self("cudaGetLastError")
+
+
+def captured(cuda: Cuda, stream: Any, issue: Callable[[], None]) -> Any:
+    """Returns the executable CUDA graph of what `issue` puts into `stream`; whoever asked for it destroys it.
+
+    Raises:
+        PlanError: It cannot be captured; the stream is out of its capture, and takes work as before.
+    """
+    # Other threads, such as a library's, may go on with calls of their own.
+    mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+    cuda("cudaStreamBeginCapture", stream, mode)
+    graph = None
+    try:
+        issue()
+        graph = cuda("cudaStreamEndCapture", stream)
+        return cuda("cudaGraphInstantiateWithFlags", graph, 0)
+    except PlanError:
+        if graph is None:
+            # The stream must leave its capture, which CUDA may call invalid by now.
+            with contextlib.suppress(PlanError):
+                graph = cuda("cudaStreamEndCapture", stream)
+        cuda.forget_error()
+        raise
+    finally:
+        if graph is not None:
+            cuda("cudaGraphDestroy", graph)
 
 
 def _cuda_runtime() -> Any:

@@ -5,7 +5,6 @@ addresses never change: a batch is written into the former where it will be copi
 copies as well as the kernels.
 """
 
-import contextlib
 import ctypes
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from cuda_calls import Cuda, Messages, PlanError  # type: ignore[import-not-found]
+from cuda_calls import REMEDIES, Cuda, Messages, PlanError, captured  # type: ignore[import-not-found]
 from plan_config import Tensor  # type: ignore[import-not-found]
 from plan_shapes import Graph, Profile, Run, Shape, Shapes, bytes_needed  # type: ignore[import-not-found]
 
@@ -92,27 +91,14 @@ class Execution:
         # A first execution does what TensorRT puts off after a change of shapes, which a capture must not hold.
         self._issue(graph.profile, graph.shapes, outputs)
         self._wait()
-        # Other threads, such as a library's, may go on with calls of their own.
-        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._cuda("cudaStreamBeginCapture", self._stream, mode)
-        try:
-            self._issue(graph.profile, graph.shapes, outputs)
-        except PlanError:
-            # The stream must leave its capture, which CUDA may call invalid by now.
-            with contextlib.suppress(PlanError):
-                self._cuda("cudaStreamEndCapture", self._stream)
-            raise
-        captured = self._cuda("cudaStreamEndCapture", self._stream)
-        try:
-            executable = self._cuda("cudaGraphInstantiateWithFlags", captured, 0)
-        finally:
-            self._cuda("cudaGraphDestroy", captured)
+        executable = captured(self._cuda, self._stream, lambda: self._issue(graph.profile, graph.shapes, outputs))
         try:
             # Else the first batch would wait for it.
             self._cuda("cudaGraphUpload", executable, self._stream)
             self._wait()
         except PlanError:
             self._cuda("cudaGraphExecDestroy", executable)
+            self._cuda.forget_error()
             raise
         self._graphs.append((executable, outputs))
 
@@ -207,7 +193,7 @@ class Execution:
     def _context(self, engine: Any, number: int) -> Any:
         context = engine.create_execution_context()
         if context is None:
-            raise PlanError(f"TensorRT makes no execution context ({self._messages.last()[:300]})")
+            raise PlanError(f"TensorRT makes no execution context ({self._messages.last()[:300]}); {REMEDIES[2]}")
         # The first context has profile 0 by itself, and may not be given it again in every release.
         if context.active_optimization_profile != number:
             if not context.set_optimization_profile_async(number, int(self._stream)):
