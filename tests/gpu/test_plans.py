@@ -78,7 +78,7 @@ def test_plans_answer_as_onnx_runtime(visit: Path, work: Path, name: str, rung: 
 
 
 def test_another_graphs_answers_are_refused(visit: Path, tiny: Path) -> None:
-    run = plans.loaded(tiny, plans.profiles())
+    run = plans.loaded(tiny)
     asked = parity.answers(visit / "shapes" / "tiny" / "answers.npz", "fp16")
     changed = [(given | {"input_ids": (given["input_ids"] + 1) % 100}, expected) for given, expected in asked]
     with pytest.raises(parity.ParityError, match="fp16: cosine must be at least"):

@@ -10,21 +10,24 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from google.protobuf import text_format
 from tiny_sources import WORDS, write_task
+from tritonclient.grpc import model_config_pb2 as pb
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.plans import pending
 from tritonpress_server import TritonServer
-from visit import gate, parity, plans, prepare, serving, steps
+from visit import gate, parity, plans, prepare, serving
 from visit.__main__ import main
 from visit.closed_loop import LoadError, inputs, load
+from visit.contest import path_of_package
 from visit.records import read
 from visit.travelling import Weights
 
 
 @pytest.fixture(autouse=True)
 def modules_for_children(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([steps.path_of_package(), *sys.path]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([path_of_package(), *sys.path]))
 
 
 def test_as_many_requests_are_in_flight_as_said(tiny_server: TritonServer, tmp_path: Path) -> None:
@@ -49,6 +52,39 @@ def test_token_ids_are_int32_rows(tmp_path: Path) -> None:
     tensors = {tensor.name(): tensor for tensor in inputs(request)}
     assert [*tensors] == ["input_ids", "attention_mask", "token_type_ids"]
     assert {(tensor.datatype(), tuple(tensor.shape())) for tensor in tensors.values()} == {("INT32", (1, 5))}
+
+
+def test_repository_serves_the_plan_that_it_is_given(travelled: tuple[Path, Path], tmp_path: Path) -> None:
+    """A plan for one of the lengths: profiles, graphs and warm-ups of the others would not load with it."""
+    source = travelled[1] / "workloads" / "question_answering"
+    plan = tmp_path / "model.int8.48.plan"
+    plan.write_bytes(b"a plan")
+    stamp = {"rung": "int8", "profiles": [{"batch": [1, 32, 128], "length": [48, 48, 48]}]}
+    (tmp_path / "model.int8.48.plan.json").write_text(json.dumps(stamp))
+    folder, engine = serving.repository(source, plan, tmp_path / "served")
+    assert (folder / engine / "1" / "model.plan").read_bytes() == b"a plan"
+    assert json.loads((folder / engine / "1" / "model.plan.json").read_text()) == stamp
+    assert not list(folder.rglob("*.onnx"))
+    before, after = (
+        text_format.Parse((at / engine / "config.pbtxt").read_text(), pb.ModelConfig())
+        for at in (source / "repository", folder)
+    )
+    assert ([*before.instance_group[0].profile], [*after.instance_group[0].profile]) == (["0", "1"], ["0"])
+    graphs = [
+        [(spec.batch_size, *spec.input["input_ids"].dim) for spec in config.optimization.cuda.graph_spec]
+        for config in (before, after)
+    ]
+    assert graphs[1] == [graph for graph in graphs[0] if graph[1] == 48] == [(1 << power, 48) for power in range(6)]
+    assert [one.name for one in after.model_warmup] == ["48 tokens"]
+    del before.instance_group[:], after.instance_group[:]
+    for config in (before, after):
+        config.ClearField("optimization")
+        config.ClearField("model_warmup")
+    assert before == after
+
+
+def test_repository_that_reads_what_the_encoders_do_serves_them(travelled: tuple[Path, Path]) -> None:
+    assert [source.name for source in serving.suiting(travelled[1])] == ["question_answering"]
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +114,8 @@ def test_workload_travels_with_all_that_its_plan_needs(travelled: tuple[Path, Pa
 
 def test_workload_is_unpacked_where_its_plans_are_built(travelled: tuple[Path, Path], tmp_path: Path) -> None:
     _, visit = travelled
-    options = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--budget-s", "60"]
-    assert main(["parity", str(visit), *options]) == 0
+    options = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--python", sys.executable]
+    assert main(["run", str(visit), *options, "--only", "workloads", "--shapes", "tiny"]) == 0
     found = {entry["item"]: entry for entry in read(tmp_path / "out")}
     assert "TensorRT is needed" in found["question_answering: ladder"]["why"]
     (version,) = (tmp_path / "work" / "workloads" / "question_answering").glob("repository/*/1")

@@ -11,21 +11,32 @@ import os
 import select
 import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Protocol
 
 import numpy as np
 
+from visit.records import IncompleteError
+
 ROUNDS = 3
 SLICE_S = 0.25
+WARM_UP_S = 90.0
+"""For a worker's first execution of a shape: kernels are loaded, or compiled."""
+ASK_S = 15.0
+"""For a slice, whose executions may each take a second."""
 
 
 class WorkerError(Exception):
     """A worker ended, or did not answer in time."""
+
+
+class RefusalError(WorkerError):
+    """A worker answers that it cannot."""
 
 
 class Worker:
@@ -35,11 +46,21 @@ class Worker:
         """Starts `command`, which has to say that it is ready within `ready_s`.
 
         Raises:
-            WorkerError: It does not.
+            WorkerError: It does not; RefusalError if it says why.
         """
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+        self._messages = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed with the worker
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._messages,
+                text=True,
+                env=environment,
+            )
+        except OSError as exc:
+            self._messages.close()
+            raise WorkerError(f"{command[0]}: {exc.strerror}") from exc
         try:
             self.about = self._read(ready_s)
         except WorkerError:
@@ -61,19 +82,19 @@ class Worker:
             WorkerError: There is none within the time, or it is an error.
         """
         if self._process.stdin is None or self._process.poll() is not None:
-            raise WorkerError(f"the worker ended with status {self._process.returncode}; see its messages")
+            raise self._ended()
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError as exc:
-            raise WorkerError(f"the worker ended with status {self._process.wait()}; see its messages") from exc
+            raise self._ended() from exc
         return self._read(within_s)
 
     def close(self) -> None:
         """Ends the process."""
         self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
+        for stream in (self._process.stdin, self._process.stdout, self._messages):
             # What was written and never read cannot be flushed any more.
             with suppress(BrokenPipeError):
                 if stream is not None:
@@ -87,11 +108,18 @@ class Worker:
             raise WorkerError(f"the worker did not answer within {within_s:.0f} s")
         line = stream.readline()
         if not line:
-            raise WorkerError(f"the worker ended with status {self._process.wait()}; see its messages")
+            raise self._ended()
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise WorkerError(answer["error"])
+            raise RefusalError(answer["error"])
         return answer
+
+    def _ended(self) -> WorkerError:
+        """Returns the error of a process that is no more, with its last words."""
+        status = self._process.wait()
+        self._messages.seek(0)
+        said = [line.strip() for line in self._messages if line.strip()] or ["it said nothing"]
+        return WorkerError(f"the worker ended with status {status} ({said[-1][:300]})")
 
 
 class Measured(Protocol):
@@ -127,31 +155,75 @@ def work(load: Callable[[], tuple[dict[str, Any], Measured]], refusals: tuple[ty
             say({"error": f"{type(exc).__name__}: {' '.join(str(exc).split())[:400]}"})
 
 
-def contest(workers: Mapping[str, Worker], batch: int, length: int, *, within_s: float) -> dict[str, Any]:
+def started(
+    commands: Mapping[str, Sequence[str]], environments: Mapping[str, Mapping[str, str]], *, ready_s: float
+) -> tuple[dict[str, Worker], dict[str, WorkerError]]:
+    """Returns the workers that are ready, which are to be closed, and why the others are not; all start at once.
+
+    Args:
+        commands: By name.
+        environments: Of those that have one of their own.
+        ready_s: How long each may take.
+    """
+    workers, failed = {}, {}
+    with ThreadPoolExecutor(max_workers=len(commands)) as pool:
+        starting = {
+            name: pool.submit(Worker, command, ready_s=ready_s, environment=environments.get(name))
+            for name, command in commands.items()
+        }
+    for name, start in starting.items():
+        try:
+            workers[name] = start.result()
+        except WorkerError as exc:
+            failed[name] = exc
+    return workers, failed
+
+
+def contest(
+    workers: Mapping[str, Worker],
+    batch: int,
+    length: int,
+    *,
+    left_s: Callable[[], float],
+    late: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Returns `{"sequences_per_s": {worker: its rounds' median and middle 80 %, or why there are none}}`.
 
-    They are asked in turn, so that what changes with time changes for all of them.
+    They are asked in turn, so that what changes with time changes for all of them. Each request has a limit of its own:
+    what one worker takes is not taken from the others.
+
+    Args:
+        workers: By name.
+        batch: Sequences of an execution.
+        length: Tokens of each.
+        left_s: Returns what is left of the call, which no request outlasts.
+        late: Why workers that belong to it have not started.
+
+    Raises:
+        IncompleteError: A worker has no figure; those of the others are in it.
     """
     rounds: dict[str, list[float]] = {name: [] for name in workers}
-    failed: dict[str, str] = {}
+    failed = dict(late)
     request = {"batch": batch, "length": length, "seconds": SLICE_S}
-    end = time.monotonic() + within_s
-    for _ in range(ROUNDS + 1):
+    # The first round is the warm-up: kernels are compiled and clocks rise in it.
+    for limit_s in (WARM_UP_S, *[ASK_S] * ROUNDS):
         for name, worker in workers.items():
             if name in failed:
                 continue
             try:
-                answer = worker.ask(request, within_s=max(1.0, end - time.monotonic()))
+                answer = worker.ask(request, within_s=min(limit_s, left_s()))
                 rounds[name].append(answer["sequences_per_s"])
             except WorkerError as exc:
                 failed[name] = str(exc)
     found: dict[str, dict[str, Any]] = {name: {"error": why} for name, why in failed.items()}
     for name, values in rounds.items():
         if name not in failed:
-            # The first is not counted: kernels are compiled and clocks rise in it.
             low, median, high = np.percentile(values[1:], [10, 50, 90])
             found[name] = {"median": float(median), "low": float(low), "high": float(high)}
-    return {"sequences_per_s": found}
+    figures = {"sequences_per_s": found}
+    if failed:
+        raise IncompleteError("; ".join(f"{name}: {why}" for name, why in failed.items()), figures)
+    return figures
 
 
 def run_for(seconds: float, batch: int, run: Callable[[int], float]) -> dict[str, Any]:
@@ -179,3 +251,16 @@ def module(name: str) -> list[str]:
 def path_of_package() -> str:
     """Returns the folder that has this package."""
     return str(Path(__file__).resolve().parent.parent)
+
+
+def image() -> dict[str, str]:
+    """Returns the environment of the machine's own Python: without the kit's interpreter and libraries."""
+    kit = str(Path(os.environ["PYTHONHOME"]).parent) if "PYTHONHOME" in os.environ else None
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONHOME"}
+    if kit is not None:
+        for name in ("LD_LIBRARY_PATH", "PATH"):
+            parts = [part for part in kept.get(name, "").split(os.pathsep) if part and not part.startswith(kit)]
+            kept[name] = os.pathsep.join(parts)
+        if not kept["LD_LIBRARY_PATH"]:
+            del kept["LD_LIBRARY_PATH"]
+    return kept | {"PYTHONPATH": path_of_package()}

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,9 @@ class BuildError(Exception):
     """The builder made no plan; one line has its last words."""
 
 
-def profiles() -> list[dict[str, list[int]]]:
-    """Returns a profile for each length that is measured, as the project has them for buckets."""
-    return [{"batch": [1, _OPTIMAL_BATCH, max(BATCHES)], "length": [length] * 3} for length in LENGTHS]
+def profiles(lengths: Sequence[int] = LENGTHS) -> list[dict[str, list[int]]]:
+    """Returns a profile for each length, as the project has them for buckets."""
+    return [{"batch": [1, _OPTIMAL_BATCH, max(BATCHES)], "length": [length] * 3} for length in lengths]
 
 
 def tactic_sources() -> list[str] | None:
@@ -45,37 +45,48 @@ def graph(work: Path, name: str, rung: str) -> Path:
 
 def filled(visit: Path, work: Path, name: str, rung: str) -> Path:
     """Returns the graph of the shape `name` for `rung`, with its weights, in the folder where its plans are built."""
-    path = graph(work, name, rung)
-    if not path.exists():
-        model = onnx.load(visit / "shapes" / name / path.name)
+    full = graph(work, name, rung)
+    if not full.exists():
+        model = onnx.load(visit / "shapes" / name / full.name)
         Weights(visit).put_back(model)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_suffix(f".{os.getpid()}")
+        full.parent.mkdir(parents=True, exist_ok=True)
+        new = full.with_suffix(f".{os.getpid()}")
         onnx.save(model, new)
-        new.replace(path)
-    return path
+        new.replace(full)
+    return full
 
 
-def build(visit: Path, work: Path, name: str, rung: str, *, within_s: float) -> Path:
+def path(work: Path, name: str, rung: str, lengths: Sequence[int] = LENGTHS) -> Path:
+    """Returns where the plan of a shape for some lengths lies once it is built."""
+    few = "" if tuple(lengths) == LENGTHS else "".join(f".{length}" for length in lengths)
+    return work / "shapes" / name / f"model.{rung}{few}.plan"
+
+
+def label(plan: Path) -> str:
+    """Returns a plan's rung, and its lengths where they are not all: `int8.384` of `model.int8.384.plan`."""
+    return plan.name.removeprefix("model.").removesuffix(".plan")
+
+
+def build(visit: Path, work: Path, name: str, rung: str, *, within_s: float, lengths: Sequence[int] = LENGTHS) -> Path:
     """Returns the plan of a shape, built unless it is there.
 
     Raises:
         BuildError: There is none, or not within the time.
     """
-    source = filled(visit, work, name, rung)
-    plan = source.with_name(f"model.{rung}.plan")
+    plan = path(work, name, rung, lengths)
     if plan.exists():
         return plan
+    source = filled(visit, work, name, rung)
     settings = {
-        "rungs": [{"name": rung, "model": source.name, "types": TYPES[rung]}],
+        "rungs": [{"name": label(plan), "model": source.name, "types": TYPES[rung]}],
         "inputs": INPUTS,
-        "profiles": profiles(),
-        "shapes": [[1, LENGTHS[1]]],
+        "profiles": profiles(lengths),
+        "shapes": [[1, lengths[0]]],
         "tactic_sources": tactic_sources(),
     }
-    path = source.with_name(f"{rung}.json")
-    path.write_text(json.dumps(settings), encoding="utf-8")
-    run_builder(path, within_s=within_s)
+    described = source.with_name(f"{label(plan)}.json")
+    described.write_text(json.dumps(settings), encoding="utf-8")
+    run_builder(described, within_s=within_s)
     return plan
 
 
@@ -89,23 +100,22 @@ def run_builder(settings: Path, *, within_s: float) -> str:
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, within_s), check=False)
     except subprocess.TimeoutExpired as exc:
-        raise BuildError(f"{settings.name}: must be built within {within_s:.0f} s; give the step more time") from exc
+        raise BuildError(f"{settings.name}: must be built within {within_s:.0f} s") from exc
     if ran.returncode != 0:
         said = " ".join((ran.stderr or ran.stdout).split())
         raise BuildError(f"{settings.name}: the builder ended with status {ran.returncode} ({said[-500:]})")
     return ran.stdout
 
 
-def loaded(plan: Path, of_profiles: list[dict[str, Any]]) -> Callable[[dict[str, parity.Array]], dict[str, Any]]:
+def loaded(plan: Path) -> Callable[[dict[str, parity.Array]], dict[str, Any]]:
     """Returns what runs a plan on padded batches of every length that its profiles hold."""
     stamp = json.loads(plan.with_name(f"{plan.name}.json").read_text(encoding="utf-8"))
-    return fitting(Runner(tensorrt(), plan.read_bytes(), stamp), of_profiles, parity.OF_TOKENS)
+    return fitting(Runner(tensorrt(), plan.read_bytes(), stamp), stamp["profiles"], parity.OF_TOKENS)
 
 
 def compare(visit: Path, plan: Path, name: str, rung: str) -> dict[str, float]:
     """Returns how far the plan of a shape is from what ONNX Runtime answers (`parity.differences`)."""
-    asked = parity.answers(visit / "shapes" / name / "answers.npz", rung)
-    return parity.differences(loaded(plan, profiles()), asked)
+    return parity.differences(loaded(plan), parity.answers(visit / "shapes" / name / "answers.npz", rung))
 
 
 def build_workload(visit: Path, work: Path, name: str, *, within_s: float) -> Path:

@@ -35,3 +35,5 @@ SHAPES = {
     "large": Shape(layers=24, hidden=1024, heads=16, intermediate=4096),
 }
 """MiniLM-L6, BERT-Base and BERT-Large as their authors published them, and one for tests."""
+MEASURED = ("large", "base", "minilm")
+"""The first is what the aim is about."""

@@ -15,6 +15,7 @@ NOT_SHOWN = (
     "several GPUs, other GPUs than the one named, NVIDIA's own `tensorrt` backend of Triton",
 )
 """What no step of a visit can show."""
+_CONTESTS = {"fp16": "FP16 plans", "int8": "INT8 plans against FP16's", "peers": "plans against torch and ONNX Runtime"}
 _OF_MATRIX = {"fp16": "matrix rate fp16", "int8": "matrix rate int8"}
 
 
@@ -22,8 +23,8 @@ def render(folder: Path) -> str:
     """Returns the tables in Markdown."""
     entries = read(folder)
     done = {entry["item"]: entry for entry in entries if entry["status"] == "done"}
-    contests = [_throughput(name, step, entries, done) for step in ("fp16", "int8") for name in SHAPES]
-    parts = [_machine(done), _plans(entries), *contests, _serving(done)]
+    contests = [_throughput(name, of, entries, done) for of in _CONTESTS for name in SHAPES]
+    parts = [_machine(done), _plans(entries), *contests, _serving(entries)]
     return "\n\n".join([part for part in parts if part] + [_missing(entries)]) + "\n"
 
 
@@ -39,8 +40,7 @@ def _machine(done: dict[str, Any]) -> str:
 
 def _plans(entries: Sequence[dict[str, Any]]) -> str:
     rows = []
-    # Steps pass over the plans of earlier ones, and say so again.
-    for entry in {entry["item"]: entry for entry in reversed(entries)}.values():
+    for entry in entries:
         name, _, rest = entry["item"].partition(": ")
         if not rest.startswith("plan "):
             continue
@@ -57,11 +57,12 @@ def _plans(entries: Sequence[dict[str, Any]]) -> str:
     return _table(header, rows) if rows else ""
 
 
-def _throughput(name: str, step: str, entries: Sequence[dict[str, Any]], done: dict[str, Any]) -> str:
+def _throughput(name: str, of: str, entries: Sequence[dict[str, Any]], done: dict[str, Any]) -> str:
+    prefix = f"{name}: {of} "
     points = {
-        entry["item"].removeprefix(f"{name}: "): entry["sequences_per_s"]
+        entry["item"].removeprefix(prefix): entry["sequences_per_s"]
         for entry in entries
-        if entry["step"] == step and entry["item"].startswith(f"{name}: ") and "sequences_per_s" in entry
+        if entry["item"].startswith(prefix) and "sequences_per_s" in entry
     }
     if not points:
         return ""
@@ -70,8 +71,8 @@ def _throughput(name: str, step: str, entries: Sequence[dict[str, Any]], done: d
     for point, figures in sorted(points.items(), key=lambda item: [int(part) for part in item[0].split("x")]):
         cells = [_figure(figures.get(contestant)) for contestant in contestants]
         rows.append([point, *cells, _share(name, point, figures, done)])
-    weights = "random weights: speed does not depend on them"
-    return f"{name}, sequences/s, the median and the middle 80 % of the rounds ({weights})\n\n" + _table(
+    what = f"{_CONTESTS[of]}, the median and the middle 80 % of the rounds"
+    return f"{name}, sequences/s: {what} (random weights: speed does not depend on them)\n\n" + _table(
         ["batch × tokens", *contestants, "of the matrix rate"], rows
     )
 
@@ -93,23 +94,25 @@ def _share(name: str, point: str, figures: dict[str, Any], done: dict[str, Any])
     return ", ".join(shares)
 
 
-def _serving(done: dict[str, Any]) -> str:
+def _serving(entries: Sequence[dict[str, Any]]) -> str:
+    found = {entry["item"]: entry for entry in entries}
     rows = []
-    for item, entry in done.items():
-        if entry["step"] == "serving" and "requests_per_s" in entry:
+    for item, entry in found.items():
+        if "requests_per_s" in entry:
             name, _, what = item.partition(": ")
             figures = [f"{entry['requests_per_s']:,.0f}", f"{entry['p50_ms']:.1f}", f"{entry['p99_ms']:.1f}"]
             rows.append(
-                [name, what.partition(",")[0], str(entry["in_flight"]), *figures, _loss(name, what, entry, done)]
+                [name, what.partition(",")[0], str(entry["in_flight"]), *figures, _loss(name, what, entry, found)]
             )
     header = ["served", "asked", "in flight", "requests/s", "p50 ms", "p99 ms", "of the plan alone at 32x384"]
     return _table(header, rows) if rows else ""
 
 
-def _loss(name: str, what: str, entry: dict[str, Any], done: dict[str, Any]) -> str:
+def _loss(name: str, what: str, entry: dict[str, Any], found: dict[str, Any]) -> str:
     """Returns what is left of the plan's own rate, where one-sequence requests of the same length ask the engine."""
-    shape, _, rung = name.partition(" ")
-    alone = _rates(done.get(f"{shape}: 32x384", {}).get("sequences_per_s", {}), rung)
+    shape, _, label = name.partition(" ")
+    rung = label.partition(".")[0]
+    alone = _rates(found.get(f"{shape}: {rung} 32x384", {}).get("sequences_per_s", {}), rung)
     return f"{entry['requests_per_s'] / max(alone):.0%}" if alone and what.startswith("engine") else ""
 
 
@@ -120,12 +123,7 @@ def _rates(figures: dict[str, Any], rung: str) -> list[float]:
 
 
 def _missing(entries: Iterable[dict[str, Any]]) -> str:
-    lines = [f"- {entry['step']}, {entry['item']}: {entry['status']}: {entry['why']}" for entry in entries
-             if entry["status"] != "done"]  # fmt: skip
-    for entry in entries:
-        for contestant, found in entry.get("sequences_per_s", {}).items():
-            if "error" in found:
-                lines.append(f"- {entry['step']}, {entry['item']}, {contestant}: {found['error']}")
+    lines = [f"- {entry['item']}: {entry['status']}: {entry['why']}" for entry in entries if entry["status"] != "done"]
     return "Not shown:\n\n" + "\n".join([*lines, *(f"- {line}" for line in NOT_SHOWN)])
 
 
