@@ -48,7 +48,7 @@ run | test)
     export PYTHONPATH=$PWD/generator:$PWD/server:$PWD/tests/gpu PYTHONUNBUFFERED=1
     if [ "$verb" = test ]; then
         export TRITONPRESS_VISIT=$there/visit TRITONPRESS_WORK=$there/work
-        exec timeout "$budget_s" python3 -m pytest --confcutdir=tests/gpu -p no:cacheprovider -q -m gpu \
+        exec timeout "$budget_s" python3 -m pytest --confcutdir=tests/gpu -p no:cacheprovider -q -W default -m gpu \
             tests/gpu/test_plans.py "$@"
     fi
     exec python3 -m visit run "$there/visit" --work "$there/work" --out "$OUT" --python "$torch" \
