@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from dataclasses import replace
@@ -18,7 +19,7 @@ from tritonpress_generator.search.budget import Budget
 from tritonpress_generator.search.estimate import Estimator
 from tritonpress_generator.search.loop import Loop
 from tritonpress_generator.search.measure import Workshop
-from tritonpress_generator.search.space import Space
+from tritonpress_generator.search.space import Candidate, Space
 from tritonpress_generator.workload import Workload
 
 ONE_LAYER = {"layers": [1], "vocabulary": [False], "flops": [0.0], "precisions": [["fuse"]]}
@@ -84,6 +85,45 @@ def test_training_that_does_not_fit_is_not_begun_and_said(source: Path, tmp_path
     assert loop.budget.expected_s(endless) >= loop.budget.expected_s(replace(short, epochs=2.0))
     assert 0 < workshop.training_s(0.5) < workshop.training_s(1.0) < workshop.training_s(NEVER)
     assert workshop.training_s(0.0) == 0
+
+
+def test_the_model_as_it_is_is_tried_in_each_precision_before_others(source: Path, tmp_path: Path) -> None:
+    """Of a precision that nothing is known of, an estimate would have another's speed."""
+    precisions = [["fuse", {"quantize": {"samples": 64}}], ["fuse"]]
+    space = {"layers": [2, 1], "vocabulary": [False], "flops": [0.0, 0.5], "precisions": precisions}
+    recipe = copied(source, "precisions", search={**QUICK, "trials": 1, "space": space})
+    _, _, loop = parts(recipe, tmp_path)
+    reference = loop.begin()
+    loop.run()
+    lines = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
+    tried = [Candidate.of(line["candidate"]) for line in lines if line.get("kind") in {"score", "trial"}]
+    assert tried == [reference.candidate, replace(reference.candidate, graph=json.dumps(["fuse"]))]
+
+
+def test_a_miss_by_much_is_relaxed_by_as_much(source: Path, tmp_path: Path) -> None:
+    shares = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    space = {**ONE_LAYER, "layers": [2], "flops": shares}
+    recipe = copied(source, "relaxed", passes=[{"prune": PRUNE}], search={**QUICK, "space": space})
+    of, _, loop = parts(recipe, tmp_path)
+    material = Workload.load(recipes.load(recipe), Progress(shown=False)).material(work=tmp_path)
+    estimator = Estimator(material.original, material, samples=40, length=32)
+    reference = loop.begin()
+    loop.floor = reference.score - 0.01
+    at = {share: replace(of.reference, flops=share) for share in shares}
+    expected = {share: estimator(candidate).loss for share, candidate in at.items()}  # type: ignore[union-attr]
+
+    def relaxed(lost: float) -> float:
+        score = reference.score - lost
+        stages = {"": reference.score, "prune": score, "graph": score}
+        found = loop.relaxed(replace(reference, candidate=at[0.5], score=score, stages=stages))
+        assert found is not None
+        return found.flops
+
+    # By a little: the next step. By much: the first whose estimate, scaled to what was lost, is near the limit.
+    assert relaxed(0.011) == 0.4
+    by_much = relaxed(0.3)
+    near = [share for share in shares[1:] if 0.3 * expected[share] / expected[0.5] <= 3 * 0.01]
+    assert by_much == max(near, default=0.0) < 0.4
 
 
 def test_what_comes_before_the_first_candidate_is_spent(source: Path, tmp_path: Path) -> None:
