@@ -18,7 +18,9 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var
 svg { width: 100%; height: auto; } text { fill: var(--soft); font-size: 12px; } .number { fill: var(--text); }
 svg .axis { stroke: var(--line); } .limit { stroke: var(--reference); stroke-dasharray: 5 4; }
 .other { fill: var(--other); fill-opacity: .45; } .front { fill: var(--front); fill-opacity: .75; }
-.reference { fill: var(--reference); fill-opacity: .8; } circle:hover { fill-opacity: 1; stroke: var(--text); }
+.reference { fill: var(--reference); fill-opacity: .8; }
+.front.reference { fill: var(--front); stroke: var(--reference); stroke-width: 3; }
+circle:hover { fill-opacity: 1; stroke: var(--text); }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; } td, th { padding: .3rem .7rem; text-align: right; }
 th { color: var(--soft); font-weight: 600; } tr + tr { border-top: 1px solid var(--line); }
 td:nth-child(2), th:nth-child(2), td:last-child, th:last-child { text-align: left; }

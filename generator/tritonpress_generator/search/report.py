@@ -47,8 +47,9 @@ def write(found: Found, recipe: str) -> Path:
     body = f"""<p>{len(found.points)} points of the front, of {len(found.trials)} candidates that were scored in
 full, after {found.minutes:.1f} minutes. Objective: {found.objective}. The best: {escape(best.label)}.</p>
 <figure>{_plot(found)}<figcaption>Each circle is a candidate; its area grows with the engine. Blue: the front, each
-point of which has passed the gate. Orange: the reference, the model as it is in the fastest precision. Dashed: the
-least {escape(found.metric)} on the held-out examples. Hover for what a point is.</figcaption></figure>
+point of which has passed the gate. Orange, a ring on the front: the reference, the model as it is in the fastest
+precision. Dashed: the least {escape(found.metric)} on the held-out examples. Hover for what a point
+is.</figcaption></figure>
 <h2>The front</h2>{page.table(header, lines)}
 {f"<h2>Not taken</h2>{refused}" if found.refused else ""}"""
     path = found.folder / "report.html"
@@ -80,7 +81,8 @@ def _plot(found: Found) -> str:
 
 def _circle(trial: Trial, horizontal: Axis, vertical: Axis, most: int, found: Found, on_front: dict[str, Point]) -> str:
     key = trial.candidate.key
-    kind = "front" if key in on_front else "reference" if key == found.reference.key else "other"
+    kinds = {"front": key in on_front, "reference": key == found.reference.key}
+    kind = " ".join(name for name, holds in kinds.items() if holds) or "other"
     number = f"{[*on_front].index(key) + 1:02} " if key in on_front else ""
     title = (
         f"{number}{trial.candidate.label}: {found.metric} {trial.score:.4f}, {trial.throughput:.2f}x, "
