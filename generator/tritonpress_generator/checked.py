@@ -19,14 +19,18 @@ def checked(model: type[Any], data: Any, *, where: str, key: str = "") -> Any:
         error = exc.errors()[0]
         # pydantic puts the union's branch (`str`, `dict[str,any]`) into the location: the user wrote no such key.
         location = key + ".".join(str(part) for part in error["loc"] if str(part) not in _UNION_BRANCHES)
+        location = location.removesuffix(".")
         if error["type"] == "extra_forbidden":
             owner = _model_at(model, error["loc"][:-1])
             rule = f"unknown key; allowed: {', '.join(owner.model_fields)}"
         elif error["type"] == "missing":
             rule = "is missing; add it"
+        elif error["type"] == "value_error" and isinstance(error["input"], dict):
+            # Several keys that do not go together: the rule, which is ours, names them, and all the others are no help.
+            rule = str(error["ctx"]["error"])
         else:
             rule = f"{error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
-        raise InputError(f"{where}: {location}: {rule}") from exc
+        raise InputError(": ".join(filter(None, (where, location, rule)))) from exc
 
 
 def _model_at(model: type[Any], location: tuple[int | str, ...]) -> type[Any]:

@@ -192,3 +192,24 @@ def test_passes_in_an_order_that_makes_no_sense_are_refused(tmp_path: Path, pass
 )
 def test_passes_in_any_other_order_are_taken(tmp_path: Path, passes: list[object]) -> None:
     assert len(load(write_recipe(tmp_path, passes=passes)).passes) == len(passes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"serve": {"dynamic_batching": False, "queue": {"priority_levels": 2}}},
+            "serve: queue needs dynamic_batching: true, whose queue it is; leave one of them out",
+        ),
+        (
+            {"engine": {"onnxruntime_gpu": {"provider": "cuda", "precision": "int8"}}},
+            "engine.onnxruntime_gpu: precision: int8 is of provider tensorrt; take that, or precision fp16",
+        ),
+    ],
+)
+def test_keys_that_do_not_go_together_are_told_without_the_others(
+    tmp_path: Path, changes: dict[str, object], line: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        load(write_recipe(tmp_path, **changes))
+    assert str(error.value).endswith(f".yaml: {line}")
