@@ -4,9 +4,11 @@
 
 Classification: SEntFiN's training headlines but the last 600, which decide, and as many texts again of the first half
 of one and the second half of another, for which the original says what is to be learnt (more examples, as Jiao et al.
-2020 make for "TinyBERT"). Recommendation: pairs of English texts that belong together, none of them of SciFact, Online
-Retail or MovieTweetings, which judge, and the recipe, whose catalogue they are. Question answering: the training files
-as they are, 400 questions that decide, and 2,464 of XQuAD and of SQuADShifts' held-out reviews and posts that judge.
+2020 make for "TinyBERT"). Recommendation: pairs of English texts that belong together, and the recipe, whose catalogue
+they are. Some are made of the catalogues themselves, which whoever compresses a model has, labelled or not: sentences
+of one item, titles beside each other. What judges are the queries of SciFact, of Online Retail and MovieTweetings, and
+the shipped ones: none of them is among the pairs. Question answering: the training files as they are, 400 questions
+that decide, and 2,464 of XQuAD and of SQuADShifts' held-out reviews and posts that judge.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ _HELD_OUT = ("eval_xquad", "dev_shifts_amazon_reviews", "dev_shifts_reddit")
 _RECIPES = Path(__file__).resolve().parents[1] / "generator" / "recipes"
 _DECIDING = 600
 _PAIRS_EACH = 4000
+_SHORTEST, _TITLES = 15, 10
+"""Characters of a sentence, and titles of a list at most."""
 _SEED = 0
 
 
@@ -80,6 +84,14 @@ def _recommendation(data: Path, out: Path) -> None:
         pairs += generator.sample(found, min(_PAIRS_EACH, len(found)))
     for file in ("banking77_train.tsv", "sentfin_train.tsv"):
         pairs += generator.sample([*_alike(_table(data / "classification" / file), generator)], 2000)
+    pairs += _of_catalogue([f"{item['title']}. {item['text']}" for item in items])
+    with gzip.open(data / "retrieval" / "scifact_corpus.jsonl.gz", "rt", encoding="utf-8") as file:
+        pairs += _of_catalogue([f"{(item := json.loads(line))['title']}. {item['text']}" for line in file])
+    for file, most in (("retail_products", 1500), ("movies", 1500)):
+        with (data / "catalogues" / f"{file}.tsv").open(encoding="utf-8", newline="") as lines_of:
+            titles = [row["title"] for row in csv.DictReader(lines_of, delimiter="\t", quoting=csv.QUOTE_NONE)]
+        pairs += [_beside_each_other(titles, generator) for _ in range(most)]
+    pairs = [pair for pair in pairs if all(text.strip() for text in pair)]
     generator.shuffle(pairs)
     deciding, training = pairs[:400], pairs[400:]
     names = {text: f"T{number}" for number, text in enumerate(dict.fromkeys(text for _, text in pairs))}
@@ -100,6 +112,20 @@ def _answered(articles: Sequence[Any]) -> Iterator[tuple[str, str]]:
             end = next(end for end in ends if end > start)
             first = max((other for other in ends if other <= start), default=0)
             yield question["question"].strip(), context[first:end].strip()
+
+
+def _of_catalogue(texts: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns each sentence of a text once, beside the next one of its text."""
+    pairs = []
+    for text in texts:
+        sentences = [part for part in re.split(r"(?<=[.!?])\s+", text.strip()) if len(part) >= _SHORTEST]
+        pairs += list(zip(sentences[::2], sentences[1::2], strict=False))
+    return pairs
+
+
+def _beside_each_other(titles: Sequence[str], generator: random.Random) -> tuple[str, str]:
+    """Returns a list of titles, one a line, as a customer's are asked, and another title."""
+    return "\n".join(generator.sample(titles, generator.randint(1, _TITLES))), generator.choice(titles)
 
 
 def _alike(rows: Sequence[tuple[str, str]], generator: random.Random) -> Iterator[tuple[str, str]]:

@@ -1,8 +1,9 @@
 """What a flood of low priority costs those of high priority: their p99 alone and beside it, and an execution of it.
 
-    python docs/priorities.py generator/recipes/classification.yaml [--max-batch-size 16] [--seconds 120]
+    python docs/priorities.py generator/recipes/classification.yaml [--apart] [--max-batch-size 16] [--seconds 120]
 
-Builds the recipe with two priorities into a temporary repository, and serves it. High priority: one request at a time,
+Builds the recipe with two priorities into a temporary repository, and serves it; with `--apart` as two workloads, one
+for each priority, which take turns (`rate_limiter`). High priority: one request at a time,
 at random moments, alone before the flood and after it, since machines drift, and beside it. Flood: 48 requests at a
 time, so that the queue never empties. Ends with 1 where p99 beside the flood is above p99 alone, 20 % and an execution
 of the flood; the intervals say whether a longer run could say something else.
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -29,6 +31,8 @@ from tritonpress_generator.build import build_recipe
 from tritonpress_server import TritonServer
 
 FLOOD, HIGH_PER_S = 48, 5.0
+LAST = 1_000_000
+"""Of turns: a workload has had as many executions as this, where one of priority 1 has had one."""
 MORE = 1.2
 """What p99 may be beside the flood, in multiples of what it is alone, and an execution."""
 _BLOCK = 10
@@ -41,20 +45,34 @@ def main() -> int:
     """Builds, serves, measures and prints; returns 1 where the flood costs more than it may."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
+    parser.add_argument("--apart", action="store_true", help="a workload for each priority, in place of one queue")
     parser.add_argument("--max-batch-size", type=int, default=16, help="(%(default)s)")
     parser.add_argument("--seconds", type=float, default=120.0, help="of each measurement (%(default)s)")
     options = parser.parse_args()
     if options.seconds < _LEAST_S:
         parser.error(f"--seconds must be {_LEAST_S:g} or more, got {options.seconds:g}")
     data = yaml.safe_load(options.recipe.read_text(encoding="utf-8"))
-    data["serve"] |= {"max_batch_size": options.max_batch_size, "queue": {"priority_levels": 2}, "lengths": "exact"}
-    recipe = recipes.of(data, path=options.recipe)
+    data["serve"] |= {"max_batch_size": options.max_batch_size, "lengths": "exact"}
+    name = urgent = data["name"]
     with tempfile.TemporaryDirectory(prefix="tritonpress-") as folder:
-        built = build_recipe(recipe, Path(folder))
-        requests = [request["inputs"] for request in built.manifest["golden"]["requests"]]
+        if options.apart:
+            urgent = f"{name}_urgent"
+            for workload, priority in ((urgent, 1), (name, LAST)):
+                turns = {"resources": {"processor": 1}, "priority": priority}
+                built = _built(
+                    data | {"name": workload, "serve": data["serve"] | {"rate_limiter": turns}}, options, folder
+                )
+        else:
+            data["serve"] |= {"queue": {"priority_levels": 2}}
+            built = _built(data, options, folder)
+        requests = [request["inputs"] for request in built["golden"]["requests"]]
         with TritonServer(folder) as server:
-            step = engine(Path(folder), recipe.name)
-            return measure(server.grpc_url, recipe.name, requests, options.seconds, step)
+            step = engine(Path(folder), name)
+            return measure(server.grpc_url, name, urgent, requests, options.seconds, step)
+
+
+def _built(data: dict[str, Any], options: argparse.Namespace, folder: str) -> dict[str, Any]:
+    return dict(build_recipe(recipes.of(data, path=options.recipe), Path(folder)).manifest)
 
 
 def engine(folder: Path, name: str) -> str:
@@ -63,10 +81,10 @@ def engine(folder: Path, name: str) -> str:
     return str(steps.get("engine", steps.get("model")))
 
 
-def measure(url: str, name: str, requests: list[dict[str, str]], seconds: float, step: str) -> int:
+def measure(url: str, name: str, urgent: str, requests: list[dict[str, str]], seconds: float, step: str) -> int:
     """Measures high priority alone and beside the flood, and prints; returns 1 where the flood costs too much."""
     chance = random.Random(0)
-    alone = high(url, name, requests, seconds / 2, chance)
+    alone = high(url, urgent, requests, seconds / 2, chance)
     # A process of its own, so that its clients do not wait for ours.
     flooding = multiprocessing.get_context("spawn").Process(target=flood, args=(url, name, requests), daemon=True)
     flooding.start()
@@ -75,13 +93,13 @@ def measure(url: str, name: str, requests: list[dict[str, str]], seconds: float,
         while connection.statistics(step)[0].success.count < before.success.count + 2 * FLOOD:
             time.sleep(0.1)
         (before,) = connection.statistics(step)
-        beside = high(url, name, requests, seconds, random.Random(0))
+        beside = high(url, urgent, requests, seconds, random.Random(0))
         (after,) = connection.statistics(step)
         flooding.terminate()
         flooding.join()
         # Of the lowest priority: answered when all that waits has been.
         connection.infer(name, tensors(requests[0]))
-    alone += high(url, name, requests, seconds / 2, chance)
+    alone += high(url, urgent, requests, seconds / 2, chance)
     spent = after - before
     execution_ms = sum(spent.execution_ns.values()) / spent.execution_count / 1e6
     batch, rate = spent.inference_count / spent.execution_count, spent.inference_count / seconds

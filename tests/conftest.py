@@ -12,12 +12,18 @@ import pytest
 import yaml
 from at_once import AT_ONCE
 from certificates import Certificates, write_certificates
+from hypothesis import HealthCheck, settings
 from tiny_sources import TASKS, items, queries, write_checkpoint, write_jsonl, write_recipe, write_task
 from tritonpress_server.runtime import OUR_BACKENDS
 
 # The files beside a backend's `model.py` are imported as Triton's stub does it.
 sys.path.append(str(OUR_BACKENDS / "tensorrt"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# How long an example takes says how busy the machine is. In CI the examples are the same in every run.
+settings.register_profile(
+    "tests", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

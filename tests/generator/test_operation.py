@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,7 +28,6 @@ from tritonpress_server import Settings, TritonServer
 
 NAME = "recommendation"
 LIMITED, IMPATIENT = 2, 3
-HELD_S = 1.0
 SERVE = {
     "max_batch_size": 2,
     "max_length": 48,
@@ -57,6 +57,8 @@ def repo(tiny_sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     build(write_recipe(sources, serve=cached, name="cached"), folder / "repo")
     turns = {key: SERVE[key] for key in ("max_batch_size", "max_length", "lengths", "steps", "rate_limiter")}
     build(write_recipe(sources, serve=turns, name="turns", engine={"onnxruntime": {"instances": 1}}), folder / "repo")
+    last = {**turns, "rate_limiter": {**SERVE["rate_limiter"], "priority": 1_000_000}}
+    build(write_recipe(sources, serve=last, name="last", engine={"onnxruntime": {"instances": 1}}), folder / "repo")
     patient = {
         **cached,
         "response_cache": False,
@@ -76,9 +78,14 @@ def server(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tri
         yield server
 
 
-def ended(url: str, asked: list[tuple[int, int]], model: str = NAME) -> list[tuple[int, str]]:
-    """Asks all requests (number, priority) at once; returns priority and outcome in the order in which they ended."""
-    order: list[tuple[int, str]] = []
+def ended(
+    url: str, asked: list[tuple[int, int]], model: str = NAME, order: list[tuple[int, str]] | None = None
+) -> list[tuple[int, str]]:
+    """Asks all requests (number, priority) at once; returns priority and outcome in the order in which they ended.
+
+    Each is appended to `order` as it ends, where that is given.
+    """
+    order = [] if order is None else order
 
     async def one(connection: AsyncConnection, number: int, priority: int) -> None:
         try:
@@ -114,8 +121,8 @@ def test_high_priority_overtakes_a_flood(server: TritonServer) -> None:
 
 
 @contextmanager
-def stopped(server: TritonServer, step: str = "") -> Iterator[threading.Event]:
-    """Lets no step (or none of that name) go on until the end, or until the event is set."""
+def stopped(server: TritonServer, step: str) -> Iterator[threading.Event]:
+    """Lets no step of that name go on until the end, or until the event is set."""
     stubs = [stub for stub in psutil.Process(server.pid).children(recursive=True) if step in " ".join(stub.cmdline())]
     assert stubs
     for stub in stubs:
@@ -137,29 +144,59 @@ def stopped(server: TritonServer, step: str = "") -> Iterator[threading.Event]:
 
 
 @contextmanager
-def held(server: TritonServer) -> Iterator[None]:
-    """Lets no step go on for a while, so that queues fill however quick the machine is."""
-    with stopped(server) as go_on:
-        release = threading.Timer(HELD_S, go_on.set)
-        release.start()
+def held_until(server: TritonServer, step: str, so_far: Callable[[], bool]) -> Iterator[None]:
+    """Lets no step of that name go on until `so_far` says so, however quick or slow the machine is; at most 60 s."""
+    with stopped(server, step) as go_on:
+
+        def watch() -> None:
+            end = time.monotonic() + 60
+            while not so_far() and time.monotonic() < end and not go_on.is_set():
+                time.sleep(0.02)
+            go_on.set()
+
+        watching = threading.Thread(target=watch)
+        watching.start()
         try:
             yield
         finally:
-            release.join()
+            go_on.set()
+            watching.join()
 
 
-def test_a_full_queue_and_one_that_waits_too_long_refuse(server: TritonServer) -> None:
-    with held(server):
-        limited = ended(server.grpc_url, [(number, LIMITED) for number in range(2000, 2060)])
-    assert any("maximum queue size" in outcome for _, outcome in limited)
+def waiting(server: TritonServer, model: str) -> int:
+    """How many requests wait at a model that has not begun them."""
+    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as response:
+        metrics = response.read().decode()
+    found = re.search(
+        rf'^nv_inference_pending_request_count{{model="{model}",version="1"}} (\d+)', metrics, re.MULTILINE
+    )
+    assert found, metrics
+    return int(found[1])
+
+
+def step_of(repo: Path, name: str, part: str) -> str:
+    return str(repository.read_manifest(repo, name)["steps"][part])
+
+
+def test_a_full_queue_and_one_that_waits_too_long_refuse(server: TritonServer, repo: Path) -> None:
+    limited: list[tuple[int, str]] = []
+
+    def refused() -> bool:
+        return any("maximum queue size" in outcome for _, outcome in limited)
+
+    with held_until(server, f"{NAME}_engine", refused):
+        ended(server.grpc_url, [(number, LIMITED) for number in range(2000, 2060)], order=limited)
+    assert refused()
     assert any(outcome == "answered" for _, outcome in limited)
-    with held(server):
+    engine = step_of(repo, NAME, "engine")
+    with held_until(server, f"{NAME}_engine", lambda: waiting(server, engine) >= 10):
         impatient = ended(server.grpc_url, [(number, IMPATIENT) for number in range(3000, 3060)])
     assert any("timeout expired" in outcome.lower() for _, outcome in impatient)
 
 
-def test_what_waits_too_long_is_answered_late_where_the_recipe_says_delay(server: TritonServer) -> None:
-    with held(server):
+def test_what_waits_too_long_is_answered_late_where_the_recipe_says_delay(server: TritonServer, repo: Path) -> None:
+    step = step_of(repo, "patient", "model")
+    with held_until(server, step, lambda: waiting(server, step) >= 10):
         outcomes = ended(server.grpc_url, [(number, 0) for number in range(5000, 5030)], "patient")
     assert [outcome for _, outcome in outcomes] == ["answered"] * 30
 
@@ -189,6 +226,27 @@ def test_workloads_that_name_one_resource_take_turns(server: TritonServer) -> No
         for thread in asked:
             thread.join()
     assert order == ["patient", NAME, "turns"]
+
+
+def test_what_has_its_turn_first_waits_for_one_execution_of_the_others(server: TritonServer, repo: Path) -> None:
+    order: list[tuple[int, str]] = []
+    first, last = (step_of(repo, name, "engine") for name in ("turns", "last"))
+
+    def all_wait() -> bool:
+        return waiting(server, first) >= 20 and waiting(server, last) >= 38
+
+    with held_until(server, last, all_wait):
+        flood = threading.Thread(
+            target=ended, args=(server.grpc_url, [(n, 0) for n in range(7000, 7040)], "last", order)
+        )
+        flood.start()
+        urgent: list[tuple[int, str]] = []
+        ended(server.grpc_url, [(number, 0) for number in range(8000, 8020)], "turns", urgent)
+        before = len(order)
+    flood.join()
+    assert [outcome for _, outcome in urgent + order] == ["answered"] * 60
+    # The one that was held, and one more that may have begun, of two requests each; 20 where they alternate.
+    assert before <= 8
 
 
 def test_the_response_cache_answers_again(server: TritonServer) -> None:
