@@ -9,7 +9,8 @@ from typing import Any
 from tritonpress_generator import calibration_texts, plugins, sensitivity
 from tritonpress_generator.build import Built
 from tritonpress_generator.plans import pending
-from tritonpress_generator.repository import size_bytes
+from tritonpress_generator.queueing import may_idle
+from tritonpress_generator.repository import read_config, size_bytes
 from tritonpress_generator.table import render
 
 
@@ -41,6 +42,12 @@ def print_built(built: Built, recipe: Path, out: Path) -> None:
     share = size_bytes(built.manifest) / first.size_bytes
     size = f"{size_bytes(built.manifest) / 1e6:.1f} MB, {share:.0%} of the checkpoint"
     print(f"wrote {os.fspath(built.folder)} and its steps, {size}")
+    for step in built.manifest["steps"].values():
+        if may_idle(read_config(out / step)):
+            print(
+                f"serve.queue: {step} has one instance, which Triton may leave idle for half a second while requests "
+                "wait; give the engine instances: 2 (docs/operations.md)"
+            )
     for name, reason in built.manifest["refused"].items():
         print(f"refused {name}: {reason}")
     if scripts := pending.missing(out, built.manifest):

@@ -38,6 +38,24 @@ def add_priorities(config: pb.ModelConfig, serve: ServeConfig) -> None:
         )
 
 
+def instances_of(serve: ServeConfig, asked: int) -> int:
+    """Returns how many instances a step of little work has: two at least with priorities, for `may_idle`."""
+    return max(asked, 2) if serve.queue.priority_levels > 1 else asked
+
+
+def may_idle(config: pb.ModelConfig) -> bool:
+    """Says whether Triton may leave the model idle for up to half a second while requests wait.
+
+    With priorities, time limits or a limit on the queue its batcher forms a batch when an instance waits for one, and
+    is not woken by an only one that has just become free; seen with Triton 2.51 (docs/operations.md).
+    """
+    batching = config.dynamic_batching
+    policies = [batching.default_queue_policy, *batching.priority_queue_policy.values()]
+    limited = any(p.max_queue_size or p.default_timeout_microseconds or p.allow_timeout_override for p in policies)
+    instances = sum(group.count * max(1, len(group.gpus)) for group in config.instance_group)
+    return (limited or batching.priority_levels > 0) and instances == 1
+
+
 def _policy(policy: QueuePolicy) -> pb.ModelQueuePolicy:
     return pb.ModelQueuePolicy(
         timeout_action=_ACTIONS[policy.timeout_action],

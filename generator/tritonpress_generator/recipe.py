@@ -111,7 +111,7 @@ class QueueConfig(QueuePolicy):
 class RateLimiterConfig(Settings):
     resources: dict[str, Annotated[int, Field(ge=1)]] = Field(min_length=1)
     """How much of each resource an execution holds; workloads that name the same one share it. There is as much of it
-    as the execution holds that holds most."""
+    as the execution holds that holds most. While one waits for it, Triton 2.51 begins no execution of any model."""
     priority: int = Field(default=1, ge=1)
     """One of priority 2 is given half as many executions as one of priority 1."""
 
@@ -288,6 +288,13 @@ def of(data: dict[str, Any], *, path: Path, text: str | None = None) -> Recipe:
     if recipe.gate.metric not in metrics:
         known = ", ".join(metrics)
         raise InputError(f"{path}: gate.metric: unknown metric {recipe.gate.metric!r}; {recipe.task.word} has: {known}")
+    instances = len(engine.module.threads(engine.config))
+    if raw.serve.rate_limiter is not None and instances > 1:
+        # Triton 2.51 tries the first alone of all instances that wait for a resource, or for none.
+        raise InputError(
+            f"{path}: serve.rate_limiter: one execution goes on at a time, and while another waits Triton serves no "
+            f"model; the engine must have 1 instance, has {instances}; give {engine.word} instances: 1"
+        )
     return recipe
 
 

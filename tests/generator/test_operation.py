@@ -9,13 +9,12 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from counted import counted
+from held_steps import begun_file, held_until, make_holdable
 from tiny_sources import write_recipe
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonpress_client import ModelUnavailableError, Options, Retries
@@ -27,15 +26,14 @@ from tritonpress_generator.queueing import add_queue
 from tritonpress_server import Settings, TritonServer
 
 NAME = "recommendation"
-LIMITED, IMPATIENT = 2, 3
+LIMITED, IMPATIENT, UNLIMITED = 2, 3, 4
 SERVE = {
     "max_batch_size": 2,
     "max_length": 48,
     "lengths": "exact",
     "steps": "ensemble",
-    "rate_limiter": {"resources": {"processor": 1}},
     "queue": {
-        "priority_levels": 3,
+        "priority_levels": 4,
         "by_priority": {LIMITED: {"max_queue_size": 4}, IMPATIENT: {"default_timeout_microseconds": 1000}},
     },
 }
@@ -52,12 +50,14 @@ def repo(tiny_sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workload with priorities, queues and a rate limiter; others with a response cache, turns, and patience."""
     folder = tmp_path_factory.mktemp("operation")
     sources = Path(shutil.copytree(tiny_sources, folder / "sources"))
-    build(write_recipe(sources, serve=SERVE, engine={"onnxruntime": {"instances": 1}}), folder / "repo")
+    # An only instance would be left idle at times (`may_idle`).
+    build(write_recipe(sources, serve=SERVE, engine={"onnxruntime": {"instances": 2}}), folder / "repo")
     cached = {"max_batch_size": 2, "max_length": 48, "lengths": "exact", "response_cache": True}
     build(write_recipe(sources, serve=cached, name="cached"), folder / "repo")
-    turns = {key: SERVE[key] for key in ("max_batch_size", "max_length", "lengths", "steps", "rate_limiter")}
+    turns = {key: SERVE[key] for key in ("max_batch_size", "max_length", "lengths", "steps")}
+    turns |= {"rate_limiter": {"resources": {"processor": 1}}}
     build(write_recipe(sources, serve=turns, name="turns", engine={"onnxruntime": {"instances": 1}}), folder / "repo")
-    last = {**turns, "rate_limiter": {**SERVE["rate_limiter"], "priority": 1_000_000}}
+    last = {**turns, "rate_limiter": {"resources": {"processor": 1}, "priority": 1_000_000}}
     build(write_recipe(sources, serve=last, name="last", engine={"onnxruntime": {"instances": 1}}), folder / "repo")
     patient = {
         **cached,
@@ -65,6 +65,8 @@ def repo(tiny_sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "queue": {"default_timeout_microseconds": 1000, "timeout_action": "delay"},
     }
     build(write_recipe(sources, serve=patient, name="patient"), folder / "repo")
+    for name, part in ((NAME, "engine"), ("last", "engine"), ("patient", "model")):
+        make_holdable(folder / "repo", step_of(folder / "repo", name, part))
     return folder / "repo"
 
 
@@ -109,60 +111,6 @@ def ended(
     return order
 
 
-def test_high_priority_overtakes_a_flood(server: TritonServer) -> None:
-    # The lowest is the default, so that the flood says nothing; without a limit it would be refused in part.
-    flood = [(number, IMPATIENT) for number in range(100)]
-    order = ended(server.grpc_url, [*flood, *((number, 1) for number in range(1000, 1010))])
-    assert len(order) == 110
-    high = [place for place, (priority, _) in enumerate(order) if priority == 1]
-    assert [order[place][1] for place in high] == ["answered"] * 10
-    answered_after = sum(priority != 1 for priority, _ in order[max(high) :])
-    assert answered_after >= 50
-
-
-@contextmanager
-def stopped(server: TritonServer, step: str) -> Iterator[threading.Event]:
-    """Lets no step of that name go on until the end, or until the event is set."""
-    stubs = [stub for stub in psutil.Process(server.pid).children(recursive=True) if step in " ".join(stub.cmdline())]
-    assert stubs
-    for stub in stubs:
-        stub.suspend()
-    go_on = threading.Event()
-
-    def resume() -> None:
-        go_on.wait()
-        for stub in stubs:
-            stub.resume()
-
-    release = threading.Thread(target=resume)
-    release.start()
-    try:
-        yield go_on
-    finally:
-        go_on.set()
-        release.join()
-
-
-@contextmanager
-def held_until(server: TritonServer, step: str, so_far: Callable[[], bool]) -> Iterator[None]:
-    """Lets no step of that name go on until `so_far` says so, however quick or slow the machine is; at most 60 s."""
-    with stopped(server, step) as go_on:
-
-        def watch() -> None:
-            end = time.monotonic() + 60
-            while not so_far() and time.monotonic() < end and not go_on.is_set():
-                time.sleep(0.02)
-            go_on.set()
-
-        watching = threading.Thread(target=watch)
-        watching.start()
-        try:
-            yield
-        finally:
-            go_on.set()
-            watching.join()
-
-
 def waiting(server: TritonServer, model: str) -> int:
     """How many requests wait at a model that has not begun them."""
     with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as response:
@@ -178,82 +126,106 @@ def step_of(repo: Path, name: str, part: str) -> str:
     return str(repository.read_manifest(repo, name)["steps"][part])
 
 
-def test_a_full_queue_and_one_that_waits_too_long_refuse(server: TritonServer, repo: Path) -> None:
-    limited: list[tuple[int, str]] = []
-
-    def refused() -> bool:
-        return any("maximum queue size" in outcome for _, outcome in limited)
-
-    with held_until(server, f"{NAME}_engine", refused):
-        ended(server.grpc_url, [(number, LIMITED) for number in range(2000, 2060)], order=limited)
-    assert refused()
-    assert any(outcome == "answered" for _, outcome in limited)
+def test_high_priority_overtakes_a_flood(server: TritonServer, repo: Path) -> None:
     engine = step_of(repo, NAME, "engine")
-    with held_until(server, f"{NAME}_engine", lambda: waiting(server, engine) >= 10):
-        impatient = ended(server.grpc_url, [(number, IMPATIENT) for number in range(3000, 3060)])
-    assert any("timeout expired" in outcome.lower() for _, outcome in impatient)
+    # The lowest is the default, so that the flood says nothing; with a limit it would be refused in part.
+    flood = [(number, UNLIMITED) for number in range(100)]
+    with held_until(repo, engine, lambda: waiting(server, engine) >= 100):
+        order = ended(server.grpc_url, [*flood, *((number, 1) for number in range(1000, 1010))])
+    assert [outcome for _, outcome in order] == ["answered"] * 110
+    # Those that were begun or next when the first of high priority came, and what fills executions up.
+    assert sum(priority != 1 for priority, _ in order[: last_of(order, 1)]) <= 50
+
+
+def last_of(order: list[tuple[int, str]], asked: int) -> int:
+    return max(place for place, (priority, _) in enumerate(order) if priority == asked)
+
+
+def test_a_full_queue_and_one_that_waits_too_long_refuse(server: TritonServer, repo: Path) -> None:
+    engine = step_of(repo, NAME, "engine")
+    outcomes: list[tuple[int, str]] = []
+
+    def ended_so(words: str) -> bool:
+        return any(words in outcome.lower() for _, outcome in outcomes)
+
+    with held_until(repo, engine, lambda: ended_so("maximum queue size")):
+        ended(server.grpc_url, [(number, LIMITED) for number in range(2000, 2060)], order=outcomes)
+    assert ended_so("maximum queue size")
+    assert ended_so("answered")
+    outcomes.clear()
+    with held_until(repo, engine, lambda: ended_so("timeout expired")):
+        ended(server.grpc_url, [(number, IMPATIENT) for number in range(3000, 3060)], order=outcomes)
+    assert ended_so("timeout expired")
 
 
 def test_what_waits_too_long_is_answered_late_where_the_recipe_says_delay(server: TritonServer, repo: Path) -> None:
     step = step_of(repo, "patient", "model")
-    with held_until(server, step, lambda: waiting(server, step) >= 10):
+    with held_until(repo, step, lambda: waiting(server, step) >= 10):
         outcomes = ended(server.grpc_url, [(number, 0) for number in range(5000, 5030)], "patient")
     assert [outcome for _, outcome in outcomes] == ["answered"] * 30
 
 
-def test_workloads_that_name_one_resource_take_turns(server: TritonServer) -> None:
-    """While an execution of one is held, the other waits, and a third, which does not name it, is served."""
+def test_workloads_that_name_one_resource_take_turns(server: TritonServer, repo: Path) -> None:
+    """While an execution of one is held, the other waits, and behind it a third, which names no resource."""
     order: list[str] = []
+    held, waits, third = (
+        step_of(repo, "last", "engine"),
+        step_of(repo, "turns", "engine"),
+        step_of(repo, "cached", "model"),
+    )
 
-    def ask(model: str) -> None:
+    def one(model: str) -> None:
         with Connection(server.grpc_url, timeout_s=60) as connection:
             connection.infer(model, text(6000))
             order.append(model)
 
-    with Connection(server.grpc_url, timeout_s=60) as connection:
-        tokenizer = next(status.name for status in connection.models() if status.name.startswith(f"{NAME}_tokenizer"))
-        (before,) = connection.statistics(tokenizer)
-        with stopped(server, f"{NAME}_engine"):
-            asked = [threading.Thread(target=ask, args=(NAME,))]
-            asked[0].start()
-            assert counted(connection, tokenizer, 1, before).success.count == 1
-            time.sleep(0.1)
-            asked += [threading.Thread(target=ask, args=(model,)) for model in ("turns", "patient")]
-            for thread in asked[1:]:
-                thread.start()
-            asked[2].join()
-            assert order == ["patient"]
-        for thread in asked:
-            thread.join()
-    assert order == ["patient", NAME, "turns"]
+    with held_until(repo, held, lambda: False):
+        asked = [threading.Thread(target=one, args=(model,)) for model in ("last", "turns", "cached")]
+        asked[0].start()
+        until(lambda: begun_file(repo, held).exists())
+        asked[1].start()
+        until(lambda: waiting(server, waits) == 1)
+        asked[2].start()
+        until(lambda: waiting(server, third) == 1)
+        time.sleep(0.3)
+        assert order == []
+    for thread in asked:
+        thread.join()
+    assert sorted(order) == ["cached", "last", "turns"]
+
+
+def until(so: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not so():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_what_has_its_turn_first_waits_for_one_execution_of_the_others(server: TritonServer, repo: Path) -> None:
     order: list[tuple[int, str]] = []
-    first, last = (step_of(repo, name, "engine") for name in ("turns", "last"))
 
     def all_wait() -> bool:
-        return waiting(server, first) >= 20 and waiting(server, last) >= 38
+        of = {name: [step_of(repo, name, part) for part in ("tokenizer", "engine")] for name in ("turns", "last")}
+        asked = {name: sum(waiting(server, step) for step in steps) for name, steps in of.items()}
+        return asked["turns"] >= 18 and asked["last"] >= 34
 
-    with held_until(server, last, all_wait):
-        flood = threading.Thread(
-            target=ended, args=(server.grpc_url, [(n, 0) for n in range(7000, 7040)], "last", order)
-        )
+    with held_until(repo, step_of(repo, "last", "engine"), all_wait):
+        asked = [(number, 0) for number in range(7000, 7040)]
+        flood = threading.Thread(target=ended, args=(server.grpc_url, asked, "last", order))
         flood.start()
-        urgent: list[tuple[int, str]] = []
-        ended(server.grpc_url, [(number, 0) for number in range(8000, 8020)], "turns", urgent)
-        before = len(order)
+        ended(server.grpc_url, [(number, 1) for number in range(8000, 8020)], "turns", order)
     flood.join()
-    assert [outcome for _, outcome in urgent + order] == ["answered"] * 60
-    # The one that was held, and one more that may have begun, of two requests each; 20 where they alternate.
-    assert before <= 8
+    assert [outcome for _, outcome in order] == ["answered"] * 60
+    # The execution that was held, and one that may have begun before, of two requests each; 20 where they alternate.
+    assert sum(priority == 0 for priority, _ in order[: last_of(order, 1)]) <= 8
 
 
 def test_the_response_cache_answers_again(server: TritonServer) -> None:
     query = {"QUERY": np.array([[b"red lamp"]], np.object_)}
     with Connection(server.grpc_url, timeout_s=60) as connection:
+        (before,) = connection.statistics("cached")
         answers = [connection.infer("cached", query) for _ in range(5)]
-        statistics = counted(connection, "cached", 5)
+        statistics = counted(connection, "cached", 5, before)
     assert (statistics.inference_count, statistics.success.count) == (1, 5)
     for answer in answers:
         np.testing.assert_array_equal(answer["SCORE"], answers[0]["SCORE"])
@@ -277,11 +249,14 @@ def test_the_config_that_is_served_is_the_recipe_s(server: TritonServer, repo: P
         engine = connection.model_config(steps["engine"])
         tokenizer = connection.model_config(steps["tokenizer"])
     batching = engine.dynamic_batching
-    assert (batching.priority_levels, batching.default_priority_level) == (3, 3)
+    assert (batching.priority_levels, batching.default_priority_level) == (4, 4)
     assert batching.priority_queue_policy[LIMITED].max_queue_size == 4
     assert batching.priority_queue_policy[IMPATIENT].default_timeout_microseconds == 1000
-    assert tokenizer.dynamic_batching.priority_levels == 3
-    (resource,) = engine.instance_group[0].rate_limiter.resources
+    assert tokenizer.dynamic_batching.priority_levels == 4
+    assert [group.count for group in tokenizer.instance_group] == [2]
+    with Connection(server.grpc_url, timeout_s=60) as connection:
+        limited = connection.model_config(step_of(repo, "turns", "engine"))
+    (resource,) = limited.instance_group[0].rate_limiter.resources
     assert (resource.name, resource.count) == ("processor", 1)
 
 
@@ -320,6 +295,32 @@ def test_queue_policies_are_written_as_triton_has_them() -> None:
 
 
 @pytest.mark.parametrize(
+    ("queue", "instances", "said"),
+    [
+        ({"priority_levels": 2}, 1, True),
+        ({"max_queue_size": 64}, 1, True),
+        ({"default_timeout_microseconds": 200_000}, 1, True),
+        ({"priority_levels": 2}, 2, False),
+        ({}, 1, False),
+    ],
+)
+def test_a_build_says_where_triton_may_leave_an_engine_idle(
+    tiny_sources: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    queue: dict[str, object],
+    instances: int,
+    said: bool,
+) -> None:
+    sources = Path(shutil.copytree(tiny_sources, tmp_path / "sources"))
+    serve = {"max_batch_size": 2, "max_length": 48, "lengths": "exact", "steps": "ensemble", "queue": queue}
+    path = write_recipe(sources, serve=serve, engine={"onnxruntime": {"instances": instances}})
+    assert cli.main(["build", str(path), "--out", str(tmp_path / "out")]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "may leave idle" in line]
+    assert [line.split()[1].rsplit("_", 1)[0] for line in lines] == [f"{NAME}_engine"] * said
+
+
+@pytest.mark.parametrize(
     ("serve", "message"),
     [
         ({"queue": {"timeout_action": "delay"}}, "need default_timeout_microseconds above 0"),
@@ -332,6 +333,7 @@ def test_queue_policies_are_written_as_triton_has_them() -> None:
             "must be above max_queue_delay_microseconds",
         ),
         ({"rate_limiter": {"resources": {}}}, "serve.rate_limiter.resources"),
+        ({"rate_limiter": {"resources": {"processor": 1}}}, "the engine must have 1 instance, has 2"),
         ({"rate_limiter": {"resources": {"processor": 0}}}, "serve.rate_limiter.resources.processor"),
         ({"queue": {"max_queue_sise": 1}}, "serve.queue.max_queue_sise: unknown key; allowed: max_queue_size"),
     ],
@@ -340,7 +342,7 @@ def test_what_cannot_work_is_refused(
     tiny_sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], serve: dict[str, object], message: str
 ) -> None:
     sources = Path(shutil.copytree(tiny_sources, tmp_path / "sources"))
-    path = write_recipe(sources, serve={"max_length": 48, **serve})
+    path = write_recipe(sources, serve={"max_length": 48, **serve}, engine={"onnxruntime": {"instances": 2}})
     with pytest.raises(InputError, match="serve"):
         recipe.load(path)
     assert cli.main(["build", str(path), "--out", str(tmp_path / "out")]) == 2

@@ -13,7 +13,7 @@ import numpy as np
 from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonpress_generator.layouts import Parts, copy_code, ensemble_config, public_names, python_config
-from tritonpress_generator.queueing import add_priorities, add_queue
+from tritonpress_generator.queueing import add_priorities, add_queue, instances_of
 from tritonpress_generator.repository import Step
 from tritonpress_generator.steps.tokenizer.served import save
 
@@ -52,7 +52,7 @@ def _tokenizer(parts: Parts) -> Step:
         copy_code(("tokenizer",), version_dir)
         save(version_dir, parts.tokenizer, {**parts.encoding, "batching": batching})
 
-    config = python_config(recipe, instances=recipe.serve.tokenizer_instances)
+    config = python_config(recipe, instances=instances_of(recipe.serve, recipe.serve.tokenizer_instances))
     config.dynamic_batching.SetInParent()
     add_priorities(config, recipe.serve)
     config.input.extend(recipe.task.module.ensemble_inputs())
@@ -100,7 +100,7 @@ def _postprocessing(parts: Parts) -> Step:
         copy_code((task.word, "postprocessing"), version_dir)
         parts.write_postprocessing(version_dir)
 
-    config = python_config(parts.recipe, instances=1)
+    config = python_config(parts.recipe, instances=instances_of(parts.recipe.serve, 1))
     gives = pb.ModelConfig()
     parts.lengths.module.declare_outputs(gives, parts.signature)
     config.input.extend(pb.ModelInput(name=o.name, data_type=o.data_type, dims=o.dims) for o in gives.output)

@@ -1,0 +1,89 @@
+"""Steps that wait before an execution for as long as a file is there, however quick or slow the machine is.
+
+A process that is stopped would do for a second at most: then Triton takes it for dead.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tritonpress_generator import repository
+from tritonpress_server.runtime import OUR_BACKENDS
+
+MODEL = """
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+
+AS_BUILT = Path({as_built!r})
+sys.path.insert(0, str(AS_BUILT.parent))
+spec = importlib.util.spec_from_file_location("as_built", AS_BUILT)
+as_built = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(as_built)
+
+
+class TritonPythonModel(as_built.TritonPythonModel):
+    def initialize(self, args):
+        # Triton names this file where the config names none.
+        config = json.loads(args["model_config"]) | {{"default_model_filename": ""}}
+        super().initialize(args | {{"model_config": json.dumps(config)}})
+
+    def execute(self, requests):
+        while Path({held!r}).exists():
+            Path({begun!r}).touch()
+            time.sleep(0.005)
+        return super().execute(requests)
+"""
+
+
+def make_holdable(repo: Path, step: str) -> None:
+    """Lets a built step wait while `held_file` is there; nothing else of its config is changed."""
+    folder = repo / step
+    model, as_built = folder / "1" / "model.py", folder / "1" / "as_built.py"
+    config = repository.read_config(folder)
+    if config.backend == "python":
+        model.rename(as_built)
+    else:
+        as_built = OUR_BACKENDS / (config.backend or config.platform.split("_")[0]) / "model.py"
+        config.backend, config.platform = "python", ""
+        (folder / "config.pbtxt").write_text(repository.config_text(config))
+    model.write_text(
+        MODEL.format(as_built=str(as_built), held=str(held_file(repo, step)), begun=str(begun_file(repo, step)))
+    )
+
+
+def held_file(repo: Path, step: str) -> Path:
+    return repo.parent / f"{step}.held"
+
+
+def begun_file(repo: Path, step: str) -> Path:
+    """Is there as soon as an execution is held."""
+    return repo.parent / f"{step}.begun"
+
+
+@contextmanager
+def held_until(repo: Path, step: str, so_far: Callable[[], bool]) -> Iterator[None]:
+    """Lets the step begin nothing until `so_far` says so, at most 60 s; what was begun before ends."""
+    held = held_file(repo, step)
+    begun_file(repo, step).unlink(missing_ok=True)
+    held.touch()
+
+    def watch() -> None:
+        end = time.monotonic() + 60
+        while not so_far() and time.monotonic() < end and held.exists():
+            time.sleep(0.02)
+        held.unlink(missing_ok=True)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield
+    finally:
+        held.unlink(missing_ok=True)
+        watching.join()
