@@ -1,11 +1,13 @@
 """The Python model of `served_models`, as Triton's stub runs it: it does what each text says.
 
-`sleep S` waits S seconds, unless the request is cancelled; `bad` is refused with its index; `fail` is an internal
-error; everything else is answered at once.
+`sleep S` waits S seconds, and `wait FILE` until the file is there, unless the request is cancelled; `bad` is refused
+with its index; `fail` is an internal error; everything else is answered at once.
 """
 
 import json
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -38,9 +40,9 @@ class TritonPythonModel:
                 return self.error(message, pb_utils.TritonError.INVALID_ARG)
             if word == "fail":
                 return self.error("the engine broke", pb_utils.TritonError.INTERNAL)
-            if word == "sleep":
-                end = time.monotonic() + float(argument.split()[0])
-                while time.monotonic() < end:
+            if word in ("sleep", "wait"):
+                is_over = self.end(word, argument.split()[0])
+                while not is_over():
                     if request.is_cancelled():
                         self.note(f"cancelled {text}")
                         return self.error("cancelled", pb_utils.TritonError.CANCELLED)
@@ -49,6 +51,12 @@ class TritonPythonModel:
         scores = np.tile(np.array([3, 2, 1], np.float32), (len(texts), 1))
         tensors = [pb_utils.Tensor(self.output, np.array(names, object)), pb_utils.Tensor("SCORE", scores)]
         return pb_utils.InferenceResponse(tensors)
+
+    def end(self, word: str, argument: str) -> Callable[[], bool]:
+        if word == "wait":
+            return Path(argument).exists
+        end = time.monotonic() + float(argument)
+        return lambda: time.monotonic() >= end
 
     def error(self, message: str, code: object) -> object:
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

@@ -80,7 +80,7 @@ class Proxy:
                     break
                 if self.fault == "slow" and answers:
                     time.sleep(self._delay_s)
-                while self.fault == "hang":
+                while self.fault == "hang" and answers:
                     time.sleep(0.01)
                 sink.sendall(data)
         except OSError:

@@ -52,7 +52,7 @@ def write_models(
         input=tensors[0],
         output=tensors[1],
         server=server,
-        log=folder.parent / f"{server}.log",
+        log=log_of(folder, server),
         instances=instances,
         max_batch_size=max_batch_size,
     )
@@ -60,9 +60,14 @@ def write_models(
     return folder
 
 
+def log_of(folder: Path, server: str) -> Path:
+    """Returns where the server's models note what they run."""
+    return folder.parent / f"{server}.log"
+
+
 def executed(folder: Path, server: str) -> list[str]:
     """Returns what the server's models have run, a line an event: `text`, or `cancelled text`."""
-    log = folder.parent / f"{server}.log"
+    log = log_of(folder, server)
     return log.read_text(encoding="utf-8").splitlines() if log.exists() else []
 
 
@@ -84,6 +89,11 @@ class Served:
     def url(self) -> str:
         """The server's gRPC address."""
         return self.server.grpc_url
+
+    @property
+    def log(self) -> Path:
+        """Where its models note what they run."""
+        return log_of(self.repository, self.name)
 
     def kill(self) -> None:
         """Ends Triton by SIGKILL: nothing is drained, nothing said."""

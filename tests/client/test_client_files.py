@@ -19,6 +19,7 @@ from tritonpress_client.answer_files import AnswerFile
 from tritonpress_client.cli import main
 from tritonpress_client.progress import ProgressBar
 from tritonpress_client.request_files import Request, read_requests
+from waiting import until
 
 Servers = tuple[Served, Served]
 
@@ -72,11 +73,13 @@ def test_failures_go_to_a_side_file_and_are_asked_again(
     servers: Servers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = write_queries(tmp_path / "in.jsonl", ["a", "bad", "b", " ", "c"])
-    assert main(command(servers, source, tmp_path / "out.jsonl")) == 2
+    # What is late by its share of the deadline is sent again, and would count.
+    words = command(servers, source, tmp_path / "out.jsonl", "--timeout-s", "60")
+    assert main(words) == 2
     assert "`queries[3]` is empty" in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").read_bytes()
     write_queries(source, ["a", "bad", "b", "c", "bad 2"])
-    assert main(command(servers, source, tmp_path / "out.jsonl")) == 2
+    assert main(words) == 2
     assert "2 of 5 failed, see" in capsys.readouterr().err
     failures = read(tmp_path / "out.jsonl.failures.jsonl")
     assert [(entry["line"], entry["query"], entry["error"]) for entry in failures] == [
@@ -86,7 +89,7 @@ def test_failures_go_to_a_side_file_and_are_asked_again(
     assert str(failures[0]["message"]).startswith("model 'recommendation' at ")
     assert [entry["line"] for entry in read(tmp_path / "out.jsonl")] == [1, 3, 4]
     asked = sum(len(served.executed()) for served in servers)
-    assert main(command(servers, source, tmp_path / "out.jsonl")) == 2
+    assert main(words) == 2
     # Only the two are asked again: together, then each alone.
     assert sum(len(served.executed()) for served in servers) - asked == 3
     assert "3 of 5 are answered in" in capsys.readouterr().err
@@ -100,15 +103,18 @@ def test_a_failure_of_the_server_ends_with_1(servers: Servers, tmp_path: Path) -
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
 def test_a_run_that_was_killed_goes_on(servers: Servers, tmp_path: Path, suffix: str) -> None:
-    queries = [f"sleep 0.001 {number}" for number in range(3000)]
+    queries = [f"query {number}" for number in range(3000)]
+    # In the second chunk: the run has written something, and does not end before it is killed.
+    queries[1500] = f"wait {tmp_path / 'release'}"
     source = write_queries(tmp_path / "in.jsonl", queries)
     out = tmp_path / f"out{suffix}"
-    words = [sys.executable, "-m", "tritonpress_client.cli", *command(servers, source, out, "-k", "1")]
+    arguments = command(servers, source, out, "-k", "1", "--timeout-s", "120")
+    words = [sys.executable, "-m", "tritonpress_client.cli", *arguments]
     with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
-        end = time.monotonic() + 30
-        while time.monotonic() < end and not (out.exists() and out.stat().st_size > 1000):
-            time.sleep(0.02)
+        has_written = until(lambda: out.exists() and out.stat().st_size > 1000)
         process.send_signal(signal.SIGKILL)
+    (tmp_path / "release").touch()
+    assert has_written
     left = out.read_bytes()
     assert left.count(b"\n") < 3000
     # As if the system had stopped in the middle of a line.

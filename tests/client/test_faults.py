@@ -12,6 +12,7 @@ from proxy import Fault, Proxy
 from served_models import Served
 from tritonpress_client import (
     AsyncRecommender,
+    Balancing,
     DeadlineExceededError,
     ModelUnavailableError,
     Options,
@@ -20,6 +21,7 @@ from tritonpress_client import (
     ServerError,
     ServerUnreachableError,
 )
+from waiting import until
 
 Proxies = tuple[Proxy, Proxy]
 
@@ -29,42 +31,50 @@ def server_of(recommender: Recommender, text: str = "red lamp") -> str:
     return recommender.recommend(text)[1].item_id
 
 
+def answers(recommender: Recommender) -> bool:
+    """Returns whether the first server answers by now."""
+    try:
+        return server_of(recommender) == "one"
+    except (ServerUnreachableError, DeadlineExceededError):
+        return False
+
+
 @pytest.mark.parametrize(
-    ("fault", "kind"),
+    ("fault", "kind", "timeout_s", "most_s"),
     [
-        ("hang", (DeadlineExceededError, ServerUnreachableError)),
-        ("half_open", (DeadlineExceededError, ServerUnreachableError)),
-        ("reset", ServerUnreachableError),
-        ("refuse", ServerUnreachableError),
-        ("garbage", ServerUnreachableError),
+        ("hang", DeadlineExceededError, 3.0, 6.0),
+        # Long before gRPC gives up connecting (2 s), so that the kind says that it was the deadline.
+        ("half_open", DeadlineExceededError, 0.5, 20.0),
+        ("reset", ServerUnreachableError, 20.0, 20.0),
+        ("refuse", ServerUnreachableError, 20.0, 20.0),
+        ("garbage", ServerUnreachableError, 20.0, 20.0),
     ],
 )
 def test_one_bad_server_is_named_within_the_deadline(
-    proxies: Proxies, fault: Fault, kind: type[Exception] | tuple[type[Exception], ...]
+    proxies: Proxies, fault: Fault, kind: type[Exception], timeout_s: float, most_s: float
 ) -> None:
-    proxies[0].fault = fault
-    with Recommender(proxies[0].url, timeout_s=1.0) as recommender:
+    with Recommender(proxies[0].url, timeout_s=timeout_s) as recommender:
+        if fault == "hang":
+            # On an open connection nothing but the deadline ends the call.
+            assert until(lambda: answers(recommender))
+        proxies[0].fault = fault
         started = time.monotonic()
         with pytest.raises(kind, match=proxies[0].url) as caught:
             recommender.recommend("red lamp")
-        assert time.monotonic() - started < 2.0
+        assert time.monotonic() - started < most_s
         assert caught.value.target == proxies[0].url  # type: ignore[union-attr]
         assert caught.value.attempts >= 1  # type: ignore[union-attr]
         proxies[0].fault = "none"
         proxies[0].reset_all()
-        deadline = time.monotonic() + 8
-        while time.monotonic() < deadline:
-            try:
-                assert server_of(recommender) == "one"
-                return
-            except (ServerUnreachableError, DeadlineExceededError):
-                time.sleep(0.05)
-    pytest.fail("it did not come back")
+        assert until(lambda: answers(recommender)), "it did not come back"
 
 
 @pytest.mark.parametrize("fault", ["hang", "half_open", "reset", "refuse", "garbage"])
 def test_beside_a_good_server_a_bad_one_loses_nothing(proxies: Proxies, fault: Fault) -> None:
-    with Recommender([proxy.url for proxy in proxies], timeout_s=3.0) as recommender:
+    # So that few have to hang: an attempt's share of the deadline leaves time for another, and is less than gRPC gives
+    # to connecting.
+    options = Options(balancing=Balancing(failures=2))
+    with Recommender([proxy.url for proxy in proxies], timeout_s=5.0, options=options) as recommender:
         assert {server_of(recommender) for _ in range(40)} == {"one", "two"}
         proxies[0].fault = fault
         if fault in ("half_open", "refuse", "garbage"):
@@ -77,7 +87,7 @@ def test_beside_a_good_server_a_bad_one_loses_nothing(proxies: Proxies, fault: F
 @pytest.mark.parametrize("fault", ["hang", "reset"])
 def test_the_same_in_async(proxies: Proxies, fault: Fault) -> None:
     async def ask() -> list[str]:
-        async with AsyncRecommender([proxy.url for proxy in proxies], timeout_s=3.0) as recommender:
+        async with AsyncRecommender([proxy.url for proxy in proxies], timeout_s=6.0) as recommender:
             await asyncio.gather(*(recommender.recommend("red lamp") for _ in range(20)))
             proxies[0].fault = fault
             answers = await asyncio.gather(*(recommender.recommend("red lamp") for _ in range(40)))
@@ -101,27 +111,29 @@ def test_a_reset_in_the_middle_is_retried_on_a_new_connection(proxies: Proxies, 
 
 def test_a_hedge_is_sent_after_the_time_that_was_set(proxies: Proxies, servers: tuple[Served, Served]) -> None:
     options = Options(retries=Retries(hedge_after=0.1))
-    with Recommender([proxy.url for proxy in proxies], timeout_s=10.0, options=options) as recommender:
+    # Without a hedge, another server is asked after a third of the deadline.
+    with Recommender([proxy.url for proxy in proxies], timeout_s=90.0, options=options) as recommender:
         assert {server_of(recommender) for _ in range(40)} == {"one", "two"}
         proxies[0].fault = "hang"
         started = time.monotonic()
         assert server_of(recommender, "hedged") == "two"
-        assert time.monotonic() - started < 2.0
+        assert time.monotonic() - started < 25
 
 
 def test_a_hedge_after_the_p95(proxies: Proxies) -> None:
     options = Options(retries=Retries(hedge_after="p95"))
-    with Recommender([proxy.url for proxy in proxies], timeout_s=20.0, options=options) as recommender:
+    with Recommender([proxy.url for proxy in proxies], timeout_s=90.0, options=options) as recommender:
         for _ in range(60):
             server_of(recommender)
         proxies[0].fault = "hang"
         started = time.monotonic()
         assert [server_of(recommender) for _ in range(5)] == ["two"] * 5
-        assert time.monotonic() - started < 4.0
+        assert time.monotonic() - started < 25
 
 
 def test_what_failed_on_the_server_is_not_sent_again(servers: tuple[Served, Served]) -> None:
-    with Recommender([served.url for served in servers]) as recommender:
+    # A share of the deadline that no pause of the machine uses up: what is late is sent to the other server too.
+    with Recommender([served.url for served in servers], timeout_s=60) as recommender:
         recommender.recommend("red lamp")
         before = sum(served.executed().count("fail once") for served in servers)
         with pytest.raises(ServerError, match=r"failed with INTERNAL; .* the engine broke") as caught:
@@ -145,7 +157,9 @@ def test_the_retry_budget_bounds_what_is_sent_again(proxies: Proxies) -> None:
 
 
 def test_a_circuit_that_is_open_fails_at_once_and_closes_again(proxies: Proxies) -> None:
-    with Recommender(proxies[0].url) as recommender:
+    # Left out for so long that the calls below come before the first trial.
+    options = Options(balancing=Balancing(open_s=3.0))
+    with Recommender(proxies[0].url, timeout_s=20, options=options) as recommender:
         server_of(recommender)
         proxies[0].fault = "refuse"
         proxies[0].reset_all()
@@ -157,13 +171,7 @@ def test_a_circuit_that_is_open_fails_at_once_and_closes_again(proxies: Proxies)
         assert "all have failed in a row; the next trial is in" in seen[-1]
         assert caught.value.attempts == 0
         proxies[0].fault = "none"
-        end = time.monotonic() + 10
-        while time.monotonic() < end:
-            try:
-                assert server_of(recommender) == "one"
-                break
-            except ServerUnreachableError:
-                time.sleep(0.05)
+        assert until(lambda: answers(recommender))
         assert server_of(recommender) == "one"
 
 

@@ -74,7 +74,7 @@ def test_mutual_tls_and_a_header(guarded: TritonServer, certificates: Certificat
 def test_the_name_in_the_certificate_may_be_another(guarded: TritonServer, certificates: Certificates) -> None:
     for name, right in (("triton.test", True), ("other.test", False)):
         options = Options(tls=tls(certificates, server_name=name))
-        with Connection(guarded.grpc_url, timeout_s=2, options=options) as connection:
+        with Connection(guarded.grpc_url, timeout_s=20, options=options) as connection:
             if right:
                 assert connection.ready()
             else:
@@ -92,7 +92,7 @@ def test_without_the_right_certificates_nothing_answers(
         "tls": None,
     }[without]
     with (
-        Connection(guarded.grpc_url, timeout_s=2, options=Options(tls=settings)) as connection,
+        Connection(guarded.grpc_url, timeout_s=20, options=Options(tls=settings)) as connection,
         pytest.raises(ServerUnreachableError, match=guarded.grpc_url),
     ):
         connection.ready()
@@ -153,7 +153,7 @@ def test_nothing_secret_is_shown(
     token = BearerToken(lambda: SECRET)
     key = certificates.client_key.read_text().splitlines()[1]
     options = Options(tls=tls(certificates), metadata=lambda: {HEADER: SECRET, **token()})
-    with Recommender(guarded.grpc_url, timeout_s=2, options=options) as recommender:
+    with Recommender(guarded.grpc_url, timeout_s=20, options=options) as recommender:
         recommender.recommend("red lamp")
         with pytest.raises(InvalidInputError) as caught:
             recommender.recommend("bad")

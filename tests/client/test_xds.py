@@ -16,6 +16,10 @@ import sys
 from tritonpress_client import Recommender, TritonpressError
 with Recommender("xds:///triton.test", timeout_s=float(sys.argv[1])) as recommender:
     try:
+        # A server takes its turn from when it is connected.
+        connected = set()
+        while len(connected) < 2:
+            connected.add(recommender.recommend("red lamp")[1].item_id)
         print(*(recommender.recommend(str(number))[1].item_id for number in range(30)))
     except TritonpressError as exc:
         print(type(exc).__name__, exc)
