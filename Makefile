@@ -27,7 +27,7 @@ demo: .venv/installed
 # where, and fails; one that ends its worker ends the run, as pytest-xdist 3.8 may wait for ever else.
 test: .venv/installed
 	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu' \
-		-o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true --max-worker-restart 0
+		-o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true --max-worker-restart 0
 
 test-slow: .venv/installed
 	@$(RUN) python -m pytest -m slow

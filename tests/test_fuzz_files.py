@@ -50,7 +50,7 @@ print(json.dumps(fuzz_files.fuzz(Misbehaving(), range(1), 0, work).failures))
 def run(*arguments: str) -> str:
     """Returns what a process prints that finds docs/."""
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=DOCS, capture_output=True, text=True, timeout=250, check=False
+        [sys.executable, *arguments], cwd=DOCS, capture_output=True, text=True, timeout=800, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout

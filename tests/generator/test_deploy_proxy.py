@@ -81,7 +81,7 @@ def proxy(
             yield found
         finally:
             process.terminate()
-            assert process.wait(30) == 0
+            assert process.wait(60) == 0
 
 
 def wait_until_open(proxy: Proxy, process: subprocess.Popen[bytes], log: Path) -> None:

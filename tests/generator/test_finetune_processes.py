@@ -119,7 +119,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def said(runs: dict[str, Path]) -> str:
     """What two processes say when they train all but the run that one process has begun."""
     together = start([recipe for name, recipe in runs.items() if name != "killed"], processes=2)
-    output, _ = together.communicate(timeout=300)
+    output, _ = together.communicate(timeout=1500)
     assert together.returncode == 0, output
     return output
 

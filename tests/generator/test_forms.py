@@ -58,7 +58,7 @@ def test_measure_finds_the_faster_of_two() -> None:
     batching = Batching(pad_id=0, packed=True)
     batches = [Sequences([[0, 0], [0]], [1, 1])] * 5
     candidates = {
-        name: form_choice.Candidate(batching, [taking(s), taking(s)]) for name, s in (("a", 0.003), ("b", 0.001))
+        name: form_choice.Candidate(batching, [taking(s), taking(s)]) for name, s in (("a", 0.03), ("b", 0.01))
     }
     figures = form_choice.measure(candidates, batches, rounds=3)
     assert figures["b"].texts_per_s > 1.5 * figures["a"].texts_per_s

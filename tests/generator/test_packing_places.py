@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 import pytest
 import trees
 from tritonpress_generator.errors import InputError
@@ -131,20 +130,31 @@ def test_file_that_changes_while_it_is_packed(tmp_path: Path, monkeypatch: pytes
             assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+UNPACK_UNTIL_INTERRUPTED = """
+import signal, sys, time
+from tritonpress_generator.cli import main
+from tritonpress_generator.packing import coding
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+decode, lengths = coding.decode, []
+
+def decode_two(streams, length):
+    if len(lengths) == 2:
+        time.sleep(600)
+    lengths.append(length)
+    return decode(streams, length)
+
+coding.decode = decode_two
+sys.exit(main(["unpack", *sys.argv[1:]]))
+"""
+
+
 @pytest.mark.slow
 def test_interrupted_unpack_leaves_nothing(tmp_path: Path) -> None:
-    # Contents that differ in every block take long to unpack, and little to make.
-    block = trees.weights(1 << 18)
-    with (trees.write(tmp_path / "source", {"empty": b""}) / "model.plan").open("wb") as file:
-        for number in range(80):
-            file.write(np.roll(block, number).tobytes())
-    pack(tmp_path / "source", tmp_path / "bundle")
-    command = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from tritonpress_generator.cli import main; sys.exit(main(['unpack', *sys.argv[1:]]))"
-    )
+    content = trees.weights(1 << 20).tobytes()
+    pack(trees.write(tmp_path / "source", {"empty": b"", "model.plan": content}), tmp_path / "bundle")
     before = sorted(path.name for path in tmp_path.iterdir())
-    arguments = [sys.executable, "-c", command, str(tmp_path / "bundle"), str(tmp_path / "target")]
+    arguments = [sys.executable, "-c", UNPACK_UNTIL_INTERRUPTED, str(tmp_path / "bundle"), str(tmp_path / "target")]
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
         while not list(tmp_path.glob(".tritonpress-*/tree/model.plan")):
             assert process.poll() is None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -353,10 +353,23 @@ def test_refusal_has_both_figures() -> None:
 
 
 def test_runs_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of its own: how busy the machine is decides nothing."""
+    now = [0.0]
+    ran: list[str] = []
+    monkeypatch.setattr(runner, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(runner, "TIMED_S", 0.1)
-    runners = {"slow": lambda feed: time.sleep(0.004), "fast": lambda feed: time.sleep(0.001)}
-    times = runner.timed(runners, INPUTS, [(1, 8), (2, 8)])
-    assert times["slow"] > 1.5 * times["fast"] > 0
+
+    def taking(name: str, seconds: float) -> Callable[[object], None]:
+        def run(feed: object) -> None:
+            ran.append(name)
+            # Something else has the machine once.
+            now[0] += 1.0 if ran.count(name) == 8 else seconds
+
+        return run
+
+    times = runner.timed({"slow": taking("slow", 0.004), "fast": taking("fast", 0.001)}, INPUTS, [(1, 8), (2, 8)])
+    assert times == pytest.approx({"slow": 8, "fast": 2})
+    assert ran[:16] == [*5 * ["slow"], *5 * ["fast"], *3 * ["slow", "fast"]]
 
 
 @pytest.mark.parametrize(

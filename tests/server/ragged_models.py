@@ -9,8 +9,6 @@ from tiny_models import FP32, INT64, graph, write_model
 
 INT8, INT32 = TensorProto.INT8, TensorProto.INT32
 DELAYED = {"max_queue_delay_microseconds": 200_000}
-TOGETHER = {"max_queue_delay_microseconds": 500_000}
-"""For tests that fail unless their requests share one execution."""
 KINDS = {
     "count": ("BATCH_ELEMENT_COUNT", "INT32"),
     "ends": ("BATCH_ACCUMULATED_ELEMENT_COUNT", "FP32"),
@@ -32,29 +30,34 @@ def scattered(name: str, source: str) -> dict[str, Any]:
     return {"target_name": [name], "kind": "BATCH_SCATTER_WITH_INPUT_SHAPE", "source_input": [source]}
 
 
+def _full_batches(rows: int) -> dict[str, Any]:
+    """The config with which requests of so many rows in all share one execution, however late one of them comes."""
+    return {"max_batch_size": rows, "dynamic_batching": {"max_queue_delay_microseconds": 30_000_000}}
+
+
 def write_ragged_models(repository: Path) -> None:
-    """Writes the models `counts`, `scatter`, `cut`, `few_rows`, `ragged_lookup` and `alone`."""
+    """Writes the models `counts`, `scatter`, `cut`, `few_rows` and `alone`.
+
+    `cut_together`, `few_rows_together` and `ragged_lookup` do what the last three do, to requests that fill a batch.
+    """
     _write_counts(repository)
     _write_scatter(repository)
     _write_cut(repository)
-    write_model(
-        repository,
-        "few_rows",
-        graph(
-            [helper.make_node("Slice", ["x", "zero", "two"], ["y"])],
-            {"x": (FP32, ["batch", 4])},
-            {"y": (FP32, ["some", 4])},
-            {"zero": np.array([0]), "two": np.array([2])},
-        ),
-        dynamic_batching=TOGETHER,
+    few_rows = graph(
+        [helper.make_node("Slice", ["x", "zero", "two"], ["y"])],
+        {"x": (FP32, ["batch", 4])},
+        {"y": (FP32, ["some", 4])},
+        {"zero": np.array([0]), "two": np.array([2])},
     )
+    write_model(repository, "few_rows", few_rows)
+    write_model(repository, "few_rows_together", few_rows, **_full_batches(4))
     lookup = graph(
         [helper.make_node("Gather", ["table", "x"], ["y"])],
         {"x": (INT64, ["total"])},
         {"y": (FP32, ["total"])},
         {"table": np.arange(10, dtype=np.float32)},
     )
-    for name, batching in ({"ragged_lookup": {"dynamic_batching": TOGETHER}, "alone": {}}).items():
+    for name, batching in ({"ragged_lookup": _full_batches(3), "alone": {}}).items():
         write_model(
             repository,
             name,
@@ -143,20 +146,22 @@ def _write_scatter(repository: Path) -> None:
 def _write_cut(repository: Path) -> None:
     """`head` is the first five elements of an execution's `x`, `twice` all of them and once more."""
     outputs = [{"name": name, "data_type": "TYPE_FP32", "dims": [-1]} for name in ("head", "twice")]
-    write_model(
-        repository,
-        "cut",
-        graph(
-            [
-                helper.make_node("Slice", ["x", "zero", "five"], ["head"]),
-                helper.make_node("Concat", ["x", "x"], ["twice"], axis=0),
-            ],
-            {"x": (FP32, ["total"])},
-            {"head": (FP32, ["some"]), "twice": (FP32, ["more"])},
-            {"zero": np.array([0]), "five": np.array([5])},
-        ),
-        input=[ragged("x")],
-        output=outputs,
-        batch_output=[scattered("head", "x"), scattered("twice", "x")],
-        dynamic_batching=TOGETHER,
+    cut = graph(
+        [
+            helper.make_node("Slice", ["x", "zero", "five"], ["head"]),
+            helper.make_node("Concat", ["x", "x"], ["twice"], axis=0),
+        ],
+        {"x": (FP32, ["total"])},
+        {"head": (FP32, ["some"]), "twice": (FP32, ["more"])},
+        {"zero": np.array([0]), "five": np.array([5])},
     )
+    for name, batching in ({"cut": {}, "cut_together": _full_batches(2)}).items():
+        write_model(
+            repository,
+            name,
+            cut,
+            input=[ragged("x")],
+            output=outputs,
+            batch_output=[scattered("head", "x"), scattered("twice", "x")],
+            **batching,
+        )

@@ -18,13 +18,26 @@ from tritonclient.utils import InferenceServerException
 ONE = np.zeros((1, 4), np.float32)
 SLOW_MODEL = """
 import time
+from pathlib import Path
 import triton_python_backend_utils as pb_utils
+
+folder = Path(FOLDER)
 
 class TritonPythonModel:
     def execute(self, requests):
-        time.sleep(6)
+        (folder / "running").touch()
+        end = time.monotonic() + 600
+        while not (folder / "released").exists() and time.monotonic() < end:
+            time.sleep(0.01)
         return [pb_utils.InferenceResponse([pb_utils.Tensor("y", r.inputs()[0].as_numpy())]) for r in requests]
 """
+
+
+def write_slow_model(folder: Path) -> Path:
+    """A repository with a model that writes `running` into `folder`, and answers once `released` is there."""
+    path = write_model(folder / "repo", "slow", None, platform="", backend="python") / "1" / "model.py"
+    path.write_text(SLOW_MODEL.replace("FOLDER", repr(str(folder))))
+    return folder / "repo"
 
 
 def tensor() -> grpcclient.InferInput:
@@ -35,17 +48,18 @@ def tensor() -> grpcclient.InferInput:
 
 def ready(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"http://{url}/v2/health/ready", timeout=2) as response:
+        with urllib.request.urlopen(f"http://{url}/v2/health/ready", timeout=60) as response:
             return bool(response.status == 200)
+    except TimeoutError:  # says nothing
+        raise
     except OSError:  # says no, or takes no new connection
         return False
 
 
 def test_readiness_goes_first_and_what_is_in_flight_is_answered(tmp_path: Path) -> None:
-    folder = write_model(tmp_path / "repo", "slow", None, platform="", backend="python")
-    (folder / "1" / "model.py").write_text(SLOW_MODEL)
+    repository = write_slow_model(tmp_path)
     with subprocess.Popen(
-        [*COMMAND, str(tmp_path / "repo"), *FREE_PORTS, "--drain-s", "60"],
+        [*COMMAND, str(repository), *FREE_PORTS, "--drain-s", "60"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -56,17 +70,21 @@ def test_readiness_goes_first_and_what_is_in_flight_is_answered(tmp_path: Path) 
         assert ready(http_url)
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(infer, grpc_url, "slow", {"x": ONE})
-            time.sleep(1)
+            while not (tmp_path / "running").exists():
+                if answer.done():
+                    answer.result()  # raises what it was refused with
+                time.sleep(0.01)
             process.send_signal(signal.SIGTERM)
             while ready(http_url):
                 time.sleep(0.02)
             # A balancer that asks sees it before the answer is there, and what is new is refused, not lost on the way.
             with grpcclient.InferenceServerClient(grpc_url) as client:
                 with pytest.raises(InferenceServerException, match="Server exiting"):
-                    client.is_server_ready(client_timeout=10)
+                    client.is_server_ready(client_timeout=60)
                 with pytest.raises(InferenceServerException, match="no available versions"):
-                    client.infer("slow", [tensor()], client_timeout=10)
+                    client.infer("slow", [tensor()], client_timeout=60)
             assert not answer.done()
+            (tmp_path / "released").touch()
             np.testing.assert_array_equal(answer.result()["y"], ONE)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
@@ -74,18 +92,18 @@ def test_readiness_goes_first_and_what_is_in_flight_is_answered(tmp_path: Path) 
 
 
 def test_what_takes_longer_than_the_time_to_drain_is_given_up(tmp_path: Path) -> None:
-    folder = write_model(tmp_path / "repo", "slow", None, platform="", backend="python")
-    (folder / "1" / "model.py").write_text(SLOW_MODEL.replace("sleep(6)", "sleep(600)"))
+    repository = write_slow_model(tmp_path)
     script = (
-        "import sys, threading, time; from tritonpress_server import Settings, TritonServer\n"
+        "import sys, threading, time; from pathlib import Path; from tritonpress_server import Settings, TritonServer\n"
         "from tiny_models import infer; import numpy as np\n"
         "server = TritonServer(sys.argv[1], log_path=sys.argv[2], settings=Settings(drain_s=1)); server.start()\n"
         "ask = lambda: infer(server.grpc_url, 'slow', {'x': np.zeros((1, 4), np.float32)})\n"
-        "threading.Thread(target=ask, daemon=True).start(); time.sleep(1)\n"
+        "threading.Thread(target=ask, daemon=True).start()\n"
+        "while not Path(sys.argv[3]).exists(): time.sleep(0.01)\n"
         "server.stop(timeout_s=5); print('stopped', flush=True)\n"
         "import os; os._exit(0)"
     )
-    command = [sys.executable, "-c", script, str(tmp_path / "repo"), str(tmp_path / "log")]
+    command = [sys.executable, "-c", script, str(repository), str(tmp_path / "log"), str(tmp_path / "running")]
     started = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=Path(__file__).parent)
     assert done.stdout == "stopped\n", done.stderr

@@ -83,6 +83,6 @@ def _stub_threads(server: TritonServer, model: str) -> int:
             arguments = (process / "cmdline").read_bytes().split(b"\0")
             if f"PPid:\t{server.pid}\n" in (process / "status").read_text() and f"/{model}/1/".encode() in arguments[1]:
                 return len(list((process / "task").iterdir()))
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             continue
     pytest.fail(f"no stub of {model}")

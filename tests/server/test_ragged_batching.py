@@ -114,9 +114,9 @@ def test_only_requested_outputs_are_scattered(served: TritonServer) -> None:
     assert {name: value.shape for name, value in answer.items()} == {"row": (1, 3, 2)}
 
 
-def _cut(served: TritonServer, size: int, output: str) -> Array:
+def _cut(served: TritonServer, size: int, output: str, *, model: str = "cut") -> Array:
     x = np.arange(size, dtype=np.float32)[None]
-    answer: Array = infer(served.grpc_url, "cut", {"x": x}, outputs=[output])[output]
+    answer: Array = infer(served.grpc_url, model, {"x": x}, outputs=[output])[output]
     np.testing.assert_array_equal(answer, x)
     return answer
 
@@ -133,10 +133,10 @@ def test_a_result_too_short_for_the_scatter_is_refused_and_the_model_lives_on(se
 
 
 def test_a_result_too_short_fails_only_the_requests_whose_part_is_missing(served: TritonServer) -> None:
-    _, before = executions(served.grpc_url, "cut")
-    answers = _mixed(lambda size: _cut(served, size, "head"), [3, 3])
+    _, before = executions(served.grpc_url, "cut_together")
+    answers = _mixed(lambda size: _cut(served, size, "head", model="cut_together"), [3, 3])
     assert sorted(isinstance(answer, InferenceServerException) for answer in answers) == [False, True]
-    assert executions(served.grpc_url, "cut")[1] - before == 1
+    assert executions(served.grpc_url, "cut_together")[1] - before == 1
 
 
 def test_what_nobody_takes_of_a_result_is_dropped_with_a_warning(served: TritonServer) -> None:
@@ -150,7 +150,8 @@ def test_what_nobody_takes_of_a_result_is_dropped_with_a_warning(served: TritonS
 def test_a_result_of_too_few_rows_is_refused_and_the_model_lives_on(served: TritonServer) -> None:
     with pytest.raises(InferenceServerException, match=r"failed to split output 'y' of shape \[2, 4\]"):
         infer(served.grpc_url, "few_rows", {"x": np.zeros((3, 4), np.float32)})
-    answers = _mixed(lambda _: infer(served.grpc_url, "few_rows", {"x": np.zeros((2, 4), np.float32)}), range(2))
+    two = np.zeros((2, 4), np.float32)
+    answers = _mixed(lambda _: infer(served.grpc_url, "few_rows_together", {"x": two}), range(2))
     assert sorted(isinstance(answer, InferenceServerException) for answer in answers) == [False, True]
     x = np.ones((2, 4), np.float32)
     np.testing.assert_array_equal(infer(served.grpc_url, "few_rows", {"x": x})["y"], x)
@@ -175,5 +176,5 @@ def test_a_run_that_fails_fails_all_its_requests_as_natively_and_no_later_one(se
         with pytest.raises(InferenceServerException, match=r"onnx runtime error: .*indices element out of data bounds"):
             raise answer
     assert executions(served.grpc_url, "ragged_lookup")[1] - before == 1
-    for answer in _mixed(lambda indices: _look_up(served, "ragged_lookup", indices), [[1, 2], [3]]):
+    for answer in _mixed(lambda indices: _look_up(served, "ragged_lookup", indices), [[1, 2], [3], [4, 5]]):
         assert not isinstance(answer, BaseException)

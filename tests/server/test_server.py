@@ -23,14 +23,17 @@ from tritonpress_server import (
     TritonServer,
 )
 from tritonpress_server.guard import clean_up
+from tritonpress_server.ports import choose_ports
 
 ONE = np.zeros((1, 4), np.float32)
 SLOW_MODEL = """
 import time
+from pathlib import Path
 import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
     def execute(self, requests):
+        Path(RUNNING).touch()
         time.sleep(1.5)
         return [pb_utils.InferenceResponse([pb_utils.Tensor("y", r.inputs()[0].as_numpy())]) for r in requests]
 """
@@ -38,11 +41,11 @@ class TritonPythonModel:
 
 def _children(pid: int) -> set[int]:
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return {int(child) for task in tasks for child in task.read_text().split()}
+    return {int(child) for task in tasks for child in _said(task).split()}
 
 
-def _gone(pids: set[int], *, within_s: float) -> bool:
-    deadline = time.monotonic() + within_s
+def _gone(pids: set[int]) -> bool:
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if not any(_runs(pid) for pid in pids):
             return True
@@ -51,10 +54,16 @@ def _gone(pids: set[int], *, within_s: float) -> bool:
 
 
 def _runs(pid: int) -> bool:
+    status = _said(Path(f"/proc/{pid}/status"))
+    return status != "" and "\nState:\tZ" not in status
+
+
+def _said(path: Path) -> str:
+    """What a file in /proc says; nothing of a process or a thread that ends meanwhile."""
     try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
+        return path.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def _listening(port: int) -> set[str]:
@@ -103,7 +112,7 @@ def test_ports_that_are_given_are_taken_and_the_log_is_kept(repository: Path, tm
         assert stubs
         with pytest.raises(ServerStartError, match="runs already"):
             server.start()
-    assert _gone(everything, within_s=1)
+    assert _gone(everything)
     assert server.pid == 0
     assert log.read_text().startswith("what was there\n")
     assert other.log_path is None
@@ -125,21 +134,18 @@ def test_ports_that_cannot_be_are_refused(repository: Path, options: dict[str, i
 def test_a_port_that_is_lost_while_triton_starts_is_named(repository: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         options = [f"--http-port={other.getsockname()[1]}"]
+        # No outgoing connection takes these before Triton binds them.
+        ports = choose_ports("127.0.0.1", {"grpc": None, "http": None, "metrics": None})
         server = TritonServer(
             repository,
-            grpc_port=_free(),
-            http_port=_free(),
-            metrics_port=_free(),
+            grpc_port=ports["grpc"],
+            http_port=ports["http"],
+            metrics_port=ports["metrics"],
             log_path=tmp_path / "log",
             extra_args=options,
         )
         with pytest.raises(PortInUseError, match="a port was taken while Triton started"):
             server.start()
-
-
-def _free() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize(
@@ -174,7 +180,8 @@ def test_a_start_that_takes_too_long_is_given_up(repository: Path, tmp_path: Pat
 
 def test_stop_lets_requests_in_flight_end_and_a_chosen_model_is_served_alone(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "repo", "slow", None, platform="", backend="python")
-    (folder / "1" / "model.py").write_text(SLOW_MODEL)
+    running = tmp_path / "running"
+    (folder / "1" / "model.py").write_text(SLOW_MODEL.replace("RUNNING", repr(str(running))))
     write_model(tmp_path / "repo", "add_one", add_one())
     server = TritonServer(tmp_path / "repo", models=["slow"])
     # Started by a thread that ends: the server must live as long as the process, not as that thread.
@@ -184,7 +191,10 @@ def test_stop_lets_requests_in_flight_end_and_a_chosen_model_is_served_alone(tmp
     assert server.served_models() == [("slow", "1")]
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(infer, server.grpc_url, "slow", {"x": ONE})
-        time.sleep(0.5)
+        while not running.exists():
+            if answer.done():
+                answer.result()  # raises what it was refused with
+            time.sleep(0.01)
         server.stop()
         np.testing.assert_array_equal(answer.result()["y"], ONE)
 
@@ -205,10 +215,10 @@ def test_server_and_stubs_die_with_a_killed_process(repository: Path, tmp_path: 
         leftovers = _leftovers(server)
         assert len(leftovers) >= 2
         os.kill(parent.pid if victim == "parent" else guard, signal.SIGKILL)
-        assert _gone({server, *stubs}, within_s=5)
+        assert _gone({server, *stubs})
         parent.kill()
     if victim == "parent":
-        assert _gone({guard}, within_s=5)
+        assert _gone({guard})
         assert not [path for path in leftovers if path.exists()]
     else:
         clean_up(leftovers[0])

@@ -80,7 +80,7 @@ def infer(url: str, model: str, inputs: dict[str, Array], *, outputs: list[str] 
         tensors[-1].set_data_from_numpy(value)
     requested = None if outputs is None else [grpcclient.InferRequestedOutput(name) for name in outputs]
     with grpcclient.InferenceServerClient(url) as client:
-        result = client.infer(model, tensors, outputs=requested, client_timeout=30)
+        result = client.infer(model, tensors, outputs=requested, client_timeout=60)
         return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
 
