@@ -84,19 +84,25 @@ class Conductor:
             before: Called when all are ready, before the first request.
 
         Raises:
-            LoadGeneratorError: A process ended without a result.
+            LoadGeneratorError: A process ended without a result, or there was a wish to end before the first request.
         """
         generators = self._generators(stage.is_open)
+        self._check_wanted()  # what was not started yet has not heard the wish to end
         for generator in generators:
             order = {"stage": stage.model_dump(exclude_unset=True), "number": number, "sha256": self._sha256}
             generator.say({**order, "process": generator.place, "of": len(self._hosts)})
         self._collect(stage.is_open, "ready", lambda ticks: None)
         ahead_s = {generator.place: self._ahead_s(stage.is_open, generator) for generator in generators}
         before()
+        self._check_wanted()  # what heard it before the order has ignored it
         start_s = time.monotonic() + _START_IN_S
         for generator in generators:
             generator.say({"start_s": start_s + ahead_s[generator.place]})
         return self._collect(stage.is_open, "stage", lambda ticks: progress(_sum(ticks)))
+
+    def _check_wanted(self) -> None:
+        if self.interrupted:
+            raise LoadGeneratorError("interrupted before the stage began")
 
     def _ahead_s(self, is_open: bool, generator: _Generator) -> float:
         """Returns how far a process's clock is ahead of this one's, in s.

@@ -28,7 +28,8 @@ def generator_figures(
     """Returns what the generator says of itself.
 
     processes, cpu_share (of the busiest, 1 is a core), loop_lag_ms and start_lag_ms ({p50, p99, max}; null if none),
-    rss_bytes, and `bottleneck`: why its own slowness is in the figures, empty if it is not.
+    began_late_s (of a closed loop, whose figures count from then on), rss_bytes, and `bottleneck`: why its own slowness
+    is in the figures, empty if it is not.
     """
     loop_lag, start_lag = (_lag_ms(histogram) for histogram in (measured.loop_lag, measured.start_lag))
     cpu_share = max(measured.cpu_shares)
@@ -51,6 +52,7 @@ def generator_figures(
         "cpu_share": cpu_share,
         "loop_lag_ms": loop_lag,
         "start_lag_ms": start_lag,
+        "began_late_s": measured.began_late_s,
         "rss_bytes": sum(measured.rss_bytes),
         "bottleneck": bottleneck,
     }

@@ -63,19 +63,23 @@ class _LoadGenerator:
             self._runner.quit()
 
     def _measure(self, order: Order, start_s: float) -> None:
-        """Lets the users send for the stage's duration, waits for the last answers and reports."""
+        """Lets the users send for the stage's duration, waits for the last answers and reports.
+
+        One that wakes too late to begin when it should begins then, and holds its load for as long.
+        """
         duration_s = order.stage.duration_s
-        self._start_s, self._measuring = start_s, True
+        self._measuring = True
         self._recorder = Recorder(self._loaded.models, duration_s, self._loaded.scenario.timeout_s)
         self._stop.wait(max(0.0, start_s - time.monotonic()))
         cpu_s = time.process_time()
         beat = gevent.spawn(self._beat)
+        self._start_s = time.monotonic()
         self._user.gate.open()
-        while (elapsed_s := time.monotonic() - start_s) < duration_s and not self._stop.is_set():
+        while (elapsed_s := time.monotonic() - self._start_s) < duration_s and not self._stop.is_set():
             self._stop.wait(min(TICK_S, duration_s - elapsed_s))
             self._tick(order.users)
         self._user.gate.close()
-        elapsed_s = time.monotonic() - start_s
+        elapsed_s = time.monotonic() - self._start_s
         self._user.gate.drain()
         beat.kill()
         self._measuring = False
@@ -83,7 +87,8 @@ class _LoadGenerator:
             {
                 "event": "stage",
                 "duration_s": elapsed_s,
-                "cpu_share": (time.process_time() - cpu_s) / (time.monotonic() - start_s),
+                "began_late_s": max(0.0, self._start_s - start_s),
+                "cpu_share": (time.process_time() - cpu_s) / (time.monotonic() - self._start_s),
                 "rss_bytes": psutil.Process().memory_info().rss,
                 "most_in_flight": order.users,
                 **self._recorder.state(),

@@ -39,6 +39,8 @@ class Measured:
     """Requests that a schedule had; 0 of a closed loop."""
     gave_up_after_s: float | None
     """When the generator, too late by its own fault, sent no more; None if it did send all."""
+    began_late_s: float
+    """By how much the last process began after its moment; 0 of a schedule, whose requests are late each."""
     start_lag: HdrHistogram
     loop_lag: HdrHistogram
     cpu_shares: list[float]
@@ -109,6 +111,7 @@ def merge(events: list[dict[str, Any]], models: list[str]) -> Measured:
         most_in_flight=sum(event["most_in_flight"] for event in events),
         due=sum(event.get("due", 0) for event in events),
         gave_up_after_s=max(filter(None, (event.get("gave_up_after_s") for event in events)), default=None),
+        began_late_s=max(event.get("began_late_s", 0.0) for event in events),
         start_lag=histograms.merged(event["start_lag"] for event in events),
         loop_lag=histograms.merged(event["loop_lag"] for event in events),
         cpu_shares=[event["cpu_share"] for event in events],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 _FEW = 1000
+_LATE_SHARE = 0.05  # of the duration
 
 
 def notes(stage: dict[str, Any]) -> list[str]:
@@ -31,6 +32,11 @@ def notes(stage: dict[str, Any]) -> list[str]:
         said.append(f"not stable: {'; '.join(stage['unstable'])}")
     if stage["generator"]["bottleneck"]:
         said.append(f"the load generator was the bottleneck: it {stage['generator']['bottleneck']}")
+    began_late_s = stage["generator"]["began_late_s"]
+    if began_late_s > _LATE_SHARE * stage["planned_duration_s"]:
+        said.append(
+            f"the load began {began_late_s:.1f} s late: its figures count from then on, the server's CPU from before"
+        )
     if stage["late"]:
         said.append(f"{stage['late']:,} requests were sent more than 1 ms after their moment; their latency counts it")
     if stage["limit_hits"]:

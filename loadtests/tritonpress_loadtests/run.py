@@ -7,7 +7,7 @@ import shlex
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,7 +23,7 @@ from tritonpress_loadtests.binding import binding_resource
 from tritonpress_loadtests.conductor import Conductor, Progress
 from tritonpress_loadtests.course import breakpoint_found, check_size, course, recovery_found, warm_up
 from tritonpress_loadtests.errors import LoadGeneratorError, NothingMeasuredError, ScenarioError
-from tritonpress_loadtests.measured import merge
+from tritonpress_loadtests.measured import Measured, merge
 from tritonpress_loadtests.report import write_report, write_results
 from tritonpress_loadtests.results import Results, model_rows, summarise_stage
 from tritonpress_loadtests.scenario import LoadedScenario, load_scenario
@@ -181,7 +181,12 @@ class _Load:
             raise NothingMeasuredError("interrupted before the first stage; nothing is written")
         return stages
 
-    def _send(self, stage: Stage, number: int) -> list[dict[str, Any]]:
+    def _send(self, stage: Stage, number: int) -> Measured:
+        """Runs a stage between two snapshots of the server's statistics, both taken while no request is in flight.
+
+        The warm-up too, so that no answer of it is counted in the stage behind it.
+        """
+
         def tick(event: dict[str, Any]) -> None:
             self.progress({**event, "label": stage.label, "warm_up": number < 0, "duration_s": stage.duration_s})
 
@@ -190,28 +195,40 @@ class _Load:
             self._before = self._statistics()
             self.watch.start()
 
-        return self.conductor.run(stage, number, progress=tick, before=begin)
+        events = self.conductor.run(stage, number, progress=tick, before=begin)
+        self.watch.stop()
+        measured = merge(events, self.loaded.models)
+        answered = {model: int(measured.counts(place)[1].sum()) for place, model in enumerate(self.loaded.models)}
+        self._after = self._statistics(answered)
+        return measured
 
     def _measure(self, stage: Stage, number: int) -> dict[str, Any]:
-        """Runs a stage between two snapshots of the server's statistics, both taken while no request is in flight.
+        """Returns the summary of a stage after running it.
 
-        A server that tells them no more is no reason to lose the stage: what it answered, or did not, is counted here.
+        A server that tells its statistics no more is no reason to lose it: what it answered, or did not, is counted
+        here.
         """
-        events = self._send(stage, number)
-        server = self.watch.finish()
-        before, after = self._before, self._statistics()
+        measured = self._send(stage, number)
+        server = self.watch.finish()  # the endpoint counts with the statistics, which are settled
+        before, after = self._before, self._after
         rows = [] if before is None or after is None else model_rows(before, after)
         limits = self.loaded.scenario.generator
-        summary = summarise_stage(stage, merge(events, self.loaded.models), self.loaded.models, rows, limits)
+        summary = summarise_stage(stage, measured, self.loaded.models, rows, limits)
         summary["notes"] += dict.fromkeys([*self._missing, *self.watch.missing])
         summary["server"] = server
         summary["binding"] = binding_resource(summary, self.served, environment.machine()["cores"])
         return summary
 
-    def _statistics(self) -> list[ModelStatistics] | None:
-        """Returns the server's statistics; None, and a note, where it does not tell them."""
+    def _statistics(self, answered: Mapping[str, int] | None = None) -> list[ModelStatistics] | None:
+        """Returns the server's statistics; None, and a note, where it does not tell them.
+
+        Args:
+            answered: By model, how many requests have been answered since the last ones.
+        """
         try:
-            return settled_statistics(self.connection)
+            if answered is None or self._before is None:
+                return settled_statistics(self.connection)
+            return settled_statistics(self.connection, before=self._before, answered=answered)
         except TritonpressError as exc:
             self._missing.append(f"Triton's statistics are not there: {exc}")
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tritonpress_client import Connection, ModelStatistics, Options
@@ -12,6 +13,7 @@ from tritonpress_loadtests.served_models import served_models
 
 _MOST_SNAPSHOTS = 20  # a server that others load never stands still
 _SETTLING_S = 0.03
+_MOST_UNCOUNTED = 150  # 5 s: a server that restarted never counts what it answered before
 
 
 def check(loaded: LoadedScenario, url: str, options: Options) -> dict[str, Any]:
@@ -32,12 +34,33 @@ def check(loaded: LoadedScenario, url: str, options: Options) -> dict[str, Any]:
     return {"server": {"name": server.name, "version": server.version}, "served": served}
 
 
-def settled_statistics(connection: Connection) -> list[ModelStatistics]:
-    """Returns the server's statistics once they stand still: Triton answers a request first and counts it then."""
+def settled_statistics(
+    connection: Connection, *, before: Sequence[ModelStatistics] = (), answered: Mapping[str, int] | None = None
+) -> list[ModelStatistics]:
+    """Returns the server's statistics once they stand still: Triton answers a request first and counts it then.
+
+    Args:
+        connection: To the server.
+        before: Earlier statistics.
+        answered: By model, how many requests have been answered since; that they are counted is waited for.
+    """
     latest = connection.statistics()
-    for _ in range(_MOST_SNAPSHOTS):
+    for snapshots in range(1, _MOST_UNCOUNTED + 1):
         time.sleep(_SETTLING_S)
         earlier, latest = latest, connection.statistics()
-        if latest == earlier:
+        settled = latest == earlier or snapshots >= _MOST_SNAPSHOTS
+        if settled and _are_counted(before, latest, answered or {}):
             break
     return latest
+
+
+def _are_counted(
+    before: Sequence[ModelStatistics], latest: Sequence[ModelStatistics], answered: Mapping[str, int]
+) -> bool:
+    grown = {model: _successes(latest, model) - _successes(before, model) for model in answered}
+    # A server that restarted meanwhile counts from 0 again.
+    return not any(0 <= grown[model] < count for model, count in answered.items())
+
+
+def _successes(statistics: Sequence[ModelStatistics], model: str) -> int:
+    return sum(entry.success.count for entry in statistics if entry.name == model)

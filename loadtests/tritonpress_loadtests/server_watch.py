@@ -64,6 +64,8 @@ class ServerWatch:
             raise ScenarioError(f"`--server-pid` {pid} is no process here; leave it out for a remote server") from exc
         self._memory_bytes: list[int] = []
         self._meanwhile: list[Samples] = []
+        self.readings: list[Samples] = []
+        """Of the stage that was stopped last, what was read of the GPUs during it."""
         self._stopped = threading.Event()
         self._before: Samples | None = self._scrape()
         self._has_gpu = any(name in _GPU for name, _, _ in self._before)
@@ -91,29 +93,34 @@ class ServerWatch:
         self._meanwhile = []
         self._started_s = time.monotonic()
 
+    def stop(self) -> None:
+        """Ends a stage's time; what the server counts of it may still come, and is read by `finish`."""
+        self._elapsed_s = time.monotonic() - self._started_s
+        if self._root is not None and _has_ended(self._root):
+            self._root = None
+        # Of a stub that has ended meanwhile its time is gone too.
+        self._cores = max(0.0, self._cpu_s() - self._cpu_before_s) / self._elapsed_s if self._root else None
+        self._machine_cpu_share = psutil.cpu_percent() / 100
+        self._most_bytes = max(self._memory_bytes, default=self._resident_bytes()) if self._root else None
+        self.readings = list(self._meanwhile)
+
     def finish(self) -> dict[str, Any]:
-        """Returns a stage's figures; None where the server's processes are not on this machine, or are no more.
+        """Returns the figures of a stage that was stopped; None of processes that are not on this machine, or no more.
 
         `cpu_cores` (CPU time over wall time), `memory_bytes` (the largest sum of resident sizes), `machine_cpu_share`
         (of all cores, by everything), `metrics` ({model: {counter: increase}}) and `gpu` ({uuid: {utilization, power_w:
         means, memory_bytes: the largest, energy_j: what it took, if the stage was 20 s}}, as far as Triton shows them).
         Without the endpoint's answer both are empty, and `missing` says why.
         """
-        elapsed_s = time.monotonic() - self._started_s
-        if self._root is not None and _has_ended(self._root):
-            self._root = None
-        # Of a stub that has ended meanwhile its time is gone too.
-        cores = max(0.0, self._cpu_s() - self._cpu_before_s) / elapsed_s if self._root else None
         after = self._scraped()
-        memory = max(self._memory_bytes, default=self._resident_bytes()) if self._root else None
         read = self._before is not None and after is not None
         return {
-            "cpu_cores": cores,
-            "memory_bytes": memory,
-            "machine_cpu_share": psutil.cpu_percent() / 100,
+            "cpu_cores": self._cores,
+            "memory_bytes": self._most_bytes,
+            "machine_cpu_share": self._machine_cpu_share,
             "metrics": increases(self._before or [], after or []) if read else {},
             "gpu": gpu_figures(
-                (self._before or []) if elapsed_s >= _LEAST_ENERGY_S else [], [*self._meanwhile, after or []]
+                (self._before or []) if self._elapsed_s >= _LEAST_ENERGY_S else [], [*self.readings, after or []]
             ),
         }
 

@@ -25,7 +25,8 @@ def folder(tmp_path: Path) -> Path:
 def measured(tiny_server: TritonServer, tiny_sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that a run of the short scenario has written."""
     folder = tmp_path_factory.mktemp("measured")
-    scenario = write_scenario(folder, request={"queries": str(tiny_sources / "queries.jsonl")})
+    stages = [{"users": 1, "duration_s": 3}, {"users": 6, "duration_s": 3}]
+    scenario = write_scenario(folder, request={"queries": str(tiny_sources / "queries.jsonl")}, stages=stages)
     events: list[dict[str, Any]] = []
     results: Results = run(scenario, tiny_server.grpc_url, folder / "out", progress=events.append)
     assert results["stages"]

@@ -12,6 +12,23 @@ from typing import Any
 import yaml
 
 REQUEST = {"workload": "recommendation", "model": "recommendation", "queries": "queries.jsonl"}
+# The locustfile's users; ends once so many of them have their first answer.
+_ASKED = """
+import runpy
+import gevent
+from locust import events
+LoadedUser = runpy.run_path({locustfile!r})["LoadedUser"]
+asked = set()
+
+@events.init.add_listener
+def watch(environment, **_):
+    @environment.events.request.add_listener
+    def note(**_):
+        if len(asked) < {users}:
+            asked.add(gevent.getcurrent())
+            if len(asked) == {users}:
+                gevent.spawn(environment.runner.quit)
+"""
 
 
 def write_scenario(folder: Path, *, request: dict[str, Any] | None = None, **changes: Any) -> Path:
@@ -42,11 +59,14 @@ def write_noop_scenario(folder: Path, **changes: Any) -> Path:
     return write_scenario(folder, requests=[request], **changes)
 
 
-def plain_locust(scenario: Path, url: str, *arguments: str) -> dict[str, Any]:
-    """Returns what Locust says of the one kind of request, after it has run the locustfile's users without its page."""
+def plain_locust(scenario: Path, url: str, *arguments: str, users: int) -> dict[str, Any]:
+    """Returns what Locust says of the one kind of request, after each of the locustfile's users has asked."""
+    watched = scenario.parent / "watched_locustfile.py"
     locustfile = Path(__file__).parents[2] / "loadtests" / "locustfile.py"
+    watched.write_text(_ASKED.format(locustfile=str(locustfile), users=users), encoding="utf-8")
+    load = ["--headless", "--json", "-u", str(users), "-r", str(users)]
     done = subprocess.run(
-        [sys.executable, "-m", "locust", "-f", str(locustfile), "--headless", "--json", "--host", url, *arguments],
+        [sys.executable, "-m", "locust", "-f", str(watched), *load, "--host", url, *arguments],
         env={**os.environ, "TRITONPRESS_SCENARIO": str(scenario)},
         capture_output=True,
         text=True,

@@ -79,6 +79,6 @@ def test_what_is_missing_is_said_before_the_load(
 
 
 def test_plain_locust_takes_the_same_arguments(guarded: TritonServer, trusted: list[str], tmp_path: Path) -> None:
-    entry = plain_locust(write_noop_scenario(tmp_path), guarded.grpc_url, "-u", "2", "-r", "2", "-t", "1s", *trusted)
-    assert entry["num_requests"] > 0
+    entry = plain_locust(write_noop_scenario(tmp_path), guarded.grpc_url, *trusted, users=2)
+    assert entry["num_requests"] >= 2
     assert entry["num_failures"] == 0

@@ -17,6 +17,7 @@ from tritonpress_loadtests.cli import main
 from tritonpress_server import TritonServer
 
 SHORT = [{"users": 2, "duration_s": 1}]
+CLOSING = re.compile(r"2 users: \d+\.\d s, 0 failed, p99 ")
 
 
 def test_a_run_prints_its_tables_and_ends_with_the_verdict(
@@ -25,7 +26,7 @@ def test_a_run_prints_its_tables_and_ends_with_the_verdict(
     options = ["--out", str(folder / "out"), "--url", tiny_server.grpc_url, "--duration-scale", "0.5"]
     assert main(["run", str(write_scenario(folder, stages=SHORT, warm_up_s=0)), *options]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("2 users: 0.5 s, 0 failed, p99 ")
+    assert CLOSING.match(out)
     assert "answers/s" in out
     assert "recommendation_" in out
     assert str(folder / "out" / "report.html") in out
@@ -61,11 +62,11 @@ def test_a_terminal_shows_a_line_that_refreshes(folder: Path, tiny_server: Trito
             while part := os.read(ours, 4096):
                 shown += part
         os.close(ours)
-        assert process.wait(30) == 0
-    refreshed, _, closing = shown.decode().partition("2 users: 1.6 s, 0 failed, p99 ")
+        assert process.wait(60) == 0
+    refreshed, closing = CLOSING.split(shown.decode())
     *lines, last = refreshed.split("\r\x1b[K")
     assert last == ""  # the line is taken away before what stays
-    assert any(re.fullmatch(r"2 users  [12]/2 s  [\d,]+ requests(  p50 [\d.]+ ms)?  0 failed", line) for line in lines)
+    assert any(re.fullmatch(r"2 users  \d+/2 s  [\d,]+ requests(  p50 [\d.]+ ms)?  0 failed", line) for line in lines)
     assert "answers/s" in closing
 
 

@@ -44,7 +44,9 @@ def mixed(task_server: TritonServer, queries: dict[str, str], tmp_path_factory: 
     """The folder that a run of the mix has written."""
     folder = tmp_path_factory.mktemp("mixed")
     out = folder / "out"
-    assert main(["run", str(write_mix(folder, queries)), "--out", str(out), "--url", task_server.grpc_url]) == 0
+    stages = [{"users": 2, "duration_s": 3}, {"users": 6, "duration_s": 2}]
+    scenario = write_mix(folder, queries, stages=stages)
+    assert main(["run", str(scenario), "--out", str(out), "--url", task_server.grpc_url]) == 0
     return out
 
 
@@ -110,14 +112,14 @@ def test_one_models_limit_decides(
     requests = [
         {"workload": model, "model": model, "queries": path, "slo": {"p99_ms": 4000}} for model, path in files.items()
     ]
-    stages = [{"users": 1, "duration_s": 0.5}]
+    stages = [{"users": 4, "duration_s": 2}]
     scenario = write_scenario(tmp_path, requests=requests, stages=stages, warm_up_s=0, slo={"error_rate": 1})
     out = tmp_path / "out"
     assert main(["run", str(scenario), "--out", str(out), "--url", task_server.grpc_url]) == 1
     printed = capsys.readouterr().out
     assert [line for line in printed.splitlines() if line.startswith("limit missed")] == [
-        "limit missed: at 1 user, classification: 100.00% of requests failed, the limit is 1.00%",
-        "limit missed: at 1 user, classification: no request was answered",
+        "limit missed: at 4 users, classification: 100.00% of requests failed, the limit is 1.00%",
+        "limit missed: at 4 users, classification: no request was answered",
     ]
     (stage,) = json.loads((out / "results.json").read_text(encoding="utf-8"))["stages"]
     good, bad = (stage["by_model"][model] for model in files)

@@ -50,9 +50,16 @@ def recorded(
     return recorder
 
 
-def summary(*recorders: Recorder, models: Sequence[str] = ("m",), rows: Any = (), cpu_s: float = 1.0) -> dict[str, Any]:
+def summary(
+    *recorders: Recorder,
+    models: Sequence[str] = ("m",),
+    rows: Any = (),
+    cpu_s: float = 1.0,
+    began_late_s: float = 0.0,
+) -> dict[str, Any]:
     """Returns a stage of 10 s that processes have recorded."""
     process = {"event": "stage", "duration_s": 10.0, "cpu_share": cpu_s / 10, "rss_bytes": 1, "most_in_flight": 4}
+    process["began_late_s"] = began_late_s
     # Through JSON, as a process says it.
     events = json.loads(json.dumps([{**process, **recorder.state()} for recorder in recorders]))
     stage = summarise_stage(STAGE, merge(events, list(models)), models, rows, GeneratorLimits())
@@ -132,6 +139,8 @@ def test_notes_warn_of_few_samples_a_busy_generator_and_strangers() -> None:
         "the server answered 3000 requests to m, 900 were sent",
     ]
     assert loud["generator"]["bottleneck"].startswith("used 95% of a core")
+    (late,) = summary(recorded([1.0] * 3000, over_s=9.99), rows=rows, began_late_s=1.5)["notes"]
+    assert late.startswith("the load began 1.5 s late: ")
 
 
 def test_a_warm_up_that_is_cut_is_told() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from scenarios import plain_locust, write_scenario
-from tritonpress_client import InvalidInputError, ModelUnavailableError, ServerUnreachableError
+from tritonpress_client import Connection, InvalidInputError, ModelUnavailableError, ServerUnreachableError
 from tritonpress_loadtests.errors import ScenarioError
 from tritonpress_loadtests.run import RunOptions, run
 from tritonpress_server import TritonServer
@@ -33,7 +33,8 @@ def results(measured: Path) -> dict[str, Any]:
 def test_stages_are_as_planned_and_nothing_failed(results: dict[str, Any]) -> None:
     assert [stage["users"] for stage in results["stages"]] == [1, 6]
     for stage in results["stages"]:
-        assert stage["duration_s"] == pytest.approx(stage["planned_duration_s"], abs=0.3)
+        # No shorter; longer by what the generator slept.
+        assert stage["planned_duration_s"] <= stage["duration_s"] < stage["planned_duration_s"] + 5
         assert stage["failed"] == 0
         assert stage["requests"] > 20
     assert results["slo"]["met"]
@@ -64,10 +65,14 @@ def test_the_server_is_watched_beside_the_load(results: dict[str, Any]) -> None:
 
 
 def test_users_are_throughput_times_latency(results: dict[str, Any]) -> None:
-    # Little's law; what is missing is the generator's own time between an answer and the next request.
+    # Little's law, of all that was sent, so that what was answered behind the end counts for no longer than to it. What
+    # is missing is the generator's own time between an answer and the next request, and that in which it stood still.
     for stage in results["stages"]:
-        in_flight = stage["throughput_per_s"] * stage["latency_ms"]["mean"] / 1e3
-        assert 0.6 * stage["users"] < in_flight < 1.05 * stage["users"]
+        whole_s = stage["by_model"]["recommendation"]["whole_mean_ms"] * stage["requests"] / 1e3
+        behind_the_end = stage["requests"] - stage["throughput_per_s"] * stage["duration_s"]
+        assert whole_s - behind_the_end * stage["latency_ms"]["max"] / 1e3 < 1.05 * stage["users"] * stage["duration_s"]
+        awake_s = stage["duration_s"] - stage["generator"]["loop_lag_ms"]["max"] / 1e3
+        assert whole_s > 0.6 * stage["users"] * awake_s
 
 
 def test_the_server_counted_the_same_requests(results: dict[str, Any]) -> None:
@@ -80,7 +85,7 @@ def test_the_server_counted_the_same_requests(results: dict[str, Any]) -> None:
             assert row["model"].startswith("recommendation_")
             assert row["mean_batch_size"] >= 1
             assert row["executions"] == sum(row["batch_sizes"].values())
-        assert ensemble["total_us"] < stage["latency_ms"]["mean"] * 1e3
+        assert ensemble["total_us"] < stage["by_model"]["recommendation"]["whole_mean_ms"] * 1e3
 
 
 def test_results_say_what_ran(results: dict[str, Any], tiny_server: TritonServer) -> None:
@@ -135,7 +140,7 @@ def test_what_is_wrong_is_found_before_any_load(folder: Path, tiny_server: Trito
 
 def test_refused_queries_are_counted_by_message(folder: Path, tiny_server: TritonServer) -> None:
     (folder / "queries.jsonl").write_text('{"query": "red lamp"}\n{"query": "\\u0000\\u0007"}\n')
-    scenario = write_scenario(folder, stages=[{"users": 2, "duration_s": 0.6}], warm_up_s=0)
+    scenario = write_scenario(folder, stages=[{"users": 4, "duration_s": 2}], warm_up_s=0)
     results = run(scenario, tiny_server.grpc_url, folder / "out")
     (stage,) = results["stages"]
     assert 0.2 < stage["error_rate"] < 0.8
@@ -146,14 +151,22 @@ def test_refused_queries_are_counted_by_message(folder: Path, tiny_server: Trito
     assert stage["notes"] == [note for note in stage["notes"] if "something else" not in note]
 
 
+def _answered(server: TritonServer) -> int:
+    with Connection(server.grpc_url) as connection:
+        return sum(entry.success.count for entry in connection.statistics("recommendation"))
+
+
 def _start(scenario: Path, server: TritonServer, out: Path) -> subprocess.Popen[str]:
-    """Returns a run of the command, once its first stage is measured and the second is under way."""
+    """Returns a run of the command, once its first stage is measured and a request of the second is answered."""
     command = [sys.executable, "-m", "tritonpress_loadtests.cli", "run", str(scenario), "--out", str(out)]
     process = subprocess.Popen([*command, "--url", server.grpc_url], stdout=subprocess.PIPE, text=True)
     if process.stdout is None:
         raise ValueError("no pipe")
     assert process.stdout.readline().startswith("1 user: ")
-    time.sleep(0.5)
+    before = _answered(server)
+    while _answered(server) == before:
+        assert process.poll() is None
+        time.sleep(0.05)
     return process
 
 
@@ -164,13 +177,13 @@ def test_an_interrupted_run_keeps_what_it_has(folder: Path, tiny_server: TritonS
     stages = [{"users": 1, "duration_s": 0.5}, {"users": 2, "duration_s": 60}, {"users": 3, "duration_s": 60}]
     with _start(write_scenario(folder, stages=stages, warm_up_s=0), tiny_server, folder / "out") as process:
         process.send_signal(number)
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "interrupted: this is what was measured until then" in out
     results = json.loads((folder / "out" / "results.json").read_text(encoding="utf-8"))
     assert results["interrupted"] is True
     assert [stage["users"] for stage in results["stages"]] == [1, 2]
-    assert 0.2 < results["stages"][1]["duration_s"] < 20
+    assert 0 < results["stages"][1]["duration_s"] < 60
     assert results["stages"][1]["requests"] > 0
     assert (folder / "out" / "report.html").exists()
 
@@ -184,9 +197,8 @@ def test_a_run_that_is_interrupted_before_its_first_stage_writes_nothing(
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         while not psutil.Process(process.pid).children():
             time.sleep(0.05)
-        time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=20)
+        _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert error == "tritonpress-load: interrupted before the first stage; nothing is written\n"
     assert list(out.iterdir()) == []
@@ -198,11 +210,11 @@ def test_the_load_ends_with_its_parent(folder: Path, tiny_server: TritonServer) 
         (child,) = psutil.Process(process.pid).children()
         process.kill()
         process.communicate()
-    child.wait(timeout=10)
+    child.wait(timeout=60)
     assert not child.is_running()
 
 
 def test_plain_locust_runs_the_same_users(folder: Path, tiny_server: TritonServer) -> None:
-    entry = plain_locust(write_scenario(folder), tiny_server.grpc_url, "-u", "3", "-r", "3", "-t", "3s")
+    entry = plain_locust(write_scenario(folder), tiny_server.grpc_url, users=3)
     assert entry["num_requests"] >= 3  # each user asks
     assert entry["num_failures"] == 0

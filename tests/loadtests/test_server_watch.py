@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import chain, repeat
 
+import pytest
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonpress_loadtests.served_models import instances
 from tritonpress_loadtests.server_watch import ServerWatch, gpu_figures, parse_metrics
@@ -45,16 +46,27 @@ def test_a_gpu_has_gauges_and_what_it_took_in_the_stage() -> None:
     assert "energy_j" not in gpu_figures([], [parse_metrics(AFTER)])["GPU-a"]
 
 
+class Endpoint:
+    """What answers as Triton's endpoint does on a machine with a GPU."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.address = ""
+        self.read = 0
+        """How often it was read."""
+
+
 @contextmanager
-def endpoint(first: list[str], then: str) -> Iterator[str]:
-    """Gives the address of what answers as Triton's endpoint does on a machine with a GPU."""
-    texts = chain(first, repeat(then))
+def endpoint(text: str) -> Iterator[Endpoint]:
+    """Gives an endpoint that answers with a text, which may be changed."""
+    served = Endpoint(text)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(next(texts).encode())
+            self.wfile.write(served.text.encode())
+            served.read += 1
 
         def log_message(self, *_: object) -> None:
             """Says nothing."""
@@ -62,24 +74,39 @@ def endpoint(first: list[str], then: str) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
+        served.address = f"127.0.0.1:{server.server_port}"
         try:
-            yield f"127.0.0.1:{server.server_port}"
+            yield served
         finally:
             server.shutdown()
             thread.join()
 
 
 def test_a_gpu_s_gauges_are_those_during_the_stage() -> None:
-    # Read as the watch is made, as the stage begins, two times during it, and at its end, when requests are answered.
-    with (
-        endpoint([IDLE, IDLE, BUSY, BUSY], IDLE) as address,
-        ServerWatch("other.example:8001", metrics_url=address) as watch,
-    ):
+    # Read as the watch is made, as the stage begins, during it, and at its end, when requests are answered.
+    with endpoint(IDLE) as served, ServerWatch("other.example:8001", metrics_url=served.address) as watch:
+        served.text = BUSY
         watch.start()
-        threading.Event().wait(5.2)
+        before = served.read
+        while served.read < before + 2:
+            time.sleep(0.05)
+        watch.stop()
+        served.text = IDLE
         figures = watch.finish()
-    assert figures["gpu"]["GPU-a"]["utilization"] == 0.6
+    # Of the two the second may have come too late for the watch.
+    assert (during := len(watch.readings)) >= 1
+    # The one as the stage began is no part of the mean, the one at its end is.
+    assert figures["gpu"]["GPU-a"]["utilization"] == pytest.approx(0.9 * during / (during + 1))
     assert figures["gpu"]["GPU-a"]["memory_bytes"] == 5000
+
+
+def test_what_the_server_counts_behind_a_stage_is_read_and_no_part_of_its_time() -> None:
+    counted = 'nv_inference_request_success{model="m",version="1"} '
+    with endpoint(f"{counted}10\n") as served, ServerWatch("other.example:8001", metrics_url=served.address) as watch:
+        watch.start()
+        watch.stop()
+        served.text = f"{counted}310\n"
+        assert watch.finish()["metrics"] == {"m": {"answered": 300}}
 
 
 def test_a_group_has_its_instances_on_each_of_its_gpus() -> None:

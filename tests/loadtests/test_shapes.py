@@ -47,10 +47,13 @@ def test_what_a_peak_leaves_waiting_is_in_the_recovery(tmp_path: Path, slow_serv
     least_s = (waiting - CAPACITY_PER_S * limit_s) / (CAPACITY_PER_S - recovery["base_per_s"])
     assert least_s > 0.5, "the draw has too small a peak"
     width_s = stage["windows"]["width_s"]
-    assert results["recovery"]["recovered_after_s"] >= least_s - 2 * width_s
+    # A last window that is slow by chance leaves the recovery unfound.
+    recovered_after_s, misses = results["recovery"]["recovered_after_s"], results["slo"]["misses"]
+    unfound = ["after the peak the limit was not kept again within the stage"] if recovered_after_s is None else []
+    assert recovered_after_s is None or recovered_after_s >= least_s - 2 * width_s
     assert after["latency_ms"]["max"] > 1e3 * limit_s > before["latency_ms"]["p50"]
     # Only what came before the peak is held to the limit.
-    assert all("from 0 s" in miss for miss in results["slo"]["misses"])
+    assert [miss for miss in misses if "from 0 s" not in miss] == unfound
     assert any(line.startswith("  50/s from 3.5 s") for line in summary(results))
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "<td>50/s from 3.5 s</td>" in page
