@@ -53,7 +53,7 @@ def may_idle(config: pb.ModelConfig) -> bool:
     policies = [batching.default_queue_policy, *batching.priority_queue_policy.values()]
     limited = any(p.max_queue_size or p.default_timeout_microseconds or p.allow_timeout_override for p in policies)
     instances = sum(group.count * max(1, len(group.gpus)) for group in config.instance_group)
-    return (limited or batching.priority_levels > 0) and instances == 1
+    return bool((limited or batching.priority_levels > 0) and instances == 1)
 
 
 def _policy(policy: QueuePolicy) -> pb.ModelQueuePolicy:
