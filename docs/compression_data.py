@@ -5,10 +5,11 @@
 Classification: SEntFiN's training headlines but the last 600, which decide, and as many texts again of the first half
 of one and the second half of another, for which the original says what is to be learnt (more examples, as Jiao et al.
 2020 make for "TinyBERT"). Recommendation: pairs of English texts that belong together, and the recipe, whose catalogue
-they are. Some are made of the catalogues themselves, which whoever compresses a model has, labelled or not: sentences
-of one item, titles beside each other. What judges are the queries of SciFact, of Online Retail and MovieTweetings, and
-the shipped ones: none of them is among the pairs. Question answering: the training files as they are, 400 questions
-that decide, and 2,464 of XQuAD and of SQuADShifts' held-out reviews and posts that judge.
+they are. Some are made of the catalogues themselves, which whoever compresses a model has: neighbouring sentences of
+one item, lists of titles drawn at random. What judges are the queries of SciFact, of Online Retail and MovieTweetings,
+and the shipped ones, which are not read here (a list of titles may be one of them by chance). Question answering: the
+training files as they are, 400 questions that decide, and 2,464 of XQuAD and of SQuADShifts' held-out reviews and posts
+that judge.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def _answered(articles: Sequence[Any]) -> Iterator[tuple[str, str]]:
 
 
 def _of_catalogue(texts: Sequence[str]) -> list[tuple[str, str]]:
-    """Returns each sentence of a text once, beside the next one of its text."""
+    """Returns the sentences of each text in pairs of neighbours, short ones and the last of an odd number left out."""
     pairs = []
     for text in texts:
         sentences = [part for part in re.split(r"(?<=[.!?])\s+", text.strip()) if len(part) >= _SHORTEST]
@@ -124,7 +125,7 @@ def _of_catalogue(texts: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _beside_each_other(titles: Sequence[str], generator: random.Random) -> tuple[str, str]:
-    """Returns a list of titles, one a line, as a customer's are asked, and another title."""
+    """Returns titles at random, one a line, as a customer's are asked, and one more."""
     return "\n".join(generator.sample(titles, generator.randint(1, _TITLES))), generator.choice(titles)
 
 

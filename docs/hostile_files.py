@@ -62,6 +62,7 @@ class Recipes:
         self._recipes[0] |= {
             "data": {"train": ["a.jsonl"], "validation": ["b.jsonl"]},
             "search": {"minutes": 10},
+            "engine": {"onnxruntime": {"instances": 1}},
             "serve": {
                 "lengths": [32, 64],
                 "queue": {"priority_levels": 2, "by_priority": {1: {"max_queue_size": 3}}},

@@ -59,6 +59,10 @@ def main() -> int:
             _built(data | {"name": urgent}, options, folder)
         else:
             data["serve"] |= {"queue": {"priority_levels": 2}}
+            # An only instance would be left idle at times (docs/operations.md).
+            words = data["engine"] if isinstance(data["engine"], dict) else {data["engine"]: {}}
+            instances = {"instances": max(2, len(os.sched_getaffinity(0)))}
+            data["engine"] = {word: settings | instances for word, settings in words.items()}
         built = _built(data, options, folder)
         requests = [request["inputs"] for request in built["golden"]["requests"]]
         with TritonServer(folder) as server:

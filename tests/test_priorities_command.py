@@ -32,8 +32,10 @@ def test_the_bound_is_the_exit_status(
 
 
 @pytest.mark.slow
-def test_measures_a_recipe(tiny_sources: Path) -> None:
-    command = [sys.executable, str(DOCS / "priorities.py"), str(tiny_sources / "recipe.yaml"), "--seconds", "8"]
+@pytest.mark.parametrize("apart", [[], ["--apart"]])
+def test_measures_a_recipe(tiny_sources: Path, apart: list[str]) -> None:
+    recipe = str(tiny_sources / "recipe.yaml")
+    command = [sys.executable, str(DOCS / "priorities.py"), recipe, "--seconds", "8", *apart]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == ("missed by" in done.stdout), done.stdout + done.stderr
     assert "an execution of the flood" in done.stdout and "p99 alone + 20% + an execution" in done.stdout

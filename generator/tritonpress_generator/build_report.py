@@ -46,7 +46,7 @@ def print_built(built: Built, recipe: Path, out: Path) -> None:
         if may_idle(read_config(out / step)):
             print(
                 f"serve.queue: {step} has one instance, which Triton may leave idle for half a second while requests "
-                "wait; give the engine instances: 2 (docs/operations.md)"
+                "wait; give the engine instances: 2, or leave serve.queue out (docs/operations.md)"
             )
     for name, reason in built.manifest["refused"].items():
         print(f"refused {name}: {reason}")

@@ -142,7 +142,7 @@ class ServeConfig(Settings):
     backend, post-processing) or `scripting` (an engine in its own backend, and one step that calls it); default: the
     first of these that the engine and the task take."""
     tokenizer_instances: int = Field(default=1, ge=1, le=64)
-    """Processes of the tokenizer's step, where it is one."""
+    """Processes of the tokenizer's step, where it is one; with priorities two at least."""
     queue: QueueConfig = QueueConfig()
     """Who waits, how long, and who goes first, where the work is done."""
     rate_limiter: RateLimiterConfig | None = None
@@ -288,12 +288,12 @@ def of(data: dict[str, Any], *, path: Path, text: str | None = None) -> Recipe:
     if recipe.gate.metric not in metrics:
         known = ", ".join(metrics)
         raise InputError(f"{path}: gate.metric: unknown metric {recipe.gate.metric!r}; {recipe.task.word} has: {known}")
-    instances = len(engine.module.threads(engine.config))
-    if raw.serve.rate_limiter is not None and instances > 1:
+    instances = getattr(engine.config, "instances", 1)
+    if raw.serve.rate_limiter is not None and instances != 1:
         # Triton 2.51 tries the first alone of all instances that wait for a resource, or for none.
         raise InputError(
             f"{path}: serve.rate_limiter: one execution goes on at a time, and while another waits Triton serves no "
-            f"model; the engine must have 1 instance, has {instances}; give {engine.word} instances: 1"
+            f"model; engine.{engine.word}.instances must be 1, is {instances or 'left to the machine'}; write 1"
         )
     return recipe
 

@@ -65,7 +65,7 @@ class _LoadGenerator:
     def _measure(self, order: Order, start_s: float) -> None:
         """Lets the users send for the stage's duration, waits for the last answers and reports.
 
-        One that wakes too late to begin when it should begins then, and holds its load for as long.
+        A process that wakes late begins then, and holds its load for the whole duration.
         """
         duration_s = order.stage.duration_s
         self._measuring = True

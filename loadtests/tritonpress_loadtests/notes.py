@@ -35,7 +35,8 @@ def notes(stage: dict[str, Any]) -> list[str]:
     began_late_s = stage["generator"]["began_late_s"]
     if began_late_s > _LATE_SHARE * stage["planned_duration_s"]:
         said.append(
-            f"the load began {began_late_s:.1f} s late: its figures count from then on, the server's CPU from before"
+            f"a process of the load began {began_late_s:.1f} s late, and asked for the whole duration since: less"
+            " was asked at the same time, and less of the server's CPU was taken, than with all in time"
         )
     if stage["late"]:
         said.append(f"{stage['late']:,} requests were sent more than 1 ms after their moment; their latency counts it")
@@ -46,6 +47,12 @@ def notes(stage: dict[str, Any]) -> list[str]:
         )
     for model, figures in stage["by_model"].items():
         seen = sum(row["answered"] for row in stage["models"] if row["model"] == model)
+        answered = figures["requests"] - figures["failed"]
+        if stage["models"] and seen < answered:
+            said.append(
+                f"the server counted {seen} of {answered} answers of {model}: other servers behind its address gave the"
+                " rest, or the model was loaded anew"
+            )
         if seen > figures["requests"]:
             count = f"{seen} requests to {model}, {figures['requests']} were sent"
             said.append(

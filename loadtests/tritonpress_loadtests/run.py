@@ -28,7 +28,7 @@ from tritonpress_loadtests.report import write_report, write_results
 from tritonpress_loadtests.results import Results, model_rows, summarise_stage
 from tritonpress_loadtests.scenario import LoadedScenario, load_scenario
 from tritonpress_loadtests.served_models import repository_sha256
-from tritonpress_loadtests.server_side import settled_statistics
+from tritonpress_loadtests.server_side import are_counted, settled_statistics
 from tritonpress_loadtests.server_watch import ServerWatch
 from tritonpress_loadtests.slo import stage_misses, verdict
 from tritonpress_loadtests.stages import Stage
@@ -156,6 +156,8 @@ class _Load:
     served: dict[str, dict[str, Any]]
     failure: str = ""
     """Why the load ended before its last stage; empty if it did not."""
+    _counts_all: bool = True
+    """Whether the server has counted each answer so far; where it has not, it is not waited for again."""
 
     def run(self, scale: float) -> list[dict[str, Any]]:
         """Returns the summaries of the stages that were run, their durations multiplied by `scale`."""
@@ -228,7 +230,11 @@ class _Load:
         try:
             if answered is None or self._before is None:
                 return settled_statistics(self.connection)
-            return settled_statistics(self.connection, before=self._before, answered=answered)
+            after = settled_statistics(
+                self.connection, before=self._before, answered=answered if self._counts_all else {}
+            )
+            self._counts_all = are_counted(self._before, after, answered)
+            return after
         except TritonpressError as exc:
             self._missing.append(f"Triton's statistics are not there: {exc}")
             return None

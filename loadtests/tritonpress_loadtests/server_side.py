@@ -13,7 +13,7 @@ from tritonpress_loadtests.served_models import served_models
 
 _MOST_SNAPSHOTS = 20  # a server that others load never stands still
 _SETTLING_S = 0.03
-_MOST_UNCOUNTED = 150  # 5 s: a server that restarted never counts what it answered before
+_MOST_UNCOUNTED_S = 5.0
 
 
 def check(loaded: LoadedScenario, url: str, options: Options) -> dict[str, Any]:
@@ -44,19 +44,23 @@ def settled_statistics(
         before: Earlier statistics.
         answered: By model, how many requests have been answered since; that they are counted is waited for.
     """
-    latest = connection.statistics()
-    for snapshots in range(1, _MOST_UNCOUNTED + 1):
+    end = time.monotonic() + _MOST_UNCOUNTED_S
+    latest, snapshots, settled = connection.statistics(), 0, False
+    while not settled or (not are_counted(before, latest, answered or {}) and time.monotonic() < end):
         time.sleep(_SETTLING_S)
         earlier, latest = latest, connection.statistics()
+        snapshots += 1
         settled = latest == earlier or snapshots >= _MOST_SNAPSHOTS
-        if settled and _are_counted(before, latest, answered or {}):
-            break
     return latest
 
 
-def _are_counted(
+def are_counted(
     before: Sequence[ModelStatistics], latest: Sequence[ModelStatistics], answered: Mapping[str, int]
 ) -> bool:
+    """Says whether the server has counted so many answers since `before`, by model.
+
+    Never, where other servers answered some of them, or the model was loaded anew meanwhile.
+    """
     grown = {model: _successes(latest, model) - _successes(before, model) for model in answered}
     # A server that restarted meanwhile counts from 0 again.
     return not any(0 <= grown[model] < count for model, count in answered.items())

@@ -103,6 +103,8 @@ class ServerWatch:
         self._machine_cpu_share = psutil.cpu_percent() / 100
         self._most_bytes = max(self._memory_bytes, default=self._resident_bytes()) if self._root else None
         self.readings = list(self._meanwhile)
+        if self._has_gpu:  # idle while the server is waited for
+            self.readings += filter(None, [self._scraped()])
 
     def finish(self) -> dict[str, Any]:
         """Returns the figures of a stage that was stopped; None of processes that are not on this machine, or no more.
@@ -119,9 +121,7 @@ class ServerWatch:
             "memory_bytes": self._most_bytes,
             "machine_cpu_share": self._machine_cpu_share,
             "metrics": increases(self._before or [], after or []) if read else {},
-            "gpu": gpu_figures(
-                (self._before or []) if self._elapsed_s >= _LEAST_ENERGY_S else [], [*self.readings, after or []]
-            ),
+            "gpu": gpu_figures((self._before or []) if self._elapsed_s >= _LEAST_ENERGY_S else [], self.readings),
         }
 
     def _sample(self) -> None:
@@ -218,7 +218,7 @@ def gpu_figures(before: Samples, readings: Sequence[Samples]) -> dict[str, dict[
         for uuid, values in seen.items():
             found.setdefault(uuid, {})[key] = summary(values)
     earlier = _by_gpu(before, _GPU_ENERGY)
-    for uuid, value in _by_gpu(readings[-1], _GPU_ENERGY).items():
+    for uuid, value in _by_gpu(readings[-1] if readings else [], _GPU_ENERGY).items():
         # A server that restarted meanwhile counts from 0 again.
         if earlier.get(uuid, math.inf) <= value:
             found.setdefault(uuid, {})["energy_j"] = value - earlier[uuid]

@@ -5,9 +5,9 @@ A process that is stopped would do for a second at most: then Triton takes it fo
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,21 +69,27 @@ def begun_file(repo: Path, step: str) -> Path:
 
 @contextmanager
 def held_until(repo: Path, step: str, so_far: Callable[[], bool]) -> Iterator[None]:
-    """Lets the step begin nothing until `so_far` says so, at most 60 s; what was begun before ends."""
+    """Lets the step begin nothing until `so_far` says so, at most 60 s; what was begun before ends.
+
+    That `so_far` failed, or never said so where the body has not ended before, is raised behind the body.
+    """
     held = held_file(repo, step)
     begun_file(repo, step).unlink(missing_ok=True)
     held.touch()
 
     def watch() -> None:
         end = time.monotonic() + 60
-        while not so_far() and time.monotonic() < end and held.exists():
-            time.sleep(0.02)
-        held.unlink(missing_ok=True)
+        try:
+            while held.exists() and not so_far():
+                assert time.monotonic() < end, f"{step} was held for 60 s, and what is waited for did not come"
+                time.sleep(0.02)
+        finally:
+            held.unlink(missing_ok=True)
 
-    watching = threading.Thread(target=watch)
-    watching.start()
-    try:
-        yield
-    finally:
-        held.unlink(missing_ok=True)
-        watching.join()
+    with ThreadPoolExecutor(1) as pool:
+        watched = pool.submit(watch)
+        try:
+            yield
+        finally:
+            held.unlink(missing_ok=True)
+    watched.result()

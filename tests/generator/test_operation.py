@@ -22,7 +22,7 @@ from tritonpress_client.connection import AsyncConnection, Connection
 from tritonpress_generator import cli, recipe, repository
 from tritonpress_generator.build import build
 from tritonpress_generator.errors import InputError
-from tritonpress_generator.queueing import add_queue
+from tritonpress_generator.queueing import add_queue, may_idle
 from tritonpress_server import Settings, TritonServer
 
 NAME = "recommendation"
@@ -47,7 +47,7 @@ def text(number: int) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def repo(tiny_sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workload with priorities, queues and a rate limiter; others with a response cache, turns, and patience."""
+    """A workload with priorities and limits; others with a response cache, patience, turns, and the last of turns."""
     folder = tmp_path_factory.mktemp("operation")
     sources = Path(shutil.copytree(tiny_sources, folder / "sources"))
     # An only instance would be left idle at times (`may_idle`).
@@ -130,7 +130,7 @@ def test_high_priority_overtakes_a_flood(server: TritonServer, repo: Path) -> No
     engine = step_of(repo, NAME, "engine")
     # The lowest is the default, so that the flood says nothing; with a limit it would be refused in part.
     flood = [(number, UNLIMITED) for number in range(100)]
-    with held_until(repo, engine, lambda: waiting(server, engine) >= 100):
+    with held_until(repo, engine, lambda: waiting(server, engine) >= 106):
         order = ended(server.grpc_url, [*flood, *((number, 1) for number in range(1000, 1010))])
     assert [outcome for _, outcome in order] == ["answered"] * 110
     # Those that were begun or next when the first of high priority came, and what fills executions up.
@@ -294,30 +294,34 @@ def test_queue_policies_are_written_as_triton_has_them() -> None:
     assert repository.config_text(plain).split() == ["max_batch_size:", "0", "dynamic_batching", "{", "}"]
 
 
+def test_a_build_says_where_triton_may_leave_an_engine_idle(
+    tiny_sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = Path(shutil.copytree(tiny_sources, tmp_path / "sources"))
+    serve = {"max_length": 48, "lengths": "exact", "steps": "ensemble", "queue": {"priority_levels": 2}}
+    path = write_recipe(sources, serve=serve, engine={"onnxruntime": {"instances": 1}})
+    assert cli.main(["build", str(path), "--out", str(tmp_path / "out")]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "may leave idle" in line]
+    assert [line.split()[1].rsplit("_", 1)[0] for line in lines] == [f"{NAME}_engine"]
+
+
 @pytest.mark.parametrize(
-    ("queue", "instances", "said"),
+    ("queue", "instances", "idle"),
     [
         ({"priority_levels": 2}, 1, True),
         ({"max_queue_size": 64}, 1, True),
         ({"default_timeout_microseconds": 200_000}, 1, True),
+        ({"priority_levels": 2, "by_priority": {2: {"max_queue_size": 64}}}, 1, True),
         ({"priority_levels": 2}, 2, False),
         ({}, 1, False),
     ],
 )
-def test_a_build_says_where_triton_may_leave_an_engine_idle(
-    tiny_sources: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    queue: dict[str, object],
-    instances: int,
-    said: bool,
+def test_an_only_instance_may_be_left_idle_where_its_queue_has_limits(
+    queue: dict[str, object], instances: int, idle: bool
 ) -> None:
-    sources = Path(shutil.copytree(tiny_sources, tmp_path / "sources"))
-    serve = {"max_batch_size": 2, "max_length": 48, "lengths": "exact", "steps": "ensemble", "queue": queue}
-    path = write_recipe(sources, serve=serve, engine={"onnxruntime": {"instances": instances}})
-    assert cli.main(["build", str(path), "--out", str(tmp_path / "out")]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "may leave idle" in line]
-    assert [line.split()[1].rsplit("_", 1)[0] for line in lines] == [f"{NAME}_engine"] * said
+    config = pb.ModelConfig(instance_group=[pb.ModelInstanceGroup(count=instances)])
+    add_queue(config, recipe.ServeConfig.model_validate({"queue": queue}))
+    assert may_idle(config) == idle
 
 
 @pytest.mark.parametrize(
@@ -333,7 +337,7 @@ def test_a_build_says_where_triton_may_leave_an_engine_idle(
             "must be above max_queue_delay_microseconds",
         ),
         ({"rate_limiter": {"resources": {}}}, "serve.rate_limiter.resources"),
-        ({"rate_limiter": {"resources": {"processor": 1}}}, "the engine must have 1 instance, has 2"),
+        ({"rate_limiter": {"resources": {"processor": 1}}}, "engine.onnxruntime.instances must be 1, is 2"),
         ({"rate_limiter": {"resources": {"processor": 0}}}, "serve.rate_limiter.resources.processor"),
         ({"queue": {"max_queue_sise": 1}}, "serve.queue.max_queue_sise: unknown key; allowed: max_queue_size"),
     ],

@@ -76,6 +76,25 @@ def test_delays_end_before_requests_time_out_and_before_the_limit() -> None:
     assert max(value for knob in knobs if knob.kind == "delay" for value in knob.values) == (500,)
 
 
+def test_instances_that_a_build_warns_of_or_refuses_are_not_tried() -> None:
+    configs, _ = of_steps("model")
+    steps = {"model": "w_model"}
+
+    def counts() -> set[int]:
+        knobs = turning.knobs(configs, steps, workload="w", engine="onnxruntime", cores=4, p99_ms=LIMIT_MS)
+        return {value[0] for knob in knobs if knob.kind == "instances" for value in knob.values}
+
+    (group,) = configs["w_model"].instance_group
+    group.count = 2
+    assert counts() == {1, 2, 3, 4, 5}
+    configs["w_model"].dynamic_batching.priority_levels = 2
+    assert counts() == {2, 3, 4, 5}
+    configs["w_model"].dynamic_batching.priority_levels = 0
+    group.count = 1
+    group.rate_limiter.resources.add(name="processor", count=1)
+    assert counts() <= {1}
+
+
 def test_the_front_is_of_what_no_other_measurement_beats_in_both() -> None:
     failed = replace(at(400, 10), failed=0.5)
     measured = [at(100, 20), at(200, 20), at(200, 90), at(250, 95), at(240, 99), failed, at(300, 120)]

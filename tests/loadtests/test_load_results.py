@@ -140,7 +140,10 @@ def test_notes_warn_of_few_samples_a_busy_generator_and_strangers() -> None:
     ]
     assert loud["generator"]["bottleneck"].startswith("used 95% of a core")
     (late,) = summary(recorded([1.0] * 3000, over_s=9.99), rows=rows, began_late_s=1.5)["notes"]
-    assert late.startswith("the load began 1.5 s late: ")
+    assert late.startswith("a process of the load began 1.5 s late, ")
+    elsewhere = summary(recorded([1.0] * 3000, over_s=9.99), rows=model_rows([], [statistics(1400, name="m")]))
+    (note,) = elsewhere["notes"]
+    assert note.startswith("the server counted 1400 of 3000 answers of m: ")
 
 
 def test_a_warm_up_that_is_cut_is_told() -> None:

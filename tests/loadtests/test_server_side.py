@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 from tritonpress_client import Connection, Duration, ModelStatistics
 from tritonpress_loadtests import server_side
-from tritonpress_loadtests.server_side import settled_statistics
+from tritonpress_loadtests.server_side import are_counted, settled_statistics
 
 BEFORE, ANSWERED = 100, 5
 
@@ -43,8 +43,13 @@ def test_answers_that_are_counted_late_are_waited_for() -> None:
 
 
 def test_what_is_never_counted_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_side, "_MOST_UNCOUNTED", 3)
-    assert settled(103, 103, 103, 103) == 103
+    monkeypatch.setattr(server_side, "_MOST_UNCOUNTED_S", 0.0)
+    assert settled(103, 103) == 103
+
+
+def test_whether_all_is_counted_is_told() -> None:
+    assert are_counted(statistics(BEFORE), statistics(105), {"model": ANSWERED})
+    assert not are_counted(statistics(BEFORE), statistics(104), {"model": ANSWERED})
 
 
 def test_a_server_that_counts_anew_is_not_waited_for() -> None:

@@ -100,7 +100,8 @@ def _postprocessing(parts: Parts) -> Step:
         copy_code((task.word, "postprocessing"), version_dir)
         parts.write_postprocessing(version_dir)
 
-    config = python_config(parts.recipe, instances=instances_of(parts.recipe.serve, 1))
+    batches = parts.lengths.module.POSTPROCESSING_BATCHES
+    config = python_config(parts.recipe, instances=instances_of(parts.recipe.serve, 1) if batches else 1)
     gives = pb.ModelConfig()
     parts.lengths.module.declare_outputs(gives, parts.signature)
     config.input.extend(pb.ModelInput(name=o.name, data_type=o.data_type, dims=o.dims) for o in gives.output)
@@ -108,7 +109,7 @@ def _postprocessing(parts: Parts) -> Step:
     config.output.extend(task.module.ensemble_outputs(task.config))
     config.parameters["outputs"].string_value = " ".join(parts.signature.outputs)
     config.parameters["texts"].string_value = " ".join(task.module.INPUTS)
-    if parts.lengths.module.POSTPROCESSING_BATCHES:
+    if batches:
         config.dynamic_batching.SetInParent()
         add_priorities(config, parts.recipe.serve)
     else:

@@ -13,6 +13,7 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonpress_generator import builds, plugins
+from tritonpress_generator.queueing import may_idle
 
 Value = tuple[int, ...]
 Setting = Mapping[str, Value]
@@ -174,7 +175,8 @@ def knobs(
     sized = [role] if told.issuperset(sizing(configs[steps[role]])) else []
     for name in [*sized, *(["tokenizer"] if "tokenizer" in steps else [])]:
         config = configs[steps[name]]
-        found.append((name, "instances", (steps[name],), _sizings(config, KINDS["instances"].read(config), cores)))
+        sizings = _sizings(config, KINDS["instances"].read(config), cores)
+        found.append((name, "instances", (steps[name],), [value for value in sizings if _may_have(config, value[0])]))
     if configs[steps[role]].HasField("dynamic_batching"):
         batching = configs[steps[role]].dynamic_batching
         most_us = _DELAY_SHARE * p99_ms * 1000
@@ -195,6 +197,16 @@ def knobs(
         now = KINDS[kind].read(configs[models[0]])
         result.append(Knob(workload, role, kind, models, now, tuple(dict.fromkeys([now, *values]))))
     return [knob for knob in result if len(knob.values) > 1]
+
+
+def _may_have(config: pb.ModelConfig, instances: int) -> bool:
+    """Says whether a step works with so many: see `queueing.may_idle`, and `rate_limiter` in `recipe.of`."""
+    alone = pb.ModelConfig()
+    alone.CopyFrom(config)
+    for group in alone.instance_group:
+        group.count = instances
+    limited = any(group.HasField("rate_limiter") for group in config.instance_group)
+    return not may_idle(alone) and (instances == 1 or not limited)
 
 
 def _sizings(config: pb.ModelConfig, now: Value, cores: int) -> list[Value]:
