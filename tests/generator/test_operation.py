@@ -54,7 +54,8 @@ def repo(tiny_sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     build(write_recipe(sources, serve=SERVE, engine={"onnxruntime": {"instances": 2}}), folder / "repo")
     cached = {"max_batch_size": 2, "max_length": 48, "lengths": "exact", "response_cache": True}
     build(write_recipe(sources, serve=cached, name="cached"), folder / "repo")
-    turns = {key: SERVE[key] for key in ("max_batch_size", "max_length", "lengths", "steps")}
+    # In one step: a tokenizer would be one more to wait for.
+    turns = {key: SERVE[key] for key in ("max_batch_size", "max_length", "lengths")} | {"steps": "single"}
     turns |= {"rate_limiter": {"resources": {"processor": 1}}}
     build(write_recipe(sources, serve=turns, name="turns", engine={"onnxruntime": {"instances": 1}}), folder / "repo")
     last = {**turns, "rate_limiter": {"resources": {"processor": 1}, "priority": 1_000_000}}
@@ -65,7 +66,7 @@ def repo(tiny_sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "queue": {"default_timeout_microseconds": 1000, "timeout_action": "delay"},
     }
     build(write_recipe(sources, serve=patient, name="patient"), folder / "repo")
-    for name, part in ((NAME, "engine"), ("last", "engine"), ("patient", "model")):
+    for name, part in ((NAME, "engine"), ("last", "model"), ("patient", "model")):
         make_holdable(folder / "repo", step_of(folder / "repo", name, part))
     return folder / "repo"
 
@@ -169,8 +170,8 @@ def test_workloads_that_name_one_resource_take_turns(server: TritonServer, repo:
     """While an execution of one is held, the other waits, and behind it a third, which names no resource."""
     order: list[str] = []
     held, waits, third = (
-        step_of(repo, "last", "engine"),
-        step_of(repo, "turns", "engine"),
+        step_of(repo, "last", "model"),
+        step_of(repo, "turns", "model"),
         step_of(repo, "cached", "model"),
     )
 
@@ -205,11 +206,10 @@ def test_what_has_its_turn_first_waits_for_one_execution_of_the_others(server: T
     order: list[tuple[int, str]] = []
 
     def all_wait() -> bool:
-        of = {name: [step_of(repo, name, part) for part in ("tokenizer", "engine")] for name in ("turns", "last")}
-        asked = {name: sum(waiting(server, step) for step in steps) for name, steps in of.items()}
+        asked = {name: waiting(server, step_of(repo, name, "model")) for name in ("turns", "last")}
         return asked["turns"] >= 18 and asked["last"] >= 34
 
-    with held_until(repo, step_of(repo, "last", "engine"), all_wait):
+    with held_until(repo, step_of(repo, "last", "model"), all_wait):
         asked = [(number, 0) for number in range(7000, 7040)]
         flood = threading.Thread(target=ended, args=(server.grpc_url, asked, "last", order))
         flood.start()
@@ -255,7 +255,7 @@ def test_the_config_that_is_served_is_the_recipe_s(server: TritonServer, repo: P
     assert tokenizer.dynamic_batching.priority_levels == 4
     assert [group.count for group in tokenizer.instance_group] == [2]
     with Connection(server.grpc_url, timeout_s=60) as connection:
-        limited = connection.model_config(step_of(repo, "turns", "engine"))
+        limited = connection.model_config(step_of(repo, "turns", "model"))
     (resource,) = limited.instance_group[0].rate_limiter.resources
     assert (resource.name, resource.count) == ("processor", 1)
 
