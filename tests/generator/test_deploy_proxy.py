@@ -1,49 +1,22 @@
-"""The compose file's proxy, run as Caddy before the embedded Triton: what it lets through, and what it does not."""
+"""The compose file's proxy before the embedded Triton, by HTTP: what it lets through, and what it does not."""
 
 from __future__ import annotations
 
 import gzip
 import http.client
 import json
-import os
-import ssl
-import subprocess
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from caddy import Proxy, running
 from certificates import Certificates
-from deployments import deploy, use_index
 from tritonpress_server import TritonServer
-from tritonpress_server.ports import choose_ports
 
 MODEL = "/v2/models/recommendation"
 LONGEST_TEXT = 8192
 """Bytes that the tiny recipe's step takes of a query."""
 REFUSAL = b"not open through this proxy\n"
-
-
-@dataclass(frozen=True)
-class Proxy:
-    """One that runs."""
-
-    port: int
-    authority: Path
-    request_bytes: int
-    """What it takes of a request."""
-
-    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
-        """Returns the status and the body of an answer; the path is sent as it is."""
-        trusted = ssl.create_default_context(cafile=self.authority)
-        connection = http.client.HTTPSConnection("127.0.0.1", self.port, context=trusted, timeout=60)
-        try:
-            connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
-            answer = connection.getresponse()
-            return answer.status, answer.read()
-        finally:
-            connection.close()
 
 
 @pytest.fixture(scope="module")
@@ -53,48 +26,8 @@ def proxy(
     certificates: Certificates,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Proxy]:
-    """Caddy with the generated file, in which only ports, the upstream and the certificate are of this machine."""
-    folder = tmp_path_factory.mktemp("proxy")
-    with pytest.MonkeyPatch.context() as patch:
-        use_index(folder / "index", patch)
-        out = deploy(tiny_repository, folder / "out")
-    config = json.loads((out / "compose" / "proxy.json").read_text())
-    server = config["apps"]["http"]["servers"]["triton"]
-    limit, forward = server["routes"][0]["handle"]
-    port = choose_ports("127.0.0.1", {"https": None})["https"]
-    server["listen"] = [f"127.0.0.1:{port}"]
-    forward["upstreams"] = [{"dial": tiny_server.http_url}]
-    (certificate,) = config["apps"]["tls"]["certificates"]["load_files"]
-    certificate |= {"certificate": str(certificates.server), "key": str(certificates.server_key)}
-    (folder / "proxy.json").write_text(json.dumps(config))
-    environment = {"PATH": os.environ["PATH"], "HOME": str(folder)}
-    environment |= {"XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
-    with (
-        (folder / "log").open("wb") as log,
-        subprocess.Popen(
-            ["caddy", "run", "--config", folder / "proxy.json"], env=environment, stdout=log, stderr=subprocess.STDOUT
-        ) as process,
-    ):
-        try:
-            found = Proxy(port, certificates.ca, limit["max_size"])
-            wait_until_open(found, process, folder / "log")
-            yield found
-        finally:
-            process.terminate()
-            assert process.wait(60) == 0
-
-
-def wait_until_open(proxy: Proxy, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            proxy.ask("GET", "/v2/health/live")
-        except ConnectionRefusedError:
-            assert process.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < deadline, log.read_text()[-3000:]
-            time.sleep(0.05)
-        else:
-            return
+    with running(tiny_repository, tiny_server, certificates, tmp_path_factory.mktemp("proxy")) as proxy:
+        yield proxy
 
 
 def request(texts: int, character: str = "a", length: int = 8) -> bytes:

@@ -96,7 +96,7 @@ def deploy(repository: Path, out: Path, wanted: Settings) -> Deployed:
     board = dashboard.dashboard(objectives, gpu=found.needs_gpu)
     rules = monitoring.rules(objectives)
     stack = compose.compose(found, wanted, image=name, repository=tree.relative(models, out / "compose"))
-    files |= _compose(stack, compose.proxy_config(found), rules, board)
+    files |= _compose(stack, compose.proxy_config(found, wanted), rules, board)
     base = kubernetes.base(found, wanted, replicas, image=name, command=line)
     variants = overlays.overlays(found, wanted)
     operator = prometheus_operator.component(wanted, rules, board)

@@ -1,10 +1,10 @@
-"""One machine as a compose file: Triton, a proxy that adds TLS to its HTTP, Prometheus and Grafana."""
+"""One machine as a compose file: Triton, a proxy with TLS before it, Prometheus and Grafana."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tritonpress_generator.deploy import monitoring
+from tritonpress_generator.deploy import monitoring, proxy
 from tritonpress_generator.deploy.command import MODELS
 from tritonpress_generator.deploy.image import HEALTHCHECK
 from tritonpress_generator.deploy.served import Served
@@ -12,7 +12,6 @@ from tritonpress_generator.deploy.settings import (
     CERTIFICATE,
     GRAFANA_IMAGE,
     GRPC,
-    HTTP,
     KEY,
     PROMETHEUS_IMAGE,
     PROXY_IMAGE,
@@ -25,14 +24,7 @@ from tritonpress_generator.deploy.settings import (
 
 RULES = "/etc/prometheus/rules.yaml"
 _DASHBOARDS = "/etc/grafana/dashboards"
-_TLS_PORT = 8443
 _TOKEN = "admin_token"
-
-# Whoever can ask the proxy can neither load models, nor map shared memory, nor change what is logged and traced.
-_MODEL = r"models/[A-Za-z0-9_][A-Za-z0-9._-]*(/versions/[0-9]+)?"
-_OPEN = rf"^/v2(/health/(live|ready)|/{_MODEL}(/(infer|ready|config))?)?$"
-# The statistics of all models, which Triton gives at the place of a model of that name.
-_ALL_STATISTICS = "^/v2/models/stats$"
 
 
 def compose(served: Served, settings: Settings, *, image: str, repository: str) -> dict[str, Any]:
@@ -64,43 +56,10 @@ def secrets(settings: Settings) -> list[str]:
     return [CERTIFICATE, KEY, *own, "grafana_admin_password", *([_TOKEN] if settings.guarded else [])]
 
 
-def proxy_config(served: Served) -> dict[str, Any]:
-    """Returns Caddy's configuration: inference, health and metadata by HTTPS, nothing that changes the server.
-
-    A body that is longer than any request to the repository is answered with 413, one that is compressed with 403.
-    """
-    # The second is of the path as it was sent, which Triton gets; the first of what it comes to.
-    is_open = {
-        "method": ["GET", "POST"],
-        "path_regexp": {"pattern": _OPEN},
-        "vars_regexp": {"{http.request.orig_uri.path}": {"pattern": _OPEN}},
-        # Of a compressed body that Triton refuses it keeps what it has unpacked: a thousand times what was sent.
-        "not": [{"path_regexp": {"pattern": _ALL_STATISTICS}}, {"header": {"Content-Encoding": []}}],
-    }
-    refuse = {"handler": "static_response", "status_code": 403, "body": "not open through this proxy\n"}
-    limit = {"handler": "request_body", "max_size": served.request_bytes}
-    forward = {"handler": "reverse_proxy", "upstreams": [{"dial": f"triton:{HTTP}"}]}
-    places = {"certificate": CERTIFICATE, "key": KEY}
-    certificate = {key: f"/run/secrets/{_secret(name)}" for key, name in places.items()}
-    return {
-        "admin": {"disabled": True},
-        "apps": {
-            "http": {
-                "servers": {
-                    "triton": {
-                        "listen": [f":{_TLS_PORT}"],
-                        "automatic_https": {"disable": True},
-                        "tls_connection_policies": [{}],
-                        "routes": [
-                            {"match": [is_open], "handle": [limit, forward], "terminal": True},
-                            {"handle": [refuse]},
-                        ],
-                    }
-                }
-            },
-            "tls": {"certificates": {"load_files": [certificate]}},
-        },
-    }
+def proxy_config(served: Served, settings: Settings) -> dict[str, Any]:
+    """Returns Caddy's configuration."""
+    certificate, key = (f"/run/secrets/{_secret(name)}" for name in (CERTIFICATE, KEY))
+    return proxy.config(served, settings, certificate=certificate, key=key)
 
 
 def provisioning() -> dict[str, dict[str, Any]]:
@@ -171,7 +130,7 @@ def _proxy(settings: Settings) -> dict[str, Any]:
         "command": ["caddy", "run", "--config", "/etc/caddy/config.json"],
         "environment": {"XDG_DATA_HOME": "/tmp", "XDG_CONFIG_HOME": "/tmp"},
         "depends_on": {"triton": {"condition": "service_healthy"}},
-        "ports": [_published(settings.ports.https, _TLS_PORT)],
+        "ports": [_published(settings.ports.https, proxy.PORT)],
         "volumes": [_file("proxy.json", "/etc/caddy/config.json")],
         "secrets": [_secret(CERTIFICATE), _secret(KEY)],
     }
