@@ -91,6 +91,27 @@ def test_a_best_that_was_lucky_is_found_out() -> None:
     assert 120 < climb.best.rate_per_s <= 130
 
 
+@given(st.sets(st.integers(0, 12), max_size=4), st.floats(50, 400))
+def test_a_hiccup_does_not_make_the_configs_as_they_are_look_worse(hiccups: set[int], start: float) -> None:
+    """Measurements of those numbers miss the limit whatever they are of; never the same twice in turn."""
+    as_it_is, other = (0,), (1,)
+    knob = Knob("w", "model", "delay", ("w_model",), as_it_is, (as_it_is, other))
+    capacity = {as_it_is: 200.0, other: 150.0}
+    asked: list[tuple[Value, float]] = []
+
+    def measure(setting: Setting, rate: float, before: int) -> Measured:
+        hiccup = setting[knob.key] == as_it_is and len(asked) in hiccups and (setting[knob.key], rate) not in asked
+        asked.append((setting[knob.key], rate))
+        p99_ms = 3 * LIMIT_MS if hiccup else LIMIT_MS * rate / capacity[setting[knob.key]]
+        return Measured(rate, p99_ms, p99_ms, p99_ms, p99_ms / 2, 0.0, 1.0, "a hiccup", "")
+
+    climb = Climb(measure, LIMIT_MS, start)
+    climb.run([knob])
+    assert climb.first is not None and climb.best is not None
+    assert 200 / STEP / 1.01 <= climb.first.rate_per_s <= 200
+    assert climb.best.setting == {knob.key: as_it_is}
+
+
 def test_tries_each_knob_alone_where_the_configs_as_they_are_keep_the_limit_at_no_rate() -> None:
     slow, quick = (0,), (1,)
     knob = Knob("w", "model", "delay", ("w_model",), slow, (slow, quick))

@@ -18,7 +18,7 @@ from tritonpress_generator.tune.load import Measured
 STEP = 1.05
 """A value must sustain this multiple of the best rate: less cannot be told from noise."""
 _STRIDE = 1.15
-_DOWN = 0.7
+_DOWN = 0.5
 _LOWEST_SHARE = 1 / 32
 
 
@@ -85,8 +85,10 @@ class Climb:
         now = {knob.key: knob.now for knob in knobs}
         try:
             self.first = self.best = self._breakpoint(now, self.start)
-            if self.best is None:
+            if self.first is None:
                 self._begin_elsewhere(now, knobs)
+            else:
+                self.first = self.best = self._surely_highest(self.first)
             while self._round(knobs):
                 pass
             self.complete = True
@@ -163,6 +165,18 @@ class Climb:
             # What was found of it counts; the next measurement ends the search.
             pass
         return Point(setting, kept, missed)
+
+    def _surely_highest(self, point: Point) -> Point:
+        """Returns the highest rate that is kept, above which one was missed twice: a hiccup misses once.
+
+        For the configs as they are: what they are thought to sustain too little would be said to be gained.
+        """
+        while point.missed is not None:
+            again = self._at(point.setting, point.missed.rate_per_s)
+            if not again.keeps(self.limit_ms):
+                break
+            point = self._highest(point.setting, again)
+        return point
 
     def _breakpoint(self, setting: Setting, rate: float, missed: Measured | None = None) -> Point | None:
         """Returns the highest rate that is kept, from any, below one that is not; None if even a low one is not."""

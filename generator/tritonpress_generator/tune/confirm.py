@@ -1,7 +1,8 @@
 """The end of a tuning: what has won, and the configs as they are, measured in turn in the time that is left.
 
-A machine that drifts is in both, and what has won by chance is found out. Where the time is short there are fewer
-rounds, and none that would not end in it.
+Both are asked for what the best is said to sustain: it must keep the limit there, and they must not. A machine that
+drifts is in both, and what has won by chance is found out. Where the time is short there are fewer rounds, and none
+that would not end in it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ ROUNDS = 3
 _TRIES = 2
 """What misses the limit in most rounds is asked for less, once."""
 Round = tuple[Measured | None, Measured]
-"""The configs as they are, which may keep the limit at no rate, and the best."""
+"""The configs as they are, unless they keep the limit at no rate, and the best, at the same rate."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,15 @@ def mostly_kept(rounds: Sequence[Round], limit_ms: float) -> bool:
     return sum(best.keeps(limit_ms) for _, best in rounds) * 2 > len(rounds)
 
 
+def as_good_before(rounds: Sequence[Round], limit_ms: float) -> bool:
+    """Says whether the configs as they are have kept it, at the same rate, in as many rounds as the best or more."""
+    before = sum(first is not None and first.keeps(limit_ms) for first, _ in rounds)
+    return bool(rounds) and before >= sum(best.keeps(limit_ms) for _, best in rounds)
+
+
 def _rounds(first: Point | None, best: Point, measurer: Measurer, *, tries: int) -> list[Round]:
     """Returns as many rounds as there is time for; what is left beyond those to come lets them take longer."""
-    points = [best] if first is None else [first, best]
+    points = [best] if first is None else [replace(first, kept=replace(first.kept, rate_per_s=best.rate_per_s)), best]
     rounds: list[Round] = []
     for number in range(1, ROUNDS + 1):
         each_s = [measurer.takes_s(number, point) for point in points]

@@ -84,8 +84,16 @@ def _verdict(found: Found) -> str:
     if not p99_ms:
         return "not confirmed, since no time was left to measure it in turn with the configs as they are"
     verdict = "confirmed" if found.confirmed else "not confirmed"
-    rounds = f"{len(p99_ms)} round{'s' if len(p99_ms) > 1 else ''}"
-    return f"{verdict} in {rounds} in turn: p99 {min(p99_ms):.1f} to {max(p99_ms):.1f} ms"
+    said = f"{verdict} in {len(p99_ms)} round{'s' if len(p99_ms) > 1 else ''} in turn: p99 {_range(p99_ms)}"
+    before_ms = [at.p99_ms for at, _ in found.rounds if at is not None]
+    return f"{said}, as it is {_range(before_ms)} at the same rate" if before_ms else said
+
+
+def _range(values_ms: Sequence[float]) -> str:
+    least, most = min(values_ms), max(values_ms)
+    if math.isinf(most):
+        return "without an answer in time" if math.isinf(least) else f"{least:.1f} ms to without an answer in time"
+    return f"{least:.1f} to {most:.1f} ms"
 
 
 def manifest_entry(found: Found) -> dict[str, Any]:

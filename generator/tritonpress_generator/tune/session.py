@@ -18,7 +18,7 @@ from tritonpress_generator.progress import Progress
 from tritonpress_generator.tune import knobs as turning
 from tritonpress_generator.tune.bench import Bench
 from tritonpress_generator.tune.climb import Climb, OverBudgetError, Point, Tried
-from tritonpress_generator.tune.confirm import ROUNDS, Measurer, Round, confirm, mostly_kept
+from tritonpress_generator.tune.confirm import ROUNDS, Measurer, Round, as_good_before, confirm, mostly_kept
 from tritonpress_generator.tune.knobs import Configs, Knob, Setting
 from tritonpress_generator.tune.load import Measured, Traffic
 
@@ -67,7 +67,7 @@ class Found:
     """The configs as they are; None where they keep the limit at no rate."""
     best: Point
     rounds: list[Round]
-    """Each at its rate, in turn; fewer where the time was short."""
+    """Both at the best's rate, in turn; fewer where the time was short."""
     tried: list[Tried]
     measured: list[tuple[Setting, Measured]]
     """All measurements."""
@@ -83,8 +83,8 @@ class Found:
 
     @property
     def confirmed(self) -> bool:
-        """Whether the best has kept the limit in most rounds."""
-        return mostly_kept(self.rounds, self.limit_ms)
+        """Whether the best has kept the limit in most rounds, and in more than the configs as they are."""
+        return mostly_kept(self.rounds, self.limit_ms) and not as_good_before(self.rounds, self.limit_ms)
 
     @property
     def gain(self) -> float | None:
