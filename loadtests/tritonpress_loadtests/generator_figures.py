@@ -28,8 +28,9 @@ def generator_figures(
     """Returns what the generator says of itself.
 
     processes, cpu_share (of the busiest, 1 is a core), loop_lag_ms and start_lag_ms ({p50, p99, max}; null if none),
-    began_late_s (of a closed loop, whose figures count from then on), rss_bytes, and `bottleneck`: why its own slowness
-    is in the figures, empty if it is not.
+    began_late_s (of a closed loop, whose figures count from then on), gave_up_after_s (of an open loop that was too far
+    behind to go on; null if it was not), rss_bytes, and `bottleneck`: why its own slowness is in the figures, empty if
+    it is not.
     """
     loop_lag, start_lag = (_lag_ms(histogram) for histogram in (measured.loop_lag, measured.start_lag))
     cpu_share = max(measured.cpu_shares)
@@ -53,6 +54,7 @@ def generator_figures(
         "loop_lag_ms": loop_lag,
         "start_lag_ms": start_lag,
         "began_late_s": measured.began_late_s,
+        "gave_up_after_s": measured.gave_up_after_s,
         "rss_bytes": sum(measured.rss_bytes),
         "bottleneck": bottleneck,
     }

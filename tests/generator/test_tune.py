@@ -102,6 +102,17 @@ def test_the_front_is_of_what_no_other_measurement_beats_in_both() -> None:
     assert report._stairs([(1, 9), (2, 8), (4, 3)]) == "M1.0,9.0V8.0H2.0V3.0H4.0"
 
 
+def test_a_generator_that_is_late_has_not_made_the_server_quicker() -> None:
+    late = replace(at(100, 49), bottleneck="was 32.4 ms late at p99")
+    assert late.keeps(500)
+    assert not late.keeps(40)
+    assert late.fault == "the load generator was 32.4 ms late at p99"
+    assert report._front([late, replace(late, sent=False), replace(late, failed=0.1)]) == {0}
+    # One that gave up has asked for less.
+    assert not replace(late, sent=False, bottleneck="offered 50 of 100/s").keeps(500)
+    assert not replace(at(100, 49), failed=0.1).keeps(500)
+
+
 def test_the_same_questions_are_the_same_traffic_wherever_they_lie(tmp_path: Path) -> None:
     manifest = {"task": "classification", "golden": {"requests": [{"inputs": {"TEXT": "a lamp"}}]}}
     folders = [tmp_path / "a", tmp_path / "b"]

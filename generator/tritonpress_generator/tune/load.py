@@ -54,14 +54,21 @@ class Measured:
     """What limits it."""
     bottleneck: str
     """Why the load generator's own slowness is in the figures; empty if it is not."""
+    sent: bool = True
+    """Whether all requests that were due were sent, however late."""
 
     def keeps(self, limit_ms: float) -> bool:
-        """Says whether p99 is within the limit."""
-        return not self.fault and self.p99_ms <= limit_ms
+        """Says whether p99 is within the limit: a generator that is late can only have made it longer."""
+        return self.sound and self.p99_ms <= limit_ms
+
+    @property
+    def sound(self) -> bool:
+        """Whether p99 is of all requests."""
+        return self.sent and self.failed <= _FAILED_SHARE and not math.isinf(self.p99_ms)
 
     @property
     def fault(self) -> str:
-        """Why the limit is not kept whatever p99 is; empty if nothing but p99 decides."""
+        """Why the limit is missed, if it is, by something else than a server that is too slow; else empty."""
         if math.isinf(self.p99_ms):
             return self.binds
         if self.bottleneck:
@@ -183,6 +190,7 @@ class Traffic:
             mean_batch=work["mean_batch_size"],
             binds=stage["binding"],
             bottleneck=stage["generator"]["bottleneck"],
+            sent=stage["generator"]["gave_up_after_s"] is None,
         )
 
     def _run(self, url: str, stage: dict[str, Any]) -> dict[str, Any]:

@@ -177,9 +177,9 @@ def _plot(found: Found) -> str:
 def _front(measured: Sequence[Measured]) -> set[int]:
     """Returns which measurements no other dominates, which had as high a rate with as low a p99 and one of them better.
 
-    Those that have a fault are none: their p99 is of what was answered.
+    Those whose p99 is of a part of the requests are none.
     """
-    sound = [number for number, at in enumerate(measured) if not at.fault]
+    sound = [number for number, at in enumerate(measured) if at.sound]
     points = [(-measured[number].rate_per_s, measured[number].p99_ms) for number in sound]
     return {sound[place] for place in front(points)}
 

@@ -198,7 +198,7 @@ class Session:
         budget = f"{self._spent_s / 60:.1f} of {self._config.budget_minutes:g} min"
         known = self._known(key, {"setting": dict(setting), "rate_per_s": rate}, compute, f"[{budget}] {words}")
         measured = Measured(**{name: value for name, value in known.items() if name != "seconds"})
-        verdict = measured.fault or ("kept" if measured.keeps(self._config.p99_ms) else "missed")
+        verdict = "kept" if measured.keeps(self._config.p99_ms) else measured.fault or "missed"
         self._say.found(f"{rate:.0f}/s, p99 {measured.p99_ms:.0f} ms, {verdict}")
         self._measured.append((setting, measured))
         return measured
