@@ -19,9 +19,13 @@ from tritonpress_server.runtime import OUR_BACKENDS
 # The files beside a backend's `model.py` are imported as Triton's stub does it.
 sys.path.append(str(OUR_BACKENDS / "tensorrt"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# How long an example takes says how busy the machine is. In CI the examples are the same in every run.
+# How long an example takes says how busy the machine is. The examples are the same in every run, unless new ones are
+# asked for.
 settings.register_profile(
-    "tests", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+    "tests",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=not os.environ.get("TRITONPRESS_RANDOM"),
 )
 settings.load_profile("tests")
 

@@ -7,6 +7,19 @@ import time
 from tritonpress_client import Connection, ModelStatistics
 
 
+def settled(connection: Connection, model: str) -> ModelStatistics:
+    """The statistics of `model` once they stand still: what others have asked before may be counted late."""
+    end = time.monotonic() + 60
+    (now,) = connection.statistics(model)
+    while True:
+        before = now
+        time.sleep(0.1)
+        (now,) = connection.statistics(model)
+        if now == before:
+            return now
+        assert time.monotonic() < end, f"{model} is asked on"
+
+
 def counted(
     connection: Connection, model: str, requests: int, before: ModelStatistics | None = None
 ) -> ModelStatistics:

@@ -22,8 +22,10 @@ from tritonpress_generator.used import calls, own_steps, used
 _NO_MODEL = "tritonpress no such model"
 """A name that no model has: what a server answers to its unloading says whether it takes orders."""
 _POLL_S = 0.1
-_STILL_S = 1.0
-"""How long nobody must have asked an old step before it is given up."""
+_STILL_POLLS = 10
+"""How many polls in a row must find that nobody has asked an old step before it is given up.
+
+A clock would not do: while this process stands still, time passes in which nobody is seen to ask."""
 
 
 class ModelControl:
@@ -167,8 +169,8 @@ class ModelControl:
         return {model.name for model in self._connection.models() if model.state == "UNLOADING"}
 
     def _wait_until_still(self, steps: Sequence[str]) -> None:
-        deadline, still_since, before = time.monotonic() + self._timeout_s, time.monotonic(), -1
-        while time.monotonic() - still_since < _STILL_S and steps:
+        deadline, still, before = time.monotonic() + self._timeout_s, 0, -1
+        while still < _STILL_POLLS and steps:
             if time.monotonic() > deadline:
                 raise InputError(
                     f"{self.target}: {', '.join(steps)} are asked on, by others than the ensemble, which has "
@@ -176,8 +178,8 @@ class ModelControl:
                 )
             time.sleep(_POLL_S)
             asked = sum(self._requests(step) for step in steps)
-            if asked != before:
-                before, still_since = asked, time.monotonic()
+            still = still + 1 if asked == before else 0
+            before = asked
 
     def _requests(self, step: str) -> int:
         return sum(version.success.count + version.fail.count for version in self._connection.statistics(step))

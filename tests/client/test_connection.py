@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 import pytest
 from at_once import AT_ONCE
-from counted import counted
+from counted import counted, settled
 from tritonpress_client import (
     Connection,
     DeadlineExceededError,
@@ -86,7 +86,7 @@ def test_metadata_holds_the_contract(connection: Connection) -> None:
 
 
 def test_statistics_subtract(connection: Connection) -> None:
-    (before,) = connection.statistics(MODEL)
+    before = settled(connection, MODEL)
     for _ in range(3):
         connection.infer(MODEL, {"QUERY": column("red lamp", "blue chair")})
     spent = counted(connection, MODEL, 3, before)

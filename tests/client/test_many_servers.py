@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -101,17 +102,26 @@ def test_a_killed_server_loses_no_request_and_comes_back_with_another_version(se
     again.stop()
 
 
-def test_the_least_busy_server_is_taken(servers: Servers) -> None:
-    before = [len(served.executed()) for served in servers]
-    with Recommender([served.url for served in servers], timeout_s=20) as recommender:
-        slow = [threading.Thread(target=recommender.recommend, args=(f"sleep 1 {n}",)) for n in range(4)]
+def test_the_least_busy_server_is_taken(servers: Servers, tmp_path: Path) -> None:
+    text = f"wait {tmp_path / 'release'}"
+
+    def begun() -> list[int]:
+        return [sum(line.startswith(text) for line in served.executed()) for served in servers]
+
+    with (
+        Recommender([served.url for served in servers], timeout_s=60) as recommender,
+        ThreadPoolExecutor(4) as pool,
+    ):
         recommender.limits()
-        for thread in slow:
-            thread.start()
-            time.sleep(0.05)
-        for thread in slow:
-            thread.join()
-    assert [len(served.executed()) - count for served, count in zip(servers, before, strict=True)] == [2, 2]
+        slow: list[Future[Any]] = []
+        try:
+            for number in range(4):
+                slow.append(pool.submit(recommender.recommend, f"{text} {number}"))
+                assert until(lambda: sum(begun()) == len(slow))
+        finally:
+            (tmp_path / "release").touch()
+        assert [job.result()[0].item_id for job in slow] == [f"{text} {number}" for number in range(4)]
+    assert begun() == [2, 2]
 
 
 def test_a_server_without_the_model_is_passed_over(servers: Servers, tmp_path: Path) -> None:

@@ -103,7 +103,8 @@ def test_large_inputs_lie_there_and_small_ones_travel(task_server: TritonServer)
 def test_requests_at_a_time_have_regions_of_their_own(servers: tuple[Served, Served]) -> None:
     texts = [f"{number} {'x' * (number * 997)}" for number in range(150)]
     urls = [server.url for server in servers]
-    with Recommender(urls, options=ALL) as recommender, ThreadPoolExecutor(8) as pool:
+    # Long enough that no attempt is overtaken by another, which would have a region too.
+    with Recommender(urls, timeout_s=60, options=ALL) as recommender, ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(recommender.recommend, texts))
         assert [answer[0].item_id for answer in answers] == texts
         assert {answer[1].item_id for answer in answers} == {"one", "two"}
@@ -203,9 +204,11 @@ def test_without_memory_requests_travel(servers: tuple[Served, Served], monkeypa
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    # The server says when it is done with a region: how long that takes is not what is tested.
+    monkeypatch.setitem(shared_memory.Regions._sweep.__kwdefaults__, "patience_s", 60.0)
     url = servers[0].url
     small = Options(shared_memory=SharedMemory(least_bytes=1, most_bytes=1 << 19))
-    with Recommender(url, options=small) as recommender:
+    with Recommender(url, timeout_s=60, options=small) as recommender:
         assert recommender.recommend("small")[0].item_id == "small"
         assert list(regions(url).values()) == [1 << 18]
         # Those that are free and too small make room.

@@ -104,16 +104,19 @@ def test_a_span_says_what_was_called_and_how_it_ended(
     assert not bad.status.is_ok
 
 
-def test_metrics_count_calls_and_what_was_sent_again(servers: Servers, unreachable_url: str) -> None:
+def test_metrics_count_calls_and_what_was_sent_again(servers: Servers, unreachable_url: str, tmp_path: Path) -> None:
     registry = CollectorRegistry()
     options = Options(observers=(Metrics(registry),))
 
     async def ask() -> None:
-        async with AsyncRecommender(servers[0].url, options=options) as recommender:
+        text = f"wait {tmp_path / 'never'}"
+        async with AsyncRecommender(servers[0].url, timeout_s=60, options=options) as recommender:
             await asyncio.gather(*(recommender.recommend(str(number)) for number in range(5)))
-            task = asyncio.create_task(recommender.recommend("sleep 3 metrics"))
-            await asyncio.sleep(0.1)
+            task = asyncio.create_task(recommender.recommend(text))
+            assert await asyncio.to_thread(until, lambda: text in servers[0].executed())
             task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
 
     asyncio.run(ask())
     with (

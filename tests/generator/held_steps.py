@@ -1,15 +1,18 @@
-"""Steps that wait before an execution for as long as a file is there, however quick or slow the machine is.
+"""Steps that note what they execute, and wait before it for as long as a file is there, however slow the machine is.
 
-A process that is stopped would do for a second at most: then Triton takes it for dead.
+A process that is stopped would do for a second at most: then Triton takes it for dead. What a client sees of the order
+is that in which its threads and sockets woke; the notes are in the order of the executions.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from tritonpress_generator import repository
 from tritonpress_server.runtime import OUR_BACKENDS
@@ -32,11 +35,13 @@ class TritonPythonModel(as_built.TritonPythonModel):
     def initialize(self, args):
         # Triton names this file where the config names none.
         config = json.loads(args["model_config"]) | {{"default_model_filename": ""}}
+        self.instance = args["model_instance_name"]
         super().initialize(args | {{"model_config": json.dumps(config)}})
 
     def execute(self, requests):
+        with open({executions!r}, "a") as file:
+            file.write(json.dumps([{step!r}, self.instance, [request.request_id() for request in requests]]) + "\\n")
         while Path({held!r}).exists():
-            Path({begun!r}).touch()
             time.sleep(0.005)
         return super().execute(requests)
 """
@@ -53,8 +58,9 @@ def make_holdable(repo: Path, step: str) -> None:
         as_built = OUR_BACKENDS / (config.backend or config.platform.split("_")[0]) / "model.py"
         config.backend, config.platform = "python", ""
         (folder / "config.pbtxt").write_text(repository.config_text(config))
+    files = {"held": held_file(repo, step), "executions": executions_file(repo)}
     model.write_text(
-        MODEL.format(as_built=str(as_built), held=str(held_file(repo, step)), begun=str(begun_file(repo, step)))
+        MODEL.format(as_built=str(as_built), step=step, **{name: str(file) for name, file in files.items()})
     )
 
 
@@ -62,9 +68,23 @@ def held_file(repo: Path, step: str) -> Path:
     return repo.parent / f"{step}.held"
 
 
-def begun_file(repo: Path, step: str) -> Path:
-    """Is there as soon as an execution is held."""
-    return repo.parent / f"{step}.begun"
+def executions_file(repo: Path) -> Path:
+    return repo.parent / "executions"
+
+
+class Execution(NamedTuple):
+    """What an instance of a step executes together."""
+
+    step: str
+    instance: str
+    requests: list[str]
+    """Their ids."""
+
+
+def executions(repo: Path) -> list[Execution]:
+    """What the holdable steps have begun, in that order; one that is held is the last of its instance."""
+    file = executions_file(repo)
+    return [Execution(*json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 @contextmanager
@@ -74,7 +94,6 @@ def held_until(repo: Path, step: str, so_far: Callable[[], bool]) -> Iterator[No
     That `so_far` failed, or never said so where the body has not ended before, is raised behind the body.
     """
     held = held_file(repo, step)
-    begun_file(repo, step).unlink(missing_ok=True)
     held.touch()
 
     def watch() -> None:

@@ -6,9 +6,10 @@ import json
 import shutil
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,22 +48,45 @@ def test_auto_measures_every_form_and_takes_the_fastest(
     assert lengths["samples"] == 24
 
 
-def test_measure_finds_the_faster_of_two() -> None:
-    def taking(seconds: float) -> Infer:
+BATCHING = Batching(pad_id=0, packed=True)
+BATCHES = [Sequences([[0, 0], [0]], [1, 1])] * 5
+"""Of two texts each, which are one execution."""
+
+
+def test_measure_finds_the_faster_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of its own: how busy the machine is decides nothing."""
+    now = [0.0]
+    monkeypatch.setattr(form_choice, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    ran: list[str] = []
+
+    def taking(name: str, seconds: float) -> Infer:
         def infer(feed: Mapping[str, Array]) -> dict[str, Array]:
-            time.sleep(seconds)
+            ran.append(name)
+            # Something else has the machine once, in the second of the three rounds.
+            now[0] += 1.0 if ran.count(name) == 90 else seconds
             return {}
 
         return infer
 
-    batching = Batching(pad_id=0, packed=True)
-    batches = [Sequences([[0, 0], [0]], [1, 1])] * 5
     candidates = {
-        name: form_choice.Candidate(batching, [taking(s), taking(s)]) for name, s in (("a", 0.03), ("b", 0.01))
+        name: form_choice.Candidate(BATCHING, [taking(name, seconds)]) for name, seconds in (("a", 0.03), ("b", 0.01))
     }
-    figures = form_choice.measure(candidates, batches, rounds=3)
-    assert figures["b"].texts_per_s > 1.5 * figures["a"].texts_per_s
+    figures = form_choice.measure(candidates, BATCHES, rounds=3)
+    assert figures["a"].texts_per_s == pytest.approx(2 / 0.03)
+    assert figures["b"].texts_per_s == pytest.approx(2 / 0.01)
+    assert figures["b"].low < 0.9 * figures["b"].texts_per_s
     assert figures["a"].padding == 0
+
+
+def test_workers_run_at_once() -> None:
+    both, met = threading.Barrier(2), []
+
+    def infer(feed: Mapping[str, Array]) -> dict[str, Array]:
+        met.append(both.wait(timeout=60))
+        return {}
+
+    assert form_choice.rate(form_choice.Candidate(BATCHING, [infer, infer]), BATCHES, 0.0) > 0
+    assert sorted(met) == [0, 1]
 
 
 def test_samples_of_the_recipe_decide_the_borders(sources: Path, tmp_path: Path) -> None:

@@ -9,15 +9,18 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
-from counted import counted
-from held_steps import begun_file, held_until, make_holdable
+from counted import counted, settled
+from held_steps import Execution, executions, held_until, make_holdable
 from tiny_sources import write_recipe
 from tritonclient.grpc import model_config_pb2 as pb
-from tritonpress_client import ModelUnavailableError, Options, Retries
+from tritonclient.grpc import service_pb2_grpc
+from tritonpress_client import ModelUnavailableError, Options, Retries, wire
 from tritonpress_client.connection import AsyncConnection, Connection
 from tritonpress_generator import cli, recipe, repository
 from tritonpress_generator.build import build
@@ -66,7 +69,7 @@ def repo(tiny_sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "queue": {"default_timeout_microseconds": 1000, "timeout_action": "delay"},
     }
     build(write_recipe(sources, serve=patient, name="patient"), folder / "repo")
-    for name, part in ((NAME, "engine"), ("last", "model"), ("patient", "model")):
+    for name, part in ((NAME, "engine"), ("turns", "model"), ("last", "model"), ("patient", "model")):
         make_holdable(folder / "repo", step_of(folder / "repo", name, part))
     return folder / "repo"
 
@@ -127,19 +130,52 @@ def step_of(repo: Path, name: str, part: str) -> str:
     return str(repository.read_manifest(repo, name)["steps"][part])
 
 
+def answered(url: str, asked: list[tuple[int, int]]) -> None:
+    """Returns once all requests (number, priority), asked at once, are answered; the id of each is its priority."""
+
+    async def all_of_them() -> None:
+        async with grpc.aio.insecure_channel(url) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            requests = []
+            for number, priority in asked:
+                request = wire.infer_request(NAME, None, priority)
+                request.id = str(priority)
+                wire.add_arrays(request, text(number))
+                requests.append(request)
+            await asyncio.gather(*(stub.ModelInfer(request, timeout=120) for request in requests))
+
+    asyncio.run(all_of_them())
+
+
 def test_high_priority_overtakes_a_flood(server: TritonServer, repo: Path) -> None:
     engine = step_of(repo, NAME, "engine")
-    # The lowest is the default, so that the flood says nothing; with a limit it would be refused in part.
+    # Of the lowest priority: with a limit it would be refused in part.
     flood = [(number, UNLIMITED) for number in range(100)]
-    with held_until(repo, engine, lambda: waiting(server, engine) >= 106):
-        order = ended(server.grpc_url, [*flood, *((number, 1) for number in range(1000, 1010))])
-    assert [outcome for _, outcome in order] == ["answered"] * 110
-    # Those that were begun or next when the first of high priority came, and what fills executions up.
-    assert sum(priority != 1 for priority, _ in order[: last_of(order, 1)]) <= 50
+    before = len(executions(repo))
+
+    def came() -> int:
+        return len(requests_of(executions(repo)[before:])) + waiting(server, engine)
+
+    with ThreadPoolExecutor(1) as pool, held_until(repo, engine, lambda: came() == 110):
+        flooding = pool.submit(answered, server.grpc_url, flood)
+        until(lambda: came() == 100)
+        answered(server.grpc_url, [(number, 1) for number in range(1000, 1010)])
+    flooding.result()
+    begun = executions(repo)[before:]
+    assert sorted(requests_of(begun)) == ["1"] * 10 + [str(UNLIMITED)] * 100
+    # An instance by itself, since the other one may have stood still meanwhile: the two requests that it had begun.
+    for instance in {execution.instance for execution in begun}:
+        asked = requests_of([execution for execution in begun if execution.instance == instance])
+        assert asked[: last_of(asked, "1")].count(str(UNLIMITED)) <= 2
 
 
-def last_of(order: list[tuple[int, str]], asked: int) -> int:
-    return max(place for place, (priority, _) in enumerate(order) if priority == asked)
+def requests_of(begun: list[Execution]) -> list[str]:
+    return [request for execution in begun for request in execution.requests]
+
+
+def last_of(order: list[str], asked: str) -> int:
+    """The place of the last one, 0 where there is none."""
+    return max((place for place, one in enumerate(order) if one == asked), default=0)
 
 
 def test_a_full_queue_and_one_that_waits_too_long_refuse(server: TritonServer, repo: Path) -> None:
@@ -180,10 +216,11 @@ def test_workloads_that_name_one_resource_take_turns(server: TritonServer, repo:
             connection.infer(model, text(6000))
             order.append(model)
 
+    before = len(executions(repo))
     with held_until(repo, held, lambda: False):
         asked = [threading.Thread(target=one, args=(model,)) for model in ("last", "turns", "cached")]
         asked[0].start()
-        until(lambda: begun_file(repo, held).exists())
+        until(lambda: len(executions(repo)) > before)
         asked[1].start()
         until(lambda: waiting(server, waits) == 1)
         asked[2].start()
@@ -203,27 +240,36 @@ def until(so: Callable[[], bool]) -> None:
 
 
 def test_what_has_its_turn_first_waits_for_one_execution_of_the_others(server: TritonServer, repo: Path) -> None:
-    order: list[tuple[int, str]] = []
+    turns, last = (step_of(repo, name, "model") for name in ("turns", "last"))
+    outcomes: list[tuple[int, str]] = []
+    before = len(executions(repo))
+
+    def steps_begun() -> list[str]:
+        """The step of each request that has been begun."""
+        return [execution.step for execution in executions(repo)[before:] for _ in execution.requests]
 
     def all_wait() -> bool:
-        asked = {name: waiting(server, step_of(repo, name, "model")) for name in ("turns", "last")}
-        return asked["turns"] >= 18 and asked["last"] >= 34
+        return waiting(server, turns) == 20 and waiting(server, last) + len(steps_begun()) == 40
 
-    with held_until(repo, step_of(repo, "last", "model"), all_wait):
+    with held_until(repo, last, all_wait):
         asked = [(number, 0) for number in range(7000, 7040)]
-        flood = threading.Thread(target=ended, args=(server.grpc_url, asked, "last", order))
+        flood = threading.Thread(target=ended, args=(server.grpc_url, asked, "last", outcomes))
         flood.start()
-        ended(server.grpc_url, [(number, 1) for number in range(8000, 8020)], "turns", order)
+        # Of the flood, or there would be nothing to wait for.
+        until(lambda: bool(steps_begun()))
+        ended(server.grpc_url, [(number, 1) for number in range(8000, 8020)], "turns", outcomes)
     flood.join()
-    assert [outcome for _, outcome in order] == ["answered"] * 60
-    # The execution that was held, and one that may have begun before, of two requests each; 20 where they alternate.
-    assert sum(priority == 0 for priority, _ in order[: last_of(order, 1)]) <= 8
+    assert [outcome for _, outcome in outcomes] == ["answered"] * 60
+    order = steps_begun()
+    assert (order.count(turns), order.count(last)) == (20, 40)
+    # The one execution that was held, of two requests at most; 20 where they alternate.
+    assert order[: last_of(order, turns)].count(last) <= 2
 
 
 def test_the_response_cache_answers_again(server: TritonServer) -> None:
     query = {"QUERY": np.array([[b"red lamp"]], np.object_)}
     with Connection(server.grpc_url, timeout_s=60) as connection:
-        (before,) = connection.statistics("cached")
+        before = settled(connection, "cached")
         answers = [connection.infer("cached", query) for _ in range(5)]
         statistics = counted(connection, "cached", 5, before)
     assert (statistics.inference_count, statistics.success.count) == (1, 5)

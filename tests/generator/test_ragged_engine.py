@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from at_once import AT_ONCE
-from counted import counted
+from counted import counted, settled
 from google.protobuf import text_format
 from tiny_encoders import asked, make, pairs, signature
 from tritonclient.grpc import model_config_pb2 as pb
@@ -70,7 +70,7 @@ def test_every_length_alone(served: Connection, padded: Infer) -> None:
 
 
 def test_requests_of_one_and_several_sequences_share_executions(served: Connection, padded: Infer) -> None:
-    (before,) = served.statistics("reader")
+    before = settled(served, "reader")
     generator = np.random.default_rng(0)
     requests = [[length] for length in range(1, LONGEST + 1)]
     requests += [generator.integers(1, LONGEST + 1, count).tolist() for count in range(2, 12) for _ in range(4)]

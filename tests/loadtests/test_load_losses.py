@@ -50,12 +50,19 @@ def results_of(folder: Path) -> dict[str, Any]:
 def test_a_server_that_dies_is_in_the_figures(tmp_path: Path, server: TritonServer) -> None:
     def kill(event: dict[str, Any]) -> None:
         # Once a request of the stage is answered.
-        if event["event"] == "tick" and event["label"] == "20/s" and event["requests"] > event["failed"] and not killed:
+        if event["event"] != "tick" or event["label"] != "20/s":
+            return
+        if event["requests"] > event["failed"] and not killed:
             killed.append(server.pid)
             os.kill(server.pid, signal.SIGKILL)
+        elif killed and event["failed"] and not ended:
+            ended.append(event["failed"])
+            os.kill(os.getpid(), signal.SIGTERM)  # ends the run in good order: the stage would go on for a minute
 
     killed: list[int] = []
-    scenario = write_noop_scenario(tmp_path, stages=STAGES, warm_up_s=0)
+    ended: list[int] = []
+    stages = [STAGES[0], STAGES[1] | {"duration_s": 60}]
+    scenario = write_noop_scenario(tmp_path, stages=stages, warm_up_s=0)
     options = RunOptions(metrics_url=server.metrics_url)
     run(scenario, server.grpc_url, tmp_path / "out", options=options, progress=kill)
     assert killed

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from tritonclient.grpc import model_config_pb2 as pb
+from tritonpress_loadtests import server_watch
 from tritonpress_loadtests.served_models import instances
 from tritonpress_loadtests.server_watch import ServerWatch, gpu_figures, parse_metrics
 
@@ -63,10 +64,10 @@ def endpoint(text: str) -> Iterator[Endpoint]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            served.read += 1
             self.send_response(200)
             self.end_headers()
             self.wfile.write(served.text.encode())
-            served.read += 1
 
         def log_message(self, *_: object) -> None:
             """Says nothing."""
@@ -82,18 +83,20 @@ def endpoint(text: str) -> Iterator[Endpoint]:
             thread.join()
 
 
-def test_a_gpu_s_gauges_are_those_during_the_stage() -> None:
+def test_a_gpu_s_gauges_are_those_during_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_watch, "_SAMPLE_S", 0.05)
+    monkeypatch.setattr(server_watch, "_SCRAPE_S", 0.1)
     # Read as the watch is made, as the stage begins, during it, at its end, and behind it, when requests are counted.
     with endpoint(IDLE) as served, ServerWatch("other.example:8001", metrics_url=served.address) as watch:
         served.text = BUSY
         watch.start()
         before = served.read
-        while served.read < before + 2:
+        while served.read < before + 3:
             time.sleep(0.05)
         watch.stop()
         served.text = IDLE
         figures = watch.finish()
-    # Of the two during it the second may have come too late for the watch.
+    # Of the three awaited the first may have begun before the stage, and the last may have come too late for the watch.
     assert len(watch.readings) >= 2
     assert figures["gpu"]["GPU-a"]["utilization"] == pytest.approx(0.9)
     assert figures["gpu"]["GPU-a"]["memory_bytes"] == 5000

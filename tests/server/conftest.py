@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from at_once import AT_ONCE
 from onnx import helper
-from ragged_models import DELAYED, write_ragged_models
+from ragged_models import write_ragged_models
 from tiny_models import FP32, INT64, STRING, add_one, graph, write_model
 from tritonpress_server import TritonServer
+
+DELAYED = {"max_queue_delay_microseconds": 200_000}
 
 
 @pytest.fixture

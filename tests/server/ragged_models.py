@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
-from tiny_models import FP32, INT64, graph, write_model
+from tiny_models import FP32, INT64, full_batches, graph, write_model
 
 INT8, INT32 = TensorProto.INT8, TensorProto.INT32
-DELAYED = {"max_queue_delay_microseconds": 200_000}
 KINDS = {
     "count": ("BATCH_ELEMENT_COUNT", "INT32"),
     "ends": ("BATCH_ACCUMULATED_ELEMENT_COUNT", "FP32"),
@@ -30,18 +29,15 @@ def scattered(name: str, source: str) -> dict[str, Any]:
     return {"target_name": [name], "kind": "BATCH_SCATTER_WITH_INPUT_SHAPE", "source_input": [source]}
 
 
-def _full_batches(rows: int) -> dict[str, Any]:
-    """The config with which requests of so many rows in all share one execution, however late one of them comes."""
-    return {"max_batch_size": rows, "dynamic_batching": {"max_queue_delay_microseconds": 30_000_000}}
-
-
 def write_ragged_models(repository: Path) -> None:
     """Writes the models `counts`, `scatter`, `cut`, `few_rows` and `alone`.
 
-    `cut_together`, `few_rows_together` and `ragged_lookup` do what the last three do, to requests that fill a batch.
+    `counts_together`, `scatter_together`, `cut_together`, `few_rows_together` and `ragged_lookup` do the same to
+    requests that fill a batch.
     """
-    _write_counts(repository)
-    _write_scatter(repository)
+    for suffix, batching in {"": {}, "_together": full_batches(8)}.items():
+        _write_counts(repository, f"counts{suffix}", batching)
+        _write_scatter(repository, f"scatter{suffix}", batching)
     _write_cut(repository)
     few_rows = graph(
         [helper.make_node("Slice", ["x", "zero", "two"], ["y"])],
@@ -50,14 +46,14 @@ def write_ragged_models(repository: Path) -> None:
         {"zero": np.array([0]), "two": np.array([2])},
     )
     write_model(repository, "few_rows", few_rows)
-    write_model(repository, "few_rows_together", few_rows, **_full_batches(4))
+    write_model(repository, "few_rows_together", few_rows, **full_batches(4))
     lookup = graph(
         [helper.make_node("Gather", ["table", "x"], ["y"])],
         {"x": (INT64, ["total"])},
         {"y": (FP32, ["total"])},
         {"table": np.arange(10, dtype=np.float32)},
     )
-    for name, batching in ({"ragged_lookup": _full_batches(3), "alone": {}}).items():
+    for name, batching in ({"ragged_lookup": full_batches(3), "alone": {}}).items():
         write_model(
             repository,
             name,
@@ -69,7 +65,7 @@ def write_ragged_models(repository: Path) -> None:
         )
 
 
-def _write_counts(repository: Path) -> None:
+def _write_counts(repository: Path, model: str, batching: dict[str, Any]) -> None:
     """Each request gets every batch input whole, repeated for its rows; `item` it gets its own rows of."""
     nodes, outputs = [], {}
     for name in KINDS:
@@ -86,7 +82,7 @@ def _write_counts(repository: Path) -> None:
     shapes = {name: [f"{name}_length"] for name in KINDS} | {"item": ["rows", "item_size"]}
     write_model(
         repository,
-        "counts",
+        model,
         graph(
             [helper.make_node("Shape", ["longest"], ["longest_shape"]), *nodes],
             {"x": (FP32, ["total"]), "ones": (FP32, ["batch", 1])}
@@ -102,11 +98,11 @@ def _write_counts(repository: Path) -> None:
             {"kind": kind, "target_name": [name], "data_type": f"TYPE_{dtype}", "source_input": ["x"]}
             for name, (kind, dtype) in KINDS.items()
         ],
-        dynamic_batching=DELAYED,
+        **batching,
     )
 
 
-def _write_scatter(repository: Path) -> None:
+def _write_scatter(repository: Path, model: str, batching: dict[str, Any]) -> None:
     """Of `x` one value an element, `(total,)` and `(total, 1)`; of `lengths` a row each: one and ten times it."""
     outputs = {
         "token": (FP32, ["total"], [-1], "x"),
@@ -117,7 +113,7 @@ def _write_scatter(repository: Path) -> None:
     }
     write_model(
         repository,
-        "scatter",
+        model,
         graph(
             [
                 helper.make_node("Add", ["x", "one"], ["token"]),
@@ -139,7 +135,7 @@ def _write_scatter(repository: Path) -> None:
         input=[ragged("x"), ragged("lengths", "TYPE_INT64"), ragged("row_elements", "TYPE_INT8")],
         output=[{"name": name, "data_type": "TYPE_FP32", "dims": dims} for name, (_, _, dims, _) in outputs.items()],
         batch_output=[scattered(name, source) for name, (_, _, _, source) in outputs.items()],
-        dynamic_batching=DELAYED,
+        **batching,
     )
 
 
@@ -155,7 +151,7 @@ def _write_cut(repository: Path) -> None:
         {"head": (FP32, ["some"]), "twice": (FP32, ["more"])},
         {"zero": np.array([0]), "five": np.array([5])},
     )
-    for name, batching in ({"cut": {}, "cut_together": _full_batches(2)}).items():
+    for name, batching in ({"cut": {}, "cut_together": full_batches(2)}).items():
         write_model(
             repository,
             name,

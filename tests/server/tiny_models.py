@@ -46,6 +46,11 @@ def add_one() -> bytes:
     )
 
 
+def full_batches(rows: int) -> dict[str, Any]:
+    """The config with which requests of so many rows in all share one execution, however late one of them comes."""
+    return {"max_batch_size": rows, "dynamic_batching": {"max_queue_delay_microseconds": 30_000_000}}
+
+
 def write_model(repository: Path, name: str, onnx_model: bytes | None, **config: Any) -> Path:
     """Writes one model folder; `config` is what differs from the config that fits `add_one`."""
     fields: dict[str, Any] = {
@@ -84,16 +89,17 @@ def infer(url: str, model: str, inputs: dict[str, Array], *, outputs: list[str] 
         return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
 
-def executions(url: str, model: str) -> tuple[int, int]:
-    """How many rows the model has answered, and in how many executions.
+def executions(url: str, model: str, *, rows: int) -> tuple[int, int]:
+    """How many rows the model has executed, and in how many executions, as soon as there are so many, or after 60 s.
 
-    Triton counts after having answered: the counts are read until they have stood still for a tenth of a second.
+    Triton counts an execution after having answered it.
     """
+    end = time.monotonic() + 60
     with grpcclient.InferenceServerClient(url) as client:
-        counts: tuple[int, int] | None = None
         while True:
             (statistics,) = client.get_inference_statistics(model).model_stats
-            before, counts = counts, (statistics.inference_count, statistics.execution_count)
-            if counts == before:
-                return counts
-            time.sleep(0.1)
+            counts = [(batch.batch_size, batch.compute_infer.count) for batch in statistics.batch_stats]
+            executed = sum(size * count for size, count in counts)
+            if executed >= rows or time.monotonic() > end:
+                return executed, sum(count for _, count in counts)
+            time.sleep(0.02)
