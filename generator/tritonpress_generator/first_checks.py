@@ -58,7 +58,9 @@ def _check_files(options: argparse.Namespace, written: _RecipeText) -> None:
     command, path = options.command, options.recipe
     folder = path.parent / written.folder
     if command in ("search", "finetune", "distill"):
-        recipes.labelled(written.data, path=path).check_files(options.data or folder)
+        data = recipes.labelled(written.data, path=path)
+        if command != "finetune":  # which says so itself
+            data.check_files(options.data or folder)
     if command != "finetune":
         dataset = options.dataset if command == "evaluate" else None
         records.check_readable((dataset or folder / written.gate.dataset).resolve())
