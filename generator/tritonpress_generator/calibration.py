@@ -13,7 +13,6 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper
-from onnxruntime.quantization.calibrate import HistogramCollector
 
 from tritonpress_generator import smoothing
 from tritonpress_generator.errors import InputError
@@ -73,6 +72,8 @@ def clipped(
         percentile: The share of values that are not clipped, in %.
         divided: Gives a tensor as it will be quantised.
     """
+    from onnxruntime.quantization.calibrate import HistogramCollector
+
     if not largest:
         return {}
     edges = {name: np.linspace(-value, value, _BINS + 1, dtype=np.float32) for name, value in largest.items()}

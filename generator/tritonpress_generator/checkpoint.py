@@ -18,6 +18,8 @@ from tritonpress_generator.recipe import CheckpointConfig
 ADAPTER = "adapter_model.safetensors"
 POOLING = "1_Pooling/config.json"
 """How token vectors become one (sentence-transformers)."""
+_LOCAL = (".", "/", "~")
+"""How the source of a checkpoint in a folder begins; others are a package's or the hub's."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 _MOST_BYTES = {"weights": 32 << 30, "settings": 256 << 20}
@@ -81,6 +83,36 @@ def resolve(config: CheckpointConfig, *, base: Path) -> Checkpoint:
         InputError: Not found, no safetensors weights (a pickle runs code when it is read), another hash, or what is
             no file of a checkpoint in the place of one.
     """
+    folder, weights = _found(config, base=base)
+    digests = [_sha256(path) for path in weights]
+    digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    if config.sha256 is not None and digest != config.sha256:
+        raise InputError(
+            f"checkpoint {config.source}: sha256 of the weights must be {config.sha256}, got {digest}; "
+            "fetch them again, or correct checkpoint.sha256 if the new weights are meant"
+        )
+    adapter = _adapter_folder(config, base=base)
+    of_adapter = None if adapter is None else _sha256(adapter / ADAPTER)
+    return Checkpoint(config.source, folder, weights, digest, adapter, of_adapter)
+
+
+def check_place(config: CheckpointConfig, *, base: Path) -> None:
+    """Refuses, without reading weights, a checkpoint that is not where `config` says; the hub is not asked.
+
+    Args:
+        config: The recipe's `checkpoint`.
+        base: The folder that relative folders start from (the recipe's).
+
+    Raises:
+        InputError: As `resolve`, but for the hash.
+    """
+    if config.source.startswith(("package:", *_LOCAL)):
+        _found(config, base=base)
+    _adapter_folder(config, base=base)
+
+
+def _found(config: CheckpointConfig, *, base: Path) -> tuple[Path, tuple[Path, ...]]:
+    """Returns the checkpoint's folder and the weights in it."""
     folder = _folder(config, base=base)
     if not config.source.startswith("package:"):  # what is installed can run any code already
         _check_files(folder, f"checkpoint {config.source}")
@@ -95,16 +127,7 @@ def resolve(config: CheckpointConfig, *, base: Path) -> Checkpoint:
                 "reading a pickle can run any code; save it with model.save_pretrained(folder, safe_serialization=True)"
             )
         raise InputError(f"checkpoint {config.source}: no *.safetensors in {folder}; give a folder with the weights")
-    digests = [_sha256(path) for path in weights]
-    digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    if config.sha256 is not None and digest != config.sha256:
-        raise InputError(
-            f"checkpoint {config.source}: sha256 of the weights must be {config.sha256}, got {digest}; "
-            "fetch them again, or correct checkpoint.sha256 if the new weights are meant"
-        )
-    adapter = _adapter_folder(config, base=base)
-    of_adapter = None if adapter is None else _sha256(adapter / ADAPTER)
-    return Checkpoint(config.source, folder, weights, digest, adapter, of_adapter)
+    return folder, weights
 
 
 def tensor_names(path: Path) -> set[str]:
@@ -120,7 +143,7 @@ def _folder(config: CheckpointConfig, *, base: Path) -> Path:
     source = config.source
     if source.startswith("package:"):
         return _package_folder(source.removeprefix("package:"), source)
-    if source.startswith((".", "/", "~")):
+    if source.startswith(_LOCAL):
         folder = (base / Path(source).expanduser()).resolve()
         if not folder.is_dir():
             raise InputError(f"checkpoint {source}: no folder {folder}; correct checkpoint.source")

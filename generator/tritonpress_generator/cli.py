@@ -41,6 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     # The server's errors are known only where it is needed.
     try:
+        if "recipe" in options:
+            from tritonpress_generator import first_checks
+
+            first_checks.check(options)
         if options.command == "build":
             _build(options)
         elif options.command == "search":

@@ -19,7 +19,6 @@ from tritonpress_generator import named_files
 from tritonpress_generator.checkpoint import Checkpoint
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.examples import Examples, answered, collate, named
-from tritonpress_generator.export import torch_infer
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.positions import check_length
 from tritonpress_generator.pretrained import encoder_of
@@ -132,6 +131,8 @@ class Material:
         Raises:
             InputError: There are no examples, or one of them cannot be read.
         """
+        from tritonpress_generator.export import torch_infer  # brings transformers, which only a model needs
+
         module, recipe = self.recipe.finetune.module, self.recipe
         examples = self.examples.held_out
         head, signature = self.head(model)

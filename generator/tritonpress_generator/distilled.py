@@ -12,6 +12,7 @@ from tritonpress_generator import cuts
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.compression import Compressed, Material
 from tritonpress_generator.errors import InputError
+from tritonpress_generator.first_checks import check_distills
 from tritonpress_generator.model_card import distilled_card
 from tritonpress_generator.passes.restore import CUTS
 from tritonpress_generator.progress import Progress
@@ -38,8 +39,7 @@ def distill(
     """
     say = Progress(shown=world.writes)
     recipe = recipes.load(recipe_path)
-    if not any(stage.word == "distill" for stage in recipe.passes):
-        raise InputError(f"{recipe_path}: passes: must have distill to be distilled; add it behind what it is to mend")
+    check_distills((stage.word for stage in recipe.passes), path=recipe_path)
     workload = Workload.load(recipe, say)
     material = replace(workload.material(data, work), world=world)
     if out is not None:

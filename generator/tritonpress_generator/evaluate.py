@@ -19,13 +19,13 @@ from tritonpress_generator import recipe as recipes
 from tritonpress_generator import repository as repositories
 from tritonpress_generator.answering import Answers, Texts, columns, golden, listed, unlisted
 from tritonpress_generator.errors import InputError
+from tritonpress_generator.first_checks import IN_PROCESS, check_target
 from tritonpress_generator.kept import Kept
 from tritonpress_generator.plans import pending
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.recipe import Recipe
 from tritonpress_generator.workload import Workload, scores_of
 
-IN_PROCESS = ("torch", "onnx", "engine")
 BASELINE = "baseline"
 """Under this key a build keeps what a server of it is gated against."""
 _TIMEOUT_S = 60.0
@@ -62,12 +62,7 @@ def evaluate(
         TritonpressError: The endpoint is not there, or refuses a request.
     """
     recipe = recipes.load(recipe_path)
-    if repository is not None and (dataset is not None or target in IN_PROCESS):
-        raise InputError(
-            "--repository: gates a server on the gate's own data; give --target HOST:PORT, and no --dataset"
-        )
-    if target not in IN_PROCESS and ":" not in target:
-        raise InputError(f"--target: must be {', '.join(IN_PROCESS)} or HOST:PORT of a server, got {target!r}")
+    check_target(target, dataset=dataset, repository=repository)
     if dataset is not None:
         recipe = replace(recipe, gate=recipe.gate.model_copy(update={"dataset": str(dataset.resolve())}))
     say = Progress()

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array, Infer
-from tritonpress_generator.recipe import DataConfig, Recipe
+from tritonpress_generator.recipe import DataConfig, Recipe, labelled
 from tritonpress_generator.signature import Signature
 from tritonpress_generator.training.distributed import World
 from tritonpress_generator.training.loop import Feature
@@ -41,9 +41,7 @@ class Examples:
             InputError: The recipe names none, or a file is missing or wrong.
         """
         module, config, data = recipe.finetune.module, recipe.finetune.config, named(recipe)
-        for file in (*data.train, *data.validation, *data.test):
-            if not (folder / file).is_file():
-                raise InputError(f"data: {folder} must have the file {file}, has not; give its folder with --data")
+        data.check_files(folder)
         training, held_out = (
             module.augmented(module.load([folder / file for file in files], recipe), config)
             for files in (data.train, data.validation)
@@ -58,9 +56,7 @@ def named(recipe: Recipe) -> DataConfig:
     Raises:
         InputError: It has none.
     """
-    if recipe.data is None:
-        raise InputError(f"{recipe.path}: must have 'data'; add it, with train and validation files")
-    return recipe.data
+    return labelled(recipe.data, path=recipe.path)
 
 
 def answered(

@@ -16,11 +16,11 @@ def names(kind: str) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
 
 
-def find(kind: str, word: str, *, path: str) -> ModuleType:
-    """Returns the module that `word` names; imported only now, so that nobody pays for what is not asked for.
+def check(kind: str, word: str, *, path: str) -> None:
+    """Refuses a word that names no file; imports none.
 
     Args:
-        kind: `tasks`, `passes`, `graph`, `engines` or `lengths`.
+        kind: `tasks`, `passes`, `graph`, `engines`, `lengths`, `layouts` or `training`.
         word: The recipe's word.
         path: Where in the recipe the word stands, for the message.
 
@@ -32,4 +32,13 @@ def find(kind: str, word: str, *, path: str) -> ModuleType:
         close = difflib.get_close_matches(word, known, n=1)
         remedy = f"did you mean {close[0]!r}? " if close else ""
         raise InputError(f"{path}: unknown word {word!r}; {remedy}available: {', '.join(known) or 'none yet'}")
+
+
+def find(kind: str, word: str, *, path: str) -> ModuleType:
+    """Returns the module that `word` names; imported only now, so that nobody pays for what is not asked for.
+
+    Raises:
+        InputError: As `check`.
+    """
+    check(kind, word, path=path)
     return import_module(f"tritonpress_generator.{kind}.{word}")

@@ -46,6 +46,12 @@ class DataConfig(Settings):
     test: list[str] = []
     """Files of examples on which a training's result is scored, and nothing is chosen."""
 
+    def check_files(self, folder: Path) -> None:
+        """Refuses a folder that lacks one of the files."""
+        for file in (*self.train, *self.validation, *self.test):
+            if not (folder / file).is_file():
+                raise InputError(f"data: {folder} must have the file {file}, has not; give its folder with --data")
+
 
 class GateConfig(Settings):
     dataset: str
@@ -235,6 +241,21 @@ def load(path: Path) -> Recipe:
     Raises:
         InputError: The file cannot be read, or as `of`.
     """
+    data, text = _parsed(path)
+    return of(data, path=path, text=text)
+
+
+def written(path: Path) -> _RecipeText:
+    """Returns the recipe in the YAML file `path` as it is written; of what its words name nothing is imported.
+
+    Raises:
+        InputError: As `load`, but for the settings of these words, which their files know.
+    """
+    return _written(_parsed(path)[0], path=path)
+
+
+def _parsed(path: Path) -> tuple[dict[str, Any], str]:
+    """Returns the mapping in a YAML file, and its text."""
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(strict_yaml.MOST_CHARACTERS + 1)
@@ -246,7 +267,28 @@ def load(path: Path) -> Recipe:
         raise InputError(f"recipe {path}: is not YAML that can be read ({exc}); correct it") from exc
     if not isinstance(data, dict):
         raise InputError(f"recipe {path}: must be a mapping with the keys {', '.join(_RecipeText.model_fields)}")
-    return of(data, path=path, text=text)
+    return data, text
+
+
+def _written(data: dict[str, Any], *, path: Path) -> _RecipeText:
+    """Returns the recipe of parsed YAML as it is written, each word that of a file."""
+    raw: _RecipeText = checked(_RecipeText, data, where=str(path))
+    stages = [("tasks", "task", raw.task), ("engines", "engine", raw.engine)]
+    stages += [("passes", f"passes[{i}]", stage) for i, stage in enumerate(raw.passes)]
+    stages += [("graph", f"graph[{i}]", stage) for i, stage in enumerate(raw.graph)]
+    forms = [("serve.lengths", raw.serve.lengths)]
+    search = _search(raw.search, path=path)
+    if search is not None:
+        for i, precision in enumerate(search.space.precisions or ()):
+            stages += [("graph", f"search.space.precisions[{i}][{j}]", stage) for j, stage in enumerate(precision)]
+        forms += [("search.space.lengths", form) for form in search.space.lengths or ()]
+    stages += [("lengths", key, form) for key, form in forms if form != "auto" and not isinstance(form, list)]
+    for kind, key, stage in stages:
+        word, _ = divided(stage, where=f"{path}: {key}")
+        plugins.check(kind, word, path=f"{path}: {key}")
+    if raw.serve.steps is not None:
+        plugins.check("layouts", raw.serve.steps, path=f"{path}: serve.steps")
+    return raw
 
 
 def of(data: dict[str, Any], *, path: Path, text: str | None = None) -> Recipe:
@@ -261,41 +303,67 @@ def of(data: dict[str, Any], *, path: Path, text: str | None = None) -> Recipe:
         InputError: A key is unknown, a value is out of range, a word names no file, passes are in an order that makes
             no sense.
     """
-    raw = checked(_RecipeText, data, where=str(path))
-    task = staged("tasks", raw.task, path=path, key="task")
+    raw = _written(data, path=path)
+    # Those whose files import the most come last, so that what is wrong in the others is said before.
     engine = staged("engines", raw.engine, path=path, key="engine")
-    recipe = Recipe(
+    forms = _forms(raw.serve.lengths, engine, path=path)
+    graph = tuple(staged("graph", stage, path=path, key=f"graph[{i}]") for i, stage in enumerate(raw.graph))
+    task = staged("tasks", raw.task, path=path, key="task")
+    _check_metric(raw.gate, task, path=path)
+    _check_turns(raw.serve, engine, path=path)
+    layout = layout_of(raw.serve.steps, task, engine, path=path)
+    finetune = _finetune(raw.finetune, task.word, path=path)
+    passes = tuple(staged("passes", stage, path=path, key=f"passes[{i}]") for i, stage in enumerate(raw.passes))
+    pass_order.check([(stage.word, stage.config) for stage in passes], path=path)
+    lengths = tuple(staged("lengths", form, path=path, key="serve.lengths") for form in forms)
+    return Recipe(
         path=path,
         name=raw.name,
         task=task,
         checkpoint=raw.checkpoint,
-        passes=tuple(staged("passes", p, path=path, key=f"passes[{i}]") for i, p in enumerate(raw.passes)),
-        graph=tuple(staged("graph", p, path=path, key=f"graph[{i}]") for i, p in enumerate(raw.graph)),
+        passes=passes,
+        graph=graph,
         gate=raw.gate,
         engine=engine,
         serve=raw.serve,
-        lengths=lengths_of(raw.serve.lengths, engine, path=path),
-        layout=layout_of(raw.serve.steps, task, engine, path=path),
+        lengths=lengths,
+        layout=layout,
         data=raw.data,
-        finetune=_finetune(raw.finetune, raw.task, path=path),
+        finetune=finetune,
         search=_search(raw.search, path=path),
         folder=path.parent / raw.folder,
         raw=data,
         text=yaml.safe_dump(data, sort_keys=False) if text is None else text,
     )
-    pass_order.check([(stage.word, stage.config) for stage in recipe.passes], path=path)
-    metrics = (*recipe.task.module.METRICS, AGREEMENT)
-    if recipe.gate.metric not in metrics:
+
+
+def _check_metric(gate: GateConfig, task: Stage, *, path: Path) -> None:
+    metrics = (*task.module.METRICS, AGREEMENT)
+    if gate.metric not in metrics:
         known = ", ".join(metrics)
-        raise InputError(f"{path}: gate.metric: unknown metric {recipe.gate.metric!r}; {recipe.task.word} has: {known}")
+        raise InputError(f"{path}: gate.metric: unknown metric {gate.metric!r}; {task.word} has: {known}")
+
+
+def _check_turns(serve: ServeConfig, engine: Stage, *, path: Path) -> None:
+    """Refuses a rate limiter for an engine of several instances."""
     instances = getattr(engine.config, "instances", 1)
-    if raw.serve.rate_limiter is not None and instances != 1:
+    if serve.rate_limiter is not None and instances != 1:
         # Triton 2.51 tries the first alone of all instances that wait for a resource, or for none.
         raise InputError(
             f"{path}: serve.rate_limiter: one execution goes on at a time, and while another waits Triton serves no "
             f"model; engine.{engine.word}.instances must be 1, is {instances or 'left to the machine'}; write 1"
         )
-    return recipe
+
+
+def labelled(data: DataConfig | None, *, path: Path) -> DataConfig:
+    """Returns the `data` of the recipe `path`.
+
+    Raises:
+        InputError: It has none.
+    """
+    if data is None:
+        raise InputError(f"{path}: must have 'data'; add it, with train and validation files")
+    return data
 
 
 def layouts_of(task: Stage, engine: Stage) -> list[str]:
@@ -324,18 +392,23 @@ def layout_of(word: str | None, task: Stage, engine: Stage, *, path: Path) -> St
 
 def lengths_of(raw: str | list[int] | dict[str, Any], engine: Stage, *, path: Path) -> tuple[Stage, ...]:
     """Returns the form that `raw` names, or for `auto` all that the engine takes, the best first."""
+    forms = _forms(raw, engine, path=path)
+    return tuple(staged("lengths", form, path=path, key="serve.lengths") for form in forms)
+
+
+def _forms(raw: str | list[int] | dict[str, Any], engine: Stage, *, path: Path) -> list[str | dict[str, Any]]:
+    """Returns what `lengths_of` stages; refuses a form that the engine cannot take."""
     if raw == "auto":
-        words: list[str | dict[str, Any]] = [*engine.module.FORMS]
-    else:
-        words = [{"buckets": {"borders": raw}} if isinstance(raw, list) else raw]
-    stages = tuple(staged("lengths", word, path=path, key="serve.lengths") for word in words)
-    for stage in stages:
-        if stage.word not in engine.module.FORMS:
-            raise InputError(
-                f"{path}: serve.lengths: the engine {engine.word} cannot take {stage.word!r}; "
-                f"allowed: auto, {', '.join(engine.module.FORMS)}"
-            )
-    return stages
+        return [*engine.module.FORMS]
+    form = {"buckets": {"borders": raw}} if isinstance(raw, list) else raw
+    word, _ = divided(form, where=f"{path}: serve.lengths")
+    plugins.check("lengths", word, path=f"{path}: serve.lengths")
+    if word not in engine.module.FORMS:
+        raise InputError(
+            f"{path}: serve.lengths: the engine {engine.word} cannot take {word!r}; "
+            f"allowed: auto, {', '.join(engine.module.FORMS)}"
+        )
+    return [form]
 
 
 def _search(raw: dict[str, Any] | None, *, path: Path) -> Any:
@@ -350,15 +423,22 @@ def _search(raw: dict[str, Any] | None, *, path: Path) -> Any:
 
 def staged(kind: str, raw: str | dict[str, Any], *, path: Path, key: str) -> Stage:
     """Returns the stage that `word` or `{word: {settings}}` describes."""
-    if isinstance(raw, dict) and len(raw) != 1:
-        raise InputError(f"{path}: {key}: give one word, or one word with its settings, got {sorted(map(str, raw))}")
-    word, settings = (raw, {}) if isinstance(raw, str) else next(iter(raw.items()))
-    module = plugins.find(kind, str(word), path=f"{path}: {key}")
-    return Stage(str(word), module, checked(module.Config, settings or {}, where=f"{path}: {key}.{word}"))
+    word, settings = divided(raw, where=f"{path}: {key}")
+    module = plugins.find(kind, word, path=f"{path}: {key}")
+    return Stage(word, module, checked(module.Config, settings or {}, where=f"{path}: {key}.{word}"))
 
 
-def _finetune(raw: dict[str, Any], task: str | dict[str, Any], *, path: Path) -> Stage:
-    """Returns how the task is trained: the file of the task's name has its settings."""
-    word = task if isinstance(task, str) else str(next(iter(task)))
+def divided(raw: str | dict[str, Any], *, where: str) -> tuple[str, Any]:
+    """Returns a stage's word and its settings."""
+    if isinstance(raw, str):
+        return raw, {}
+    if len(raw) != 1:
+        raise InputError(f"{where}: give one word, or one word with its settings, got {sorted(map(str, raw))}")
+    word, settings = next(iter(raw.items()))
+    return str(word), settings
+
+
+def _finetune(raw: dict[str, Any], word: str, *, path: Path) -> Stage:
+    """Returns how the task `word` is trained: the file of its name has the settings."""
     module = plugins.find("training", word, path=f"{path}: finetune")
     return Stage(word, module, checked(module.Config, raw, where=str(path), key="finetune."))

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import io
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tritonpress_generator.errors import InputError
+
+
+def check_readable(path: Path) -> None:
+    """Refuses what `read_text` would refuse because it is not there."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        path.stat()
+    except OSError as exc:
+        raise _unreadable(path, exc) from exc
 
 
 def read_text(path: Path) -> str:
@@ -29,7 +41,11 @@ def read_text(path: Path) -> str:
             f"{path}:{bad_line}: must be UTF-8, got byte 0x{exc.object[exc.start]:02x}; save it as UTF-8"
         ) from exc
     except (OSError, EOFError, zlib.error) as exc:
-        raise InputError(f"{path}: cannot be read ({exc}); correct the path in the recipe") from exc
+        raise _unreadable(path, exc) from exc
+
+
+def _unreadable(path: Path, why: Exception) -> InputError:
+    return InputError(f"{path}: cannot be read ({why}); correct the path in the recipe")
 
 
 def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

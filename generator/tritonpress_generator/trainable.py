@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import peft
 import torch
 
 from tritonpress_generator.checkpoint import Checkpoint
@@ -15,6 +14,9 @@ from tritonpress_generator.pretrained import encoder_of, load_model, quiet_peft
 from tritonpress_generator.recipe import Recipe
 from tritonpress_generator.signature import Signature
 from tritonpress_generator.training.settings import FinetuneConfig, LoraConfig
+
+if TYPE_CHECKING:
+    import peft
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ def with_adapters(model: Any, config: LoraConfig, given: Collection[str]) -> pef
         config: The settings.
         given: The names of the tensors that the checkpoint has.
     """
+    import peft
+
     base = model.base_model_prefix
     has_head = isinstance(getattr(model, base, None), torch.nn.Module)
     new = [name for name, child in model.named_children() if name != base and list(child.parameters())]

@@ -6,18 +6,21 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import peft
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
+from tritonpress_generator import first_checks
 from tritonpress_generator.adapter_precision import in_fp8
 from tritonpress_generator.checkpoint import ADAPTER, POOLING, Checkpoint, resolve
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.recipe import CheckpointConfig, Recipe
 from tritonpress_generator.trainable import Trainable
 from tritonpress_generator.training.settings import FinetuneConfig, Precision
+
+if TYPE_CHECKING:
+    import peft
 
 _SETTINGS = "tritonpress.json"
 
@@ -28,8 +31,7 @@ def check_folder(out: Path, config: FinetuneConfig) -> None:
     Raises:
         InputError: `out` is a file, or has an adapter where a checkpoint is to be written, or the reverse.
     """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: must be a folder, is a file; give another")
+    first_checks.check_folder(out)
     found = [path.name for path in sorted(out.glob("*.safetensors"))]
     wrong = [name for name in found if (name == ADAPTER) == (config.lora is None)]
     if wrong:
@@ -78,6 +80,8 @@ def write_adapter(out: Path, model: Any, adapted: peft.PeftModel, source: Checkp
         source: The checkpoint.
         precision: Of the adapter; its head is in FP16.
     """
+    import peft
+
     out.mkdir(parents=True, exist_ok=True)
     settings = copy.deepcopy(adapted.peft_config["default"])
     if not isinstance(settings, peft.LoraConfig):

@@ -14,13 +14,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import peft
 import torch
 from pydantic import Field, model_validator
 
-from tritonpress_generator import export, workplace
+from tritonpress_generator import workplace
 from tritonpress_generator.compression import Compressed, Material, copied, original_layers
 from tritonpress_generator.examples import collate, finite
 from tritonpress_generator.pretrained import encoder_of, merged
@@ -32,6 +31,9 @@ from tritonpress_generator.training.distributed import ALONE, World
 from tritonpress_generator.training.fake_quantization import fake_quantize
 from tritonpress_generator.training.settings import Precision, TrainingConfig
 from tritonpress_generator.written import write_adapter
+
+if TYPE_CHECKING:
+    import peft
 
 _OF_TOKENS = ("input_ids", "item_ids")
 _RELATION_HEADS = 12
@@ -74,6 +76,8 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
     Raises:
         InputError: There are no examples, or the loss is no longer finite.
     """
+    from tritonpress_generator import export  # brings transformers, which only a model needs
+
     student, adapted = _student(given, config, material)
     head, signature = material.head(student.model)
     teacher, _ = material.head(material.original.model)

@@ -13,13 +13,15 @@ import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnx
 from tritonpress_server.backends.tensorrt import cuda_calls
 
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.plans import builder, releases
+
+if TYPE_CHECKING:
+    import onnx
 
 SETTINGS = "plan.json"
 BUILDER = ("__init__.py", "__main__.py", "builder.py", "runner.py")
@@ -131,6 +133,9 @@ def write(
         workload: The public model's name.
         low: The element type, as ONNX names it, that all rungs but fp32 may use, where the graph does not say so.
     """
+    # Whoever only looks for plans, as all that reads a repository does, need not wait for it.
+    import onnx
+
     version_dir.mkdir(parents=True, exist_ok=True)
     rungs = []
     for name, graph in graphs.items():
@@ -160,6 +165,8 @@ def write(
 
 def types(graph: onnx.ModelProto) -> list[str]:
     """Returns the names of the element types below FP32 that the graph's constants have, sorted."""
+    import onnx
+
     kinds = {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in graph.graph.initializer}
     return sorted(kinds & set(builder.LOW_TYPES))
 

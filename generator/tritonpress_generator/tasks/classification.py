@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,9 @@ from tritonpress_generator.scores import Scorer
 from tritonpress_generator.signature import Output, Signature
 from tritonpress_generator.steps.classification.postprocessor import Postprocessor
 from tritonpress_generator.steps.single.pipeline import Pipeline
-from tritonpress_generator.task_head import SequenceHead
+
+if TYPE_CHECKING:
+    from tritonpress_generator.task_head import SequenceHead
 
 METRICS = ("accuracy", "macro_f1", "mcc")
 """The first is what reports show; higher is better for all."""
@@ -103,6 +105,8 @@ def encoder_settings(recipe: Recipe, signature: Signature) -> dict[str, Any]:
 
 def head(model: Any, checkpoint: Checkpoint, config: Config) -> tuple[SequenceHead, Signature]:
     """Returns the model to export, and what it reads and gives."""
+    from tritonpress_generator.task_head import SequenceHead
+
     divided = SequenceHead(model, lambda answer: answer.logits).eval()
     divided.check(model)
     return divided, Signature({"logits": Output(int(model.config.num_labels))})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,9 @@ from tritonpress_generator.scores import Scorer, means
 from tritonpress_generator.signature import Output, Signature
 from tritonpress_generator.squad import Question
 from tritonpress_generator.steps.question_answering.postprocessor import Postprocessor
-from tritonpress_generator.task_head import TokenHead
-from tritonpress_generator.token_states import reads_segments
+
+if TYPE_CHECKING:
+    from tritonpress_generator.task_head import TokenHead
 
 METRICS = ("f1", "exact_match")
 """The first is what reports show; higher is better for both. In percent, as SQuAD gives them."""
@@ -120,6 +121,9 @@ def encoder_settings(recipe: Recipe, signature: Signature) -> dict[str, Any]:
 
 def head(model: Any, checkpoint: Checkpoint, config: Config) -> tuple[TokenHead, Signature]:
     """Returns the model to export, and what it reads and gives."""
+    from tritonpress_generator.task_head import TokenHead
+    from tritonpress_generator.token_states import reads_segments
+
     divided = TokenHead(model, lambda answer: (answer.start_logits, answer.end_logits)).eval()
     divided.check(model)
     outputs = {"start": Output.per_token(), "end": Output.per_token()}

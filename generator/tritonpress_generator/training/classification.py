@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -21,10 +20,13 @@ from tritonpress_generator.signature import Signature
 from tritonpress_generator.steps.classification.postprocessor import Postprocessor
 from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder
 from tritonpress_generator.tasks import classification as task
-from tritonpress_generator.training.distances import divergence
-from tritonpress_generator.training.distributed import World
-from tritonpress_generator.training.loop import Feature
 from tritonpress_generator.training.settings import FinetuneConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from tritonpress_generator.training.distributed import World
+    from tritonpress_generator.training.loop import Feature
 
 METRIC = task.METRICS[0]
 
@@ -137,6 +139,8 @@ def outputs(model: Callable[..., Any], batch: dict[str, torch.Tensor]) -> tuple[
 
 def losses(outputs: tuple[torch.Tensor, ...], batch: dict[str, torch.Tensor], world: World) -> torch.Tensor:
     """Returns the cross-entropy of each text's labels, FP32 `(batch,)`."""
+    import torch
+
     (logits,) = outputs
     labels = batch["labels"]
     if labels.ndim == 1:
@@ -155,6 +159,10 @@ def distances(
     Source: Hinton et al. 2015, "Distilling the knowledge in a neural network": the Kullback-Leibler divergence at a
     temperature, times its square. Of several labels a text: the mean of theirs.
     """
+    import torch
+
+    from tritonpress_generator.training.distances import divergence
+
     (logits,), (wanted,) = outputs, others
     if batch["labels"].ndim == 1:
         return divergence(logits / temperature, wanted / temperature) * temperature**2

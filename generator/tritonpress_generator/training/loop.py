@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from tritonpress_generator.errors import InputError
@@ -250,6 +249,8 @@ class _Report:
     """Shows how the training goes, in TensorBoard and with a bar on a terminal, a line now and then elsewhere."""
 
     def __init__(self, board: Path, steps: int, first: int, *, shown: bool) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
         self._shown = shown
         # What a killed run has written of steps that are computed again is not shown twice.
         self._board = SummaryWriter(str(board), purge_step=first + 1) if shown else None

@@ -6,10 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from tokenizers import Tokenizer
@@ -23,10 +22,13 @@ from tritonpress_generator.signature import Signature
 from tritonpress_generator.squad import Answer, Question
 from tritonpress_generator.steps.tokenizer.pair_encoder import PairEncoder
 from tritonpress_generator.tasks import question_answering as task
-from tritonpress_generator.training.distances import divergence
-from tritonpress_generator.training.distributed import World
-from tritonpress_generator.training.loop import Feature
 from tritonpress_generator.training.settings import FinetuneConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from tritonpress_generator.training.distributed import World
+    from tritonpress_generator.training.loop import Feature
 
 METRIC = task.METRICS[0]
 
@@ -139,6 +141,8 @@ def outputs(model: Callable[..., Any], batch: dict[str, torch.Tensor]) -> tuple[
 
 def losses(outputs: tuple[torch.Tensor, ...], batch: dict[str, torch.Tensor], world: World) -> torch.Tensor:
     """Returns the mean cross-entropy of start and end, FP32 `(batch,)`."""
+    import torch
+
     of_both = [
         torch.nn.functional.cross_entropy(logits, batch[name], reduction="none")
         for logits, name in zip(outputs, ("start", "end"), strict=True)
@@ -156,6 +160,10 @@ def distances(
 
     Source: Hinton et al. 2015, "Distilling the knowledge in a neural network".
     """
+    import torch
+
+    from tritonpress_generator.training.distances import divergence
+
     pairs = zip(outputs, others, strict=True)
     of_both = [divergence(logits / temperature, wanted / temperature) for logits, wanted in pairs]
     return torch.stack(of_both).mean(0) * temperature**2

@@ -1,0 +1,98 @@
+"""What a person may get wrong in a command that takes a recipe, said before what computes is imported.
+
+That takes seconds. First comes what can be said of the recipe as it is written, of the arguments, and of the files and
+folders that both name; then the settings of what the recipe's words name, whose files are imported for that.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+from tritonpress_generator import checkpoint, records, repository
+from tritonpress_generator import recipe as recipes
+from tritonpress_generator.errors import InputError
+from tritonpress_generator.recipe import _RecipeText
+
+IN_PROCESS = ("torch", "onnx", "engine")
+"""What `evaluate` runs by itself; any other target is a server."""
+
+_FILES_OF_TASKS = ("catalogue", "calibration_dataset", "null_dataset")
+"""Settings of tasks that name files; what a task calls otherwise is missed later, when the task reads it."""
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuses a recipe or arguments that the command would refuse later.
+
+    Raises:
+        InputError: See the command.
+    """
+    written = recipes.written(options.recipe)
+    _check_arguments(options, written)
+    _check_files(options, written)
+    recipes.load(options.recipe)
+
+
+def _check_arguments(options: argparse.Namespace, written: _RecipeText) -> None:
+    """Refuses arguments that are wrong, or do not go with the recipe."""
+    command, path = options.command, options.recipe
+    if command in ("build", "search"):
+        repository.check_writable(options.out)
+    elif command != "evaluate" and options.out is not None:
+        check_folder(options.out)
+    if command == "build" and options.canary:
+        repository.check_canary(options.out, written.name)
+    if command == "evaluate":
+        check_target(options.target, dataset=options.dataset, repository=options.repository)
+        if options.repository is not None:
+            repository.read_manifest(options.repository, written.name)
+    if command == "distill":
+        check_distills((recipes.divided(stage, where=str(path))[0] for stage in written.passes), path=path)
+    if options.data is not None and not options.data.is_dir():
+        raise InputError(f"--data {options.data}: must be the folder of the data files, is none; correct the path")
+
+
+def _check_files(options: argparse.Namespace, written: _RecipeText) -> None:
+    """Refuses files and folders that are not there."""
+    command, path = options.command, options.recipe
+    folder = path.parent / written.folder
+    if command in ("search", "finetune", "distill"):
+        data = recipes.labelled(written.data, path=path)
+        if command != "finetune":  # which says so itself
+            data.check_files(options.data or folder)
+    if command != "finetune":
+        dataset = options.dataset if command == "evaluate" else None
+        records.check_readable((dataset or folder / written.gate.dataset).resolve())
+        _, settings = recipes.divided(written.task, where=str(path))
+        for name in _FILES_OF_TASKS:
+            if isinstance(settings, dict) and isinstance(settings.get(name), str):
+                records.check_readable((folder / settings[name]).resolve())
+    if command in ("build", "search") and written.serve.samples is not None:
+        records.check_readable((folder / written.serve.samples).resolve())
+    if command != "evaluate" or options.target in IN_PROCESS:
+        # What is trained has no adapter yet.
+        alone = {"adapter": None} if command == "finetune" else {}
+        checkpoint.check_place(written.checkpoint.model_copy(update=alone), base=folder)
+
+
+def check_folder(out: Path) -> None:
+    """Refuses a place for a folder where a file lies."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: must be a folder, is a file; give another")
+
+
+def check_target(target: str, *, dataset: Path | None, repository: Path | None) -> None:
+    """Refuses what `evaluate` cannot ask, or not together."""
+    if repository is not None and (dataset is not None or target in IN_PROCESS):
+        raise InputError(
+            "--repository: gates a server on the gate's own data; give --target HOST:PORT, and no --dataset"
+        )
+    if target not in IN_PROCESS and ":" not in target:
+        raise InputError(f"--target: must be {', '.join(IN_PROCESS)} or HOST:PORT of a server, got {target!r}")
+
+
+def check_distills(words: Iterable[str], *, path: Path) -> None:
+    """Refuses passes of the recipe `path` without a `distill`."""
+    if "distill" not in words:
+        raise InputError(f"{path}: passes: must have distill to be distilled; add it behind what it is to mend")
