@@ -20,6 +20,7 @@ from tritonpress_generator.gate import Verdict
 from tritonpress_generator.infer import Infer, latency_ms
 from tritonpress_generator.kept import Kept
 from tritonpress_generator.layouts import Parts
+from tritonpress_generator.machine import processor
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.scores import Scores
 from tritonpress_generator.workload import Workload
@@ -290,15 +291,6 @@ def _manifest(workload: Workload, form: forms.Form, rows: list[Row], chosen: _Ch
             "requests": golden(workload.data.inputs, chosen.answers),
         },
     }
-
-
-def processor() -> str:
-    """Returns the processor's name as the system gives it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 def _latency(infer: Infer, workload: Workload) -> float:

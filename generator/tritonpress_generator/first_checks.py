@@ -13,7 +13,7 @@ from pathlib import Path
 from tritonpress_generator import checkpoint, records, repository
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.errors import InputError
-from tritonpress_generator.recipe import _RecipeText
+from tritonpress_generator.recipe import RecipeText
 
 IN_PROCESS = ("torch", "onnx", "engine")
 """What `evaluate` runs by itself; any other target is a server."""
@@ -34,7 +34,7 @@ def check(options: argparse.Namespace) -> None:
     recipes.load(options.recipe)
 
 
-def _check_arguments(options: argparse.Namespace, written: _RecipeText) -> None:
+def _check_arguments(options: argparse.Namespace, written: RecipeText) -> None:
     """Refuses arguments that are wrong, or do not go with the recipe."""
     command, path = options.command, options.recipe
     if command in ("build", "search"):
@@ -53,14 +53,12 @@ def _check_arguments(options: argparse.Namespace, written: _RecipeText) -> None:
         raise InputError(f"--data {options.data}: must be the folder of the data files, is none; correct the path")
 
 
-def _check_files(options: argparse.Namespace, written: _RecipeText) -> None:
+def _check_files(options: argparse.Namespace, written: RecipeText) -> None:
     """Refuses files and folders that are not there."""
     command, path = options.command, options.recipe
     folder = path.parent / written.folder
     if command in ("search", "finetune", "distill"):
-        data = recipes.labelled(written.data, path=path)
-        if command != "finetune":  # which says so itself
-            data.check_files(options.data or folder)
+        recipes.labelled(written.data, path=path).check_files(options.data or folder)
     if command != "finetune":
         dataset = options.dataset if command == "evaluate" else None
         records.check_readable((dataset or folder / written.gate.dataset).resolve())

@@ -174,7 +174,7 @@ class ServeConfig(Settings):
         return self
 
 
-class _RecipeText(Settings):
+class RecipeText(Settings):
     """The recipe as it is written; the words are resolved to their files afterwards."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -245,7 +245,7 @@ def load(path: Path) -> Recipe:
     return of(data, path=path, text=text)
 
 
-def written(path: Path) -> _RecipeText:
+def written(path: Path) -> RecipeText:
     """Returns the recipe in the YAML file `path` as it is written; of what its words name nothing is imported.
 
     Raises:
@@ -266,13 +266,13 @@ def _parsed(path: Path) -> tuple[dict[str, Any], str]:
     except strict_yaml.StrictYamlError as exc:
         raise InputError(f"recipe {path}: is not YAML that can be read ({exc}); correct it") from exc
     if not isinstance(data, dict):
-        raise InputError(f"recipe {path}: must be a mapping with the keys {', '.join(_RecipeText.model_fields)}")
+        raise InputError(f"recipe {path}: must be a mapping with the keys {', '.join(RecipeText.model_fields)}")
     return data, text
 
 
-def _written(data: dict[str, Any], *, path: Path) -> _RecipeText:
+def _written(data: dict[str, Any], *, path: Path) -> RecipeText:
     """Returns the recipe of parsed YAML as it is written, each word that of a file."""
-    raw: _RecipeText = checked(_RecipeText, data, where=str(path))
+    raw: RecipeText = checked(RecipeText, data, where=str(path))
     stages = [("tasks", "task", raw.task), ("engines", "engine", raw.engine)]
     stages += [("passes", f"passes[{i}]", stage) for i, stage in enumerate(raw.passes)]
     stages += [("graph", f"graph[{i}]", stage) for i, stage in enumerate(raw.graph)]

@@ -44,8 +44,8 @@ def run(options: argparse.Namespace) -> None:
     from tritonpress_client import TritonpressError, connecting
     from tritonpress_server import ServerError
 
-    from tritonpress_generator import builds
-    from tritonpress_generator.tune.load import Traffic
+    from tritonpress_generator.tune import report, written
+    from tritonpress_generator.tune.run import tune
     from tritonpress_generator.tune.session import TuneConfig
 
     try:
@@ -59,14 +59,6 @@ def run(options: argparse.Namespace) -> None:
             cores=options.cores,
             cache=options.response_cache,
         )
-        # What a person may get wrong is said before what computes is imported, which takes seconds.
-        config.check()
-        builds.workloads(options.repository)
-        if config.scenario is not None:
-            Traffic.read(config.scenario)
-        from tritonpress_generator.tune import report, written
-        from tritonpress_generator.tune.run import tune
-
         found = tune(options.repository, config, options.work)
     except (ServerError, TritonpressError) as exc:
         raise InputError(str(exc)) from exc

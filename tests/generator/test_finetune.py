@@ -260,7 +260,7 @@ def test_command_trains_and_says_what_it_wrote(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(finetuning, "finetune", interrupt)
-    assert cli.main(["finetune", str(recipe)]) == 130
+    assert cli.main(["finetune", str(recipe), "--data", str(data)]) == 130
     assert "interrupted; the same command goes on from the last state" in capsys.readouterr().err
 
 

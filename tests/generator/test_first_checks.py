@@ -101,7 +101,7 @@ def test_wrong_argument_and_file_that_is_not_there_are_refused_before_what_compu
             for command in RECIPES
             if command != "finetune"
         ),
-        *(([command, elsewhere], "must have the file none.jsonl") for command in ("search", "distill")),
+        *(([command, elsewhere], "must have the file none.jsonl") for command in ("search", "finetune", "distill")),
         *(([command, good, "--data", "none"], "--data none: must be the folder") for command in RECIPES),
         *(([command, good, "--out", file], "is a file") for command in ("finetune", "distill")),
         *(([command, good, "--out", file], "must be a folder that can be written") for command in ("build", "search")),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny_sources import write_recipe
 from tritonpress_generator import plugins
 from tritonpress_generator.errors import InputError
-from tritonpress_generator.recipe import GateConfig, ServeConfig, _RecipeText, load
+from tritonpress_generator.recipe import GateConfig, RecipeText, ServeConfig, load
 
 RECIPES = sorted((Path(__file__).parents[2] / "generator" / "recipes").rglob("*.yaml"))
 
@@ -98,7 +98,7 @@ def test_no_unknown_key_passes(tmp_path_factory: pytest.TempPathFactory, key: st
     path = write_recipe(tmp_path_factory.mktemp("recipe"))
     data = yaml.safe_load(path.read_text())
     target = data[place] if place else data
-    if key in {name for model in (_RecipeText, ServeConfig, GateConfig) for name in model.model_fields}:
+    if key in {name for model in (RecipeText, ServeConfig, GateConfig) for name in model.model_fields}:
         return
     target[key] = 1
     path.write_text(yaml.safe_dump(data))

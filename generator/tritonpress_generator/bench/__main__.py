@@ -13,8 +13,8 @@ from pathlib import Path
 from tritonpress_server import ServerError
 
 from tritonpress_generator.bench.variants import Bench
-from tritonpress_generator.build import processor
 from tritonpress_generator.errors import GeneratorError
+from tritonpress_generator.machine import processor
 
 SECTIONS = ("engine", "energy", "lengths", "served", "steady", "road", "request")
 """Each is a file of that name."""

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from tritonpress_generator import form_choice, forms, named_files, repository, workplace
 from tritonpress_generator import recipe as recipes
-from tritonpress_generator.build import build, processor
+from tritonpress_generator.build import build
 from tritonpress_generator.compression import Material
 from tritonpress_generator.errors import GateError, InputError, VerificationError
 from tritonpress_generator.journal import Journal
+from tritonpress_generator.machine import processor
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.search.budget import Budget
 from tritonpress_generator.search.estimate import Estimator, prunable

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tritonpress_generator import builds, repository
-from tritonpress_generator.build import processor
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.journal import Journal
+from tritonpress_generator.machine import processor
 from tritonpress_generator.plans import pending
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.tune import knobs as turning
@@ -46,7 +46,6 @@ def tune(path: Path, config: TuneConfig, work: Path, *, progress: Progress | Non
     config.check()
     _check_work(path, work)
     say = progress or Progress()
-    work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="tritonpress-") as folder:
         names = [name for name in builds.workloads(path) if builds.owner(path, name) == name]
         manifests = {name: _manifest(path, name) for name in names}
@@ -70,6 +69,7 @@ def tune(path: Path, config: TuneConfig, work: Path, *, progress: Progress | Non
             configs |= own
         if not knobs:
             raise InputError(f"repository {path}: has nothing to turn; build it with serve.dynamic_batching")
+        work.mkdir(parents=True, exist_ok=True)
         journal = Journal(work / f"{_fingerprint(manifests, knobs, traffic, config)}.jsonl")
         say.stage("server")
         with bench(path, configs, knobs, server=config.server, options=config.connection, cache=config.cache) as served:
