@@ -163,10 +163,11 @@ def test_high_priority_overtakes_a_flood(server: TritonServer, repo: Path) -> No
     flooding.result()
     begun = executions(repo)[before:]
     assert sorted(requests_of(begun)) == ["1"] * 10 + [str(UNLIMITED)] * 100
-    # An instance by itself, since the other one may have stood still meanwhile: the two requests that it had begun.
+    # An instance by itself, since the other one may have stood still meanwhile: the two requests that it had begun, and
+    # two that the batcher may have given it to begin next.
     for instance in {execution.instance for execution in begun}:
         asked = requests_of([execution for execution in begun if execution.instance == instance])
-        assert asked[: last_of(asked, "1")].count(str(UNLIMITED)) <= 2
+        assert asked[: last_of(asked, "1")].count(str(UNLIMITED)) <= 4
 
 
 def requests_of(begun: list[Execution]) -> list[str]:
@@ -262,8 +263,9 @@ def test_what_has_its_turn_first_waits_for_one_execution_of_the_others(server: T
     assert [outcome for _, outcome in outcomes] == ["answered"] * 60
     order = steps_begun()
     assert (order.count(turns), order.count(last)) == (20, 40)
-    # The one execution that was held, of two requests at most; 20 where they alternate.
-    assert order[: last_of(order, turns)].count(last) <= 2
+    # The execution that was held, and one that the batcher may have filled by then, of two requests each; 20 where
+    # they alternate.
+    assert order[: last_of(order, turns)].count(last) <= 4
 
 
 def test_the_response_cache_answers_again(server: TritonServer) -> None:
