@@ -18,8 +18,12 @@ from tritonpress_generator.recipe import RecipeText
 IN_PROCESS = ("torch", "onnx", "engine")
 """What `evaluate` runs by itself; any other target is a server."""
 
-_FILES_OF_TASKS = ("catalogue", "calibration_dataset", "null_dataset")
-"""Settings of tasks that name files; what a task calls otherwise is missed later, when the task reads it."""
+_FILES_OF_TASKS = {
+    "classification": ("calibration_dataset",),
+    "question_answering": ("null_dataset",),
+    "recommendation": ("catalogue",),
+}
+"""Settings of tasks that name files; one that is not here is missed later, when the task reads it."""
 
 
 def check(options: argparse.Namespace) -> None:
@@ -62,10 +66,11 @@ def _check_files(options: argparse.Namespace, written: RecipeText) -> None:
     if command != "finetune":
         dataset = options.dataset if command == "evaluate" else None
         records.check_readable((dataset or folder / written.gate.dataset).resolve())
-        _, settings = recipes.divided(written.task, where=str(path))
-        for name in _FILES_OF_TASKS:
-            if isinstance(settings, dict) and isinstance(settings.get(name), str):
-                records.check_readable((folder / settings[name]).resolve())
+        task, settings = recipes.divided(written.task, where=str(path))
+        for name in _FILES_OF_TASKS.get(task, ()):
+            file = settings.get(name) if isinstance(settings, dict) else None
+            if file and isinstance(file, str):
+                records.check_readable((folder / file).resolve())
     if command in ("build", "search") and written.serve.samples is not None:
         records.check_readable((folder / written.serve.samples).resolve())
     if command != "evaluate" or options.target in IN_PROCESS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -59,9 +60,12 @@ def recipe_of(folder: Path, name: str, **changes: object) -> Path:
 def test_wrong_recipe_is_refused_before_what_computes_is_imported(tmp_path: Path) -> None:
     folder = sources(tmp_path / "sources")
     (folder / "list.yaml").write_text("- 1\n")
+    os.mkfifo(folder / "pipe")
     serve = {"max_batch_size": 8, "max_length": 48}
     wrong: list[tuple[Path, str]] = [
         (folder / "nothing.yaml", "nothing.yaml: cannot be read"),
+        # Which nobody writes to: to read it would be to wait for ever.
+        (folder / "pipe", "pipe: must be a file"),
         (folder / "list.yaml", "must be a mapping"),
         (recipe_of(folder, "key", serv={}), "serv: unknown key"),
         (recipe_of(folder, "serve", serve={"max_batch_sise": 4}), "serve.max_batch_sise: unknown key"),

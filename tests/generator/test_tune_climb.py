@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tritonpress_generator.tune.climb import STEP, Climb, OverBudgetError
@@ -107,9 +108,28 @@ def test_a_hiccup_does_not_make_the_configs_as_they_are_look_worse(hiccups: set[
 
     climb = Climb(measure, LIMIT_MS, start)
     climb.run([knob])
+    assert climb.complete
     assert climb.first is not None and climb.best is not None
     assert 200 / STEP / 1.01 <= climb.first.rate_per_s <= 200
     assert climb.best.setting == {knob.key: as_it_is}
+
+
+@pytest.mark.parametrize("budget", range(2, 30))
+def test_what_was_found_behind_a_hiccup_counts_where_the_time_ends(budget: int) -> None:
+    knob = Knob("w", "model", "delay", ("w_model",), (0,), ((0,), (1,)))
+    asked: list[tuple[Value, float]] = []
+
+    def measure(setting: Setting, rate: float, before: int) -> Measured:
+        if len(asked) >= budget:
+            raise OverBudgetError
+        asked.append((setting[knob.key], rate))
+        p99_ms = 3 * LIMIT_MS if len(asked) == 1 else LIMIT_MS * rate / 200
+        return Measured(rate, p99_ms, p99_ms, p99_ms, p99_ms / 2, 0.0, 1.0, "a hiccup", "")
+
+    climb = Climb(measure, LIMIT_MS, 100.0)
+    climb.run([knob])
+    assert climb.first is not None
+    assert climb.first.rate_per_s == max(rate for value, rate in asked[1:] if value == (0,) and rate <= 200)
 
 
 def test_tries_each_knob_alone_where_the_configs_as_they_are_keep_the_limit_at_no_rate() -> None:

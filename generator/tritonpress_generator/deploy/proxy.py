@@ -80,7 +80,7 @@ def _open(paths: str, methods: list[str], encoding: str) -> dict[str, Any]:
     """Returns what a request must be to be let through; `encoding` is the header of one that is compressed."""
     return {
         "method": methods,
-        # The second is of the path as it was sent, which Triton gets; the first of what it comes to.
+        # The second is of the path that Triton gets; the first of what it comes to.
         "path_regexp": {"pattern": paths},
         "vars_regexp": {"{http.request.orig_uri.path}": {"pattern": paths}},
         "not": [{"path_regexp": {"pattern": _ALL_STATISTICS}}, {"header": {encoding: []}}],

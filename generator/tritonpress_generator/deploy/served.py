@@ -62,7 +62,7 @@ class Served:
     memory_mib: int
     """An estimate of what all instances take."""
     request_bytes: int
-    """The most that the body of an HTTP request to a workload can be."""
+    """The most bytes that a request to a workload can have, by HTTP or gRPC."""
 
     @property
     def digest(self) -> str:

@@ -134,7 +134,7 @@ class Climb:
             return False
         self.best = self._breakpoint(best.setting, best.rate_per_s * _DOWN, again) or best
         if self.first is not None and self.first.setting == best.setting:
-            self.first = self.best
+            self.first = self.best = self._surely_highest(self.best)
         self._raced = []
         return self.best is not best
 
@@ -172,7 +172,11 @@ class Climb:
         For the configs as they are: what they are thought to sustain too little would be said to be gained.
         """
         while point.missed is not None:
-            again = self._at(point.setting, point.missed.rate_per_s)
+            try:
+                again = self._at(point.setting, point.missed.rate_per_s)
+            except OverBudgetError:
+                # As in `_highest`.
+                break
             if not again.keeps(self.limit_ms):
                 break
             point = self._highest(point.setting, again)

@@ -58,9 +58,10 @@ def mostly_kept(rounds: Sequence[Round], limit_ms: float) -> bool:
 
 
 def as_good_before(rounds: Sequence[Round], limit_ms: float) -> bool:
-    """Says whether the configs as they are have kept it, at the same rate, in as many rounds as the best or more."""
+    """Says whether the configs as they are have kept it, at the same rate, in half of the rounds, or as often."""
     before = sum(first is not None and first.keeps(limit_ms) for first, _ in rounds)
-    return bool(rounds) and before >= sum(best.keeps(limit_ms) for _, best in rounds)
+    after = sum(best.keeps(limit_ms) for _, best in rounds)
+    return bool(before) and (2 * before >= len(rounds) or before >= after)
 
 
 def _rounds(first: Point | None, best: Point, measurer: Measurer, *, tries: int) -> list[Round]:

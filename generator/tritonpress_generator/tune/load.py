@@ -30,6 +30,8 @@ _LONGER = 2.0
 _BESIDE_S = 6.0
 """What a run takes beside its load, until one has shown it: processes, warm-up, evaluation."""
 _INTERRUPTED = 130
+_TIMEOUT_S = 5.0
+"""Of a scenario that says nothing."""
 # Enough to fill every instance with full batches, and then some.
 _USERS = 32
 
@@ -58,7 +60,7 @@ class Measured:
     """Whether all requests that were due were sent, however late."""
 
     def keeps(self, limit_ms: float) -> bool:
-        """Says whether p99 is within the limit: a generator that is late can only have made it longer."""
+        """Says whether p99 is within the limit: a generator that is late has hardly made it shorter."""
         return self.sound and self.p99_ms <= limit_ms
 
     @property
@@ -77,7 +79,7 @@ class Measured:
 
     def undecided(self, limit_ms: float) -> bool:
         """Says whether p99's interval has the limit in it, so that a longer run could say something else."""
-        return not self.bottleneck and self.low_ms < limit_ms < self.high_ms
+        return self.sound and self.low_ms < limit_ms < self.high_ms
 
 
 class Traffic:
@@ -92,6 +94,11 @@ class Traffic:
             raise InputError("tritonpress tune: needs the load tests; pip install 'tritonpress[loadtests]'")
         self.requests, self._scenario, self.where = requests, scenario, where
         self._beside_s = _BESIDE_S
+
+    @property
+    def timeout_s(self) -> float:
+        """How long a request may take."""
+        return float(self._scenario.get("timeout_s", _TIMEOUT_S))
 
     @property
     def models(self) -> list[str]:

@@ -80,20 +80,22 @@ def summary(found: Found) -> list[str]:
 
 
 def _verdict(found: Found) -> str:
-    p99_ms = [at.p99_ms for _, at in found.rounds]
-    if not p99_ms:
+    if not found.rounds:
         return "not confirmed, since no time was left to measure it in turn with the configs as they are"
     verdict = "confirmed" if found.confirmed else "not confirmed"
-    said = f"{verdict} in {len(p99_ms)} round{'s' if len(p99_ms) > 1 else ''} in turn: p99 {_range(p99_ms)}"
-    before_ms = [at.p99_ms for at, _ in found.rounds if at is not None]
-    return f"{said}, as it is {_range(before_ms)} at the same rate" if before_ms else said
+    count = len(found.rounds)
+    said = f"{verdict} in {count} round{'s' if count > 1 else ''} in turn: {_p99([at for _, at in found.rounds])}"
+    before = [at for at, _ in found.rounds if at is not None]
+    return f"{said}, as it is {_p99(before)} at the same rate" if before else said
 
 
-def _range(values_ms: Sequence[float]) -> str:
-    least, most = min(values_ms), max(values_ms)
-    if math.isinf(most):
-        return "without an answer in time" if math.isinf(least) else f"{least:.1f} ms to without an answer in time"
-    return f"{least:.1f} to {most:.1f} ms"
+def _p99(measured: Sequence[Measured]) -> str:
+    """Returns the range of p99, and how often there is none of all requests."""
+    values_ms = [at.p99_ms for at in measured if at.sound]
+    unsound = len(measured) - len(values_ms)
+    said = [f"p99 {min(values_ms):.1f} to {max(values_ms):.1f} ms"] if values_ms else []
+    said += [f"{unsound} of {len(measured)} times not all answered"] if unsound else []
+    return ", ".join(said)
 
 
 def manifest_entry(found: Found) -> dict[str, Any]:

@@ -180,7 +180,10 @@ class Session:
         """Returns what is left for the rounds at the end, of which there are none unless something keeps the limit."""
         if not any(at.keeps(self._config.p99_ms) for _, at in self._measured):
             return 0.0
-        return min(ROUNDS * 2 * self._takes_s(rate), self._config.budget_minutes * 60 * _CLOSING_SHARE)
+        return min(
+            ROUNDS * (2 * self._takes_s(rate) + self._traffic.timeout_s),
+            self._config.budget_minutes * 60 * _CLOSING_SHARE,
+        )
 
     def _at(self, key: str, setting: Setting, rate: float, words: str, within_s: float) -> Measured:
         began = time.monotonic()
@@ -197,6 +200,8 @@ class Session:
 
         budget = f"{self._spent_s / 60:.1f} of {self._config.budget_minutes:g} min"
         known = self._known(key, {"setting": dict(setting), "rate_per_s": rate}, compute, f"[{budget}] {words}")
+        # What was kept before there was `sent`.
+        known.setdefault("sent", not known["bottleneck"].startswith("offered "))
         measured = Measured(**{name: value for name, value in known.items() if name != "seconds"})
         verdict = "kept" if measured.keeps(self._config.p99_ms) else measured.fault or "missed"
         self._say.found(f"{rate:.0f}/s, p99 {measured.p99_ms:.0f} ms, {verdict}")
@@ -221,8 +226,11 @@ class Session:
         return self._at(_round_key(number, point), point.setting, point.rate_per_s, words, within_s)
 
     def _round_s(self, number: int, point: Point) -> float:
-        known = self._journal.get(_round_key(number, point)) is not None
-        return 0.0 if known else self._takes_s(point.rate_per_s)
+        if self._journal.get(_round_key(number, point)) is not None:
+            return 0.0
+        now = {knob.key: knob.now for knob in self._knobs}
+        # Asked for more than they sustain, the configs as they are leave requests that are waited for.
+        return self._takes_s(point.rate_per_s) + (self._traffic.timeout_s if point.setting == now else 0.0)
 
     def _nothing(self, climb: Climb) -> SloError:
         at, setting = climb.nearest, climb.nearest_setting
