@@ -19,6 +19,9 @@ MOST_BYTES = 256 << 20
 """A stage of an hour has some 5 MB."""
 _MOST_CHARACTERS = 400_000
 """Of a histogram all of whose counts are the largest."""
+_MOST = 1e9
+"""Of a time in ms or s, a rate, a weight: 11 days, in ms. What is computed of these stays a finite float."""
+_Amount = Annotated[float, Field(ge=0, le=_MOST)]
 _UNDECODABLE = (
     HdrCookieException, HdrHistogramSettingsException, HdrLengthException, zlib.error, binascii.Error,
     ValueError, IndexError, TypeError, OverflowError,
@@ -32,15 +35,15 @@ class _Part(BaseModel):
 
 
 class _Windows(_Part):
-    width_s: float = Field(gt=0)
-    answered_per_s: list[float]
-    p50_ms: list[float | None]
-    p99_ms: list[float | None]
+    width_s: float = Field(gt=0, le=_MOST)
+    answered_per_s: list[_Amount]
+    p50_ms: list[_Amount | None]
+    p99_ms: list[_Amount | None]
 
 
 class _Stage(_Part):
     label: str
-    warm_up_s: float = Field(ge=0)
+    warm_up_s: _Amount
     windows: _Windows
 
 
@@ -60,7 +63,7 @@ class _ComparedStage(_Stage):
 
 class _Request(_Part):
     model: str
-    weight: float = Field(gt=0)
+    weight: float = Field(ge=1 / _MOST, le=_MOST)
 
 
 class _ComparedScenario(_Part):
@@ -80,10 +83,10 @@ class ComparedRun(_Part):
 
 
 class _Latency(_Part):
-    mean: float = Field(ge=0)
-    p50: float = Field(ge=0)
-    p99: float = Field(ge=0)
-    p999: float = Field(ge=0)
+    mean: _Amount
+    p50: _Amount
+    p99: _Amount
+    p999: _Amount
 
 
 def _decodes(text: str) -> str:
@@ -98,7 +101,7 @@ def _decodes(text: str) -> str:
 
 class _Figures(_Part):
     latency_ms: _Latency | None
-    whole_mean_ms: float | None = Field(ge=0)
+    whole_mean_ms: _Amount | None
     words_up_to: dict[str, Annotated[int, Field(gt=0, lt=2**53)]]
     alone: dict[str, Annotated[str, Field(max_length=_MOST_CHARACTERS), AfterValidator(_decodes)]]
 
@@ -113,9 +116,9 @@ class _Figures(_Part):
 
 class _Row(_Part):
     model: str
-    batch_sizes: dict[str, float]
-    execution_ms: dict[str, float]
-    queue_us: float = Field(ge=0)
+    batch_sizes: dict[str, Annotated[float, Field(lt=2**53)]]
+    execution_ms: dict[str, Annotated[float, Field(le=_MOST)]]
+    queue_us: float = Field(ge=0, le=1e3 * _MOST)
 
     @model_validator(mode="after")
     def _has_a_time_for_each(self) -> _Row:
@@ -135,9 +138,10 @@ class _Server(_Part):
 class _PlannedStage(_Stage):
     loop: Literal["open", "closed"]
     users: int | None = Field(gt=0)
-    offered_per_s: float = Field(ge=0)
-    throughput_per_s: float = Field(ge=0)
-    duration_s: float = Field(ge=0)
+    arrivals: str | dict[str, Any] | None
+    offered_per_s: _Amount
+    throughput_per_s: _Amount
+    duration_s: _Amount
     failed: int = Field(ge=0)
     latency_ms: _Latency | None
     by_model: dict[str, _Figures]

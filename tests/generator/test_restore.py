@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,16 @@ def test_what_does_not_fit_is_refused(
     path.write_text(json.dumps(content))
     assert cli.main(["build", str(restoring(folder / "recipe.yaml")), "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_endless_cuts_are_not_read(
+    written: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(written[1].parent, tmp_path / "sources"))
+    # Without a byte on the disk.
+    os.truncate(folder / "small" / "cuts.json", 1 << 40)
+    assert cli.main(["build", str(restoring(folder / "recipe.yaml")), "--out", str(tmp_path / "out")]) == 2
+    assert "cuts.json cannot be read (OSError: has more than 16 MiB)" in capsys.readouterr().err
 
 
 def test_folder_that_is_not_there(

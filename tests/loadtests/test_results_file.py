@@ -26,7 +26,7 @@ def run() -> dict[str, Any]:
     row = {"model": "m_step", "batch_sizes": {"1": 3}, "execution_ms": {"1": 8.0}, "queue_us": 90.0}
     windows = {"width_s": 1.0, "answered_per_s": [2.0], "p50_ms": [None], "p99_ms": [24]}
     stage = {
-        "label": "20/s", "loop": "open", "users": None, "offered_per_s": 20, "throughput_per_s": 20.0,
+        "label": "20/s", "loop": "open", "arrivals": "poisson", "users": None, "offered_per_s": 20, "throughput_per_s": 20.0,
         "duration_s": 30.0, "failed": 0, "warm_up_s": 0, "windows": windows,
         "generator": {"bottleneck": "", "processes": 1},
         "models": [row], "latency_ms": LATENCY, "by_model": {"m": figures},
@@ -63,6 +63,15 @@ def test_what_run_writes_is_read(tmp_path: Path) -> None:
             lambda run: run["stages"][0]["windows"].update(width_s=0),
             r": stages\.0\.windows\.width_s: .* than 0",
         ),
+        (lambda run: run["stages"][0].pop("arrivals"), r": stages\.0\.arrivals: field required"),
+        (lambda run: run["stages"][0].update(arrivals=1), r": stages\.0\.arrivals\.str: "),
+        # No machine has been looked at for so long, and no float holds what is computed of it.
+        (
+            lambda run: run["stages"][0]["models"][0].update(execution_ms={"1": 1e300}),
+            r": stages\.0\.models\.0\.execution_ms\.1: .* less than or equal",
+        ),
+        (lambda run: run["stages"][0].update(duration_s=1e300), r": stages\.0\.duration_s: .* less than or equal"),
+        (lambda run: run["scenario"]["requests"][0].update(weight=1e-300), r"requests\.0\.weight: .* greater than"),
         (lambda run: run["stages"][0].update(offered_per_s=float("inf")), r": stages\.0\.offered_per_s: .* finite"),
         (lambda run: run["stages"][0]["by_model"].clear(), r": stages\.0\.by_model: must have m;"),
         (

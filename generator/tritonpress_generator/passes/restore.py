@@ -22,6 +22,8 @@ from tritonpress_generator.pretrained import merged
 from tritonpress_generator.recipe import Settings
 
 CUTS = "cuts.json"
+_MOST_BYTES = 16 << 20
+"""Of `CUTS`, which has some kilobytes."""
 
 
 class Config(Settings):
@@ -72,6 +74,8 @@ def _read(path: Path) -> _Written:
     try:
         if path.exists() and not path.is_file():  # a pipe or a device would be waited for
             raise OSError("is no file")
+        if path.stat().st_size > _MOST_BYTES:
+            raise OSError(f"has more than {_MOST_BYTES >> 20} MiB")
         return _Written.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as exc:
         error = exc.errors(include_url=False, include_input=False)[0]
