@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from tritonpress_generator.errors import InputError
-from tritonpress_generator.recipe import CheckpointConfig
+from tritonpress_generator.recipe_text import CheckpointConfig
 
 ADAPTER = "adapter_model.safetensors"
 POOLING = "1_Pooling/config.json"

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array, Infer
-from tritonpress_generator.recipe import DataConfig, Recipe, labelled
+from tritonpress_generator.recipe import Recipe, labelled
+from tritonpress_generator.recipe_text import DataConfig
 from tritonpress_generator.signature import Signature
 from tritonpress_generator.training.distributed import World
 from tritonpress_generator.training.loop import Feature

@@ -13,7 +13,7 @@ from pathlib import Path
 from tritonpress_generator import checkpoint, records, repository
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.errors import InputError
-from tritonpress_generator.recipe import RecipeText
+from tritonpress_generator.recipe_text import RecipeText
 
 IN_PROCESS = ("torch", "onnx", "engine")
 """What `evaluate` runs by itself; any other target is a server."""

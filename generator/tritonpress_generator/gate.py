@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritonpress_generator.errors import GateError, InputError, UndecidedError
-from tritonpress_generator.recipe import GateConfig
+from tritonpress_generator.recipe_text import GateConfig
 from tritonpress_generator.scores import AGREEMENT, Scores
 
 _MOST_TIMES = 30

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tritonpress_generator import gate
 from tritonpress_generator.errors import GateError
 from tritonpress_generator.gate import Verdict
-from tritonpress_generator.recipe import GateConfig
+from tritonpress_generator.recipe_text import GateConfig
 from tritonpress_generator.scores import Scores
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from tritonpress_generator.recipe import DataConfig, Recipe
+from tritonpress_generator.recipe import Recipe
+from tritonpress_generator.recipe_text import DataConfig
 from tritonpress_generator.training.loop import Progress
 from tritonpress_generator.written import portable
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tritonclient.grpc import model_config_pb2 as pb
 
-from tritonpress_generator.recipe import QueuePolicy, ServeConfig
+from tritonpress_generator.recipe_text import QueuePolicy, ServeConfig
 
 _ACTIONS = {"reject": pb.ModelQueuePolicy.REJECT, "delay": pb.ModelQueuePolicy.DELAY}
 

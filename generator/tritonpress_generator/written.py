@@ -15,7 +15,8 @@ from tritonpress_generator import first_checks
 from tritonpress_generator.adapter_precision import in_fp8
 from tritonpress_generator.checkpoint import ADAPTER, POOLING, Checkpoint, resolve
 from tritonpress_generator.errors import InputError
-from tritonpress_generator.recipe import CheckpointConfig, Recipe
+from tritonpress_generator.recipe import Recipe
+from tritonpress_generator.recipe_text import CheckpointConfig
 from tritonpress_generator.trainable import Trainable
 from tritonpress_generator.training.settings import FinetuneConfig, Precision
 

@@ -12,7 +12,8 @@ from tritonpress_generator.checkpoint import resolve
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.lengths import buckets
 from tritonpress_generator.pretrained import load_tokenizer
-from tritonpress_generator.recipe import ServeConfig, load
+from tritonpress_generator.recipe import load
+from tritonpress_generator.recipe_text import ServeConfig
 from tritonpress_generator.signature import Signature
 from tritonpress_generator.steps.tokenizer.text_encoder import TextEncoder
 

@@ -19,7 +19,7 @@ from tritonpress_generator import export
 from tritonpress_generator.checkpoint import ADAPTER, resolve
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.pretrained import load_encoder, load_tokenizer
-from tritonpress_generator.recipe import CheckpointConfig
+from tritonpress_generator.recipe_text import CheckpointConfig
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from tritonpress_generator.build import build_recipe
 from tritonpress_generator.errors import UndecidedError
 from tritonpress_generator.evaluate import ask
 from tritonpress_generator.progress import Progress
-from tritonpress_generator.recipe import GateConfig
+from tritonpress_generator.recipe_text import GateConfig
 from tritonpress_generator.scores import Scores
 from tritonpress_generator.workload import Workload
 from tritonpress_server import TritonServer

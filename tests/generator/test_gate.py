@@ -17,7 +17,7 @@ from tritonpress_generator import cli, gate, repository
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.errors import GateError, InputError, UndecidedError
 from tritonpress_generator.progress import Progress
-from tritonpress_generator.recipe import GateConfig
+from tritonpress_generator.recipe_text import GateConfig
 from tritonpress_generator.scores import RESAMPLES, Scores, means
 from tritonpress_generator.tasks import classification, question_answering, recommendation
 from tritonpress_generator.workload import Workload

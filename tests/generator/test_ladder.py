@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonpress_generator.errors import GateError
 from tritonpress_generator.ladder import Rung, climb
-from tritonpress_generator.recipe import GateConfig
+from tritonpress_generator.recipe_text import GateConfig
 from tritonpress_generator.scores import Scores
 
 CONFIG = GateConfig(dataset="", metric="f1", keep=0.99, confidence="point")

@@ -26,6 +26,7 @@ from tritonpress_generator import cli, recipe, repository
 from tritonpress_generator.build import build
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.queueing import add_queue, may_idle
+from tritonpress_generator.recipe_text import ServeConfig
 from tritonpress_server import Settings, TritonServer
 
 NAME = "recommendation"
@@ -320,7 +321,7 @@ def test_requests_are_traced_and_logged(server: TritonServer) -> None:
 
 
 def test_queue_policies_are_written_as_triton_has_them() -> None:
-    serve = recipe.ServeConfig.model_validate(
+    serve = ServeConfig.model_validate(
         {
             "max_queue_delay_microseconds": 100,
             "queue": {
@@ -338,7 +339,7 @@ def test_queue_policies_are_written_as_triton_has_them() -> None:
     assert (policy.allow_timeout_override, policy.max_queue_size) == (True, 64)
     assert config.dynamic_batching.priority_levels == 0
     plain = pb.ModelConfig()
-    add_queue(plain, recipe.ServeConfig())
+    add_queue(plain, ServeConfig())
     assert repository.config_text(plain).split() == ["max_batch_size:", "0", "dynamic_batching", "{", "}"]
 
 
@@ -368,7 +369,7 @@ def test_an_only_instance_may_be_left_idle_where_its_queue_has_limits(
     queue: dict[str, object], instances: int, idle: bool
 ) -> None:
     config = pb.ModelConfig(instance_group=[pb.ModelInstanceGroup(count=instances)])
-    add_queue(config, recipe.ServeConfig.model_validate({"queue": queue}))
+    add_queue(config, ServeConfig.model_validate({"queue": queue}))
     assert may_idle(config) == idle
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tiny_sources import write_recipe
 from tritonpress_generator import plugins
 from tritonpress_generator.errors import InputError
-from tritonpress_generator.recipe import GateConfig, RecipeText, ServeConfig, load
+from tritonpress_generator.recipe import load
+from tritonpress_generator.recipe_text import GateConfig, RecipeText, ServeConfig
 
 RECIPES = sorted((Path(__file__).parents[2] / "generator" / "recipes").rglob("*.yaml"))
 

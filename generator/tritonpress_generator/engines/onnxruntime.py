@@ -18,7 +18,7 @@ from tritonpress_generator.engines import Asked
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array, Infer
 from tritonpress_generator.onnx_graph import signed_activations
-from tritonpress_generator.recipe import Settings
+from tritonpress_generator.recipe_text import Settings
 
 PLATFORM = "onnxruntime_onnx"
 PACKAGES = ("onnxruntime",)

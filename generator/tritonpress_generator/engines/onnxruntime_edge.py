@@ -31,7 +31,7 @@ from tritonpress_generator.engines import Asked
 from tritonpress_generator.engines.onnxruntime import check_native, session_infer
 from tritonpress_generator.errors import GateError, InputError
 from tritonpress_generator.infer import Infer
-from tritonpress_generator.recipe import Settings
+from tritonpress_generator.recipe_text import Settings
 
 PLATFORM = "onnxruntime_onnx"
 PACKAGES = ("onnxruntime",)

@@ -28,7 +28,7 @@ from tritonpress_generator.engines.onnxruntime import check_native, session_infe
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.onnx_graph import code_weights, every_node
-from tritonpress_generator.recipe import Settings
+from tritonpress_generator.recipe_text import Settings
 
 PLATFORM = "onnxruntime_onnx"
 PACKAGES = ()

@@ -21,7 +21,7 @@ from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array, Infer
 from tritonpress_generator.onnx_graph import DOMAIN, every_node, normalized
 from tritonpress_generator.quantized_pairs import folded
-from tritonpress_generator.recipe import Settings
+from tritonpress_generator.recipe_text import Settings
 
 BACKEND = "openvino"
 PACKAGES = ("openvino",)

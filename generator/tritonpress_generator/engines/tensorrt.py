@@ -29,7 +29,7 @@ from tritonpress_generator.onnx_graph import DOMAIN, code_weights, every_node
 from tritonpress_generator.plans import builder, pending, releases, runner
 from tritonpress_generator.plans.profiles import Profile, profiles
 from tritonpress_generator.quantized_pairs import folded
-from tritonpress_generator.recipe import Settings
+from tritonpress_generator.recipe_text import Settings
 
 PLATFORM = "tensorrt_plan"
 PACKAGES = ()

@@ -32,7 +32,7 @@ from tritonpress_generator.graph.quantize import FEWEST_COLUMNS, quantize_table
 from tritonpress_generator.infer import Array
 from tritonpress_generator.onnx_graph import GraphEditor, linear_product
 from tritonpress_generator.quantization import INT7_MAX, INT8_MAX, INT16_MAX, quantize_symmetric, symmetric_scale
-from tritonpress_generator.recipe import Settings
+from tritonpress_generator.recipe_text import Settings
 
 _ACTIVATIONS: dict[int, tuple[int, Array]] = {
     8: (INT8_MAX, np.array(128, np.uint8)),

@@ -22,7 +22,7 @@ from tritonpress_generator import fused_attention
 from tritonpress_generator.graph import NO_MATERIAL, GraphMaterial
 from tritonpress_generator.infer import Array
 from tritonpress_generator.onnx_graph import DOMAIN, GraphEditor
-from tritonpress_generator.recipe import Settings
+from tritonpress_generator.recipe_text import Settings
 
 
 class Config(Settings):

@@ -31,7 +31,7 @@ from tritonpress_generator.graph.quantize import FEWEST_COLUMNS
 from tritonpress_generator.infer import Array
 from tritonpress_generator.onnx_graph import DOMAIN, GraphEditor, encoder_products, normalized, with_own_vectors
 from tritonpress_generator.quantized_pairs import described, folded, reading_pairs, rebuilt, undone
-from tritonpress_generator.recipe import Settings
+from tritonpress_generator.recipe_text import Settings
 
 _WEIGHTED = {"MatMul", "Gemm"}
 _NO_SMOOTHING = -1.0

@@ -27,7 +27,7 @@ from tritonpress_generator.mixed_precision import OPSET
 from tritonpress_generator.onnx_graph import DOMAIN, GraphEditor, normalized
 from tritonpress_generator.pair_places import Places
 from tritonpress_generator.quantization import INT8_MAX, symmetric_scale
-from tritonpress_generator.recipe import Settings
+from tritonpress_generator.recipe_text import Settings
 
 FP8_MAX = 448.0
 """The largest E4M3 number. Source: Micikevicius et al. 2022, "FP8 Formats for Deep Learning"."""

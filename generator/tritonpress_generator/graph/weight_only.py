@@ -32,7 +32,7 @@ from tritonpress_generator.graph.quantize import FEWEST_COLUMNS, quantize_table
 from tritonpress_generator.infer import Array
 from tritonpress_generator.onnx_graph import GraphEditor, linear_product
 from tritonpress_generator.quantization import quantize_blocks
-from tritonpress_generator.recipe import Settings
+from tritonpress_generator.recipe_text import Settings
 
 
 class Config(Settings):

@@ -14,7 +14,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonpress_generator.layouts import Parts, ensemble, ensemble_config, public_names
 from tritonpress_generator.layouts.single import text_to_answer
-from tritonpress_generator.recipe import QueueConfig
+from tritonpress_generator.recipe_text import QueueConfig
 from tritonpress_generator.repository import Step
 
 NATIVE = True

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.lengths import exact
-from tritonpress_generator.recipe import ServeConfig, Settings
+from tritonpress_generator.recipe_text import ServeConfig, Settings
 from tritonpress_generator.signature import Signature
 
 ATTENTION = exact.ATTENTION

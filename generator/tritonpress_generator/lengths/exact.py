@@ -12,7 +12,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from tritonpress_generator import export as padded
 from tritonpress_generator.infer import Array, Infer
-from tritonpress_generator.recipe import ServeConfig, Settings
+from tritonpress_generator.recipe_text import ServeConfig, Settings
 from tritonpress_generator.signature import Signature
 
 ATTENTION = padded.ATTENTION

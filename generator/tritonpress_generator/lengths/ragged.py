@@ -15,7 +15,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from tritonpress_generator import ragged
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.lengths.exact import INTEGERS
-from tritonpress_generator.recipe import ServeConfig, Settings
+from tritonpress_generator.recipe_text import ServeConfig, Settings
 from tritonpress_generator.signature import Signature
 
 ATTENTION = ragged.ATTENTION

@@ -21,7 +21,7 @@ from tritonpress_generator import cuts
 from tritonpress_generator.compression import Compressed, Material, copied, original_layers
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.pretrained import encoder_of
-from tritonpress_generator.recipe import Settings
+from tritonpress_generator.recipe_text import Settings
 from tritonpress_generator.records import read_text
 from tritonpress_generator.structure import depth, keep_layers
 from tritonpress_generator.vocabulary import with_parts

@@ -21,7 +21,7 @@ from tritonpress_generator import cuts
 from tritonpress_generator.compression import Compressed, Material, copied
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.importance import gradients, least_important
-from tritonpress_generator.recipe import Settings
+from tritonpress_generator.recipe_text import Settings
 from tritonpress_generator.reconstruction import reconstruct
 from tritonpress_generator.structure import Group, Kind, groups
 from tritonpress_generator.token_states import token_states

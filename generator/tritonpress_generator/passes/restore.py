@@ -19,7 +19,7 @@ from tritonpress_generator.compression import Compressed, Material, copied
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.passes.crop import check_segments
 from tritonpress_generator.pretrained import merged
-from tritonpress_generator.recipe import Settings
+from tritonpress_generator.recipe_text import Settings
 
 CUTS = "cuts.json"
 _MOST_BYTES = 16 << 20

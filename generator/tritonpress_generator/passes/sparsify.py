@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from tritonpress_generator.compression import Compressed, Material, copied
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.pretrained import encoder_of
-from tritonpress_generator.recipe import Settings
+from tritonpress_generator.recipe_text import Settings
 
 _OF_FOUR = 4
 

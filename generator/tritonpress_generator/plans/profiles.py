@@ -8,7 +8,7 @@ from pydantic import Field
 
 from tritonpress_generator.engines import Asked
 from tritonpress_generator.errors import InputError
-from tritonpress_generator.recipe import Settings
+from tritonpress_generator.recipe_text import Settings
 
 Bounds = tuple[int, int, int]
 """The least, the one that kernels are chosen for, and the most."""

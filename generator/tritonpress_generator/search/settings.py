@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from tritonpress_generator.recipe import Settings
+from tritonpress_generator.recipe_text import Settings
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 

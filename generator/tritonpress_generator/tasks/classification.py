@@ -20,7 +20,8 @@ from tritonpress_generator.checkpoint import Checkpoint
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.labelled_texts import LabelledText
-from tritonpress_generator.recipe import Recipe, Settings
+from tritonpress_generator.recipe import Recipe
+from tritonpress_generator.recipe_text import Settings
 from tritonpress_generator.scores import Scorer
 from tritonpress_generator.signature import Output, Signature
 from tritonpress_generator.steps.classification.postprocessor import Postprocessor

@@ -17,7 +17,8 @@ from tritonpress_generator.answering import Answers, asked, make_encoder
 from tritonpress_generator.checkpoint import Checkpoint
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array, Infer
-from tritonpress_generator.recipe import Recipe, Settings
+from tritonpress_generator.recipe import Recipe
+from tritonpress_generator.recipe_text import Settings
 from tritonpress_generator.scores import Scorer, means
 from tritonpress_generator.signature import Output, Signature
 from tritonpress_generator.squad import Question

@@ -21,7 +21,8 @@ from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.metrics import ndcg_at_k, recall_at_k
 from tritonpress_generator.packed_layout import Layout
-from tritonpress_generator.recipe import Recipe, Settings
+from tritonpress_generator.recipe import Recipe
+from tritonpress_generator.recipe_text import Settings
 from tritonpress_generator.scores import Scorer, means
 from tritonpress_generator.signature import Output, Signature
 from tritonpress_generator.steps.recommendation.postprocessor import Catalogue, Postprocessor

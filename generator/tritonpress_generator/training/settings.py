@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tritonpress_generator.recipe import Settings
+from tritonpress_generator.recipe_text import Settings
 
 Precision = Literal["fp16", "fp8"]
 
