@@ -144,28 +144,28 @@ def test_says_what_decided_and_draws_it(tmp_path: Path) -> None:
     said = "\n".join(report.summary(found))
     assert "better: kept, and missed at 202/s (140 ms)" in said
     assert "the server, which refuses it: no" in said
-    assert "192/s within 100 ms, 1.37 × as it is; confirmed in 3 rounds in turn: p99 93.0 to 93.0 ms" in said
-    assert "93.0 ms, as it is p99 151.0 to 151.0 ms at the same rate" in said
+    assert "192/s within 100 ms, 1.37 × as it is; confirmed in turn: kept in 3 of 3 rounds (p99 93.0 to" in said
+    assert "(p99 93.0 to 93.0 ms), as it is in 0 of 3 rounds (p99 151.0 to 151.0 ms) at the same rate" in said
     assert "--budget-minutes" not in said
     slow = replace(refused, rate_per_s=192.0)
     said = "\n".join(report.summary(replace(found, rounds=[(slow, best.kept), (at(192, 151), best.kept)])))
-    assert (
-        "confirmed in 2 rounds" in said and "as it is p99 151.0 to 151.0 ms, 1 of 2 times not all answered at" in said
-    )
+    assert "as it is in 0 of 2 rounds (p99 151.0 to 151.0 ms, 1 times not all answered) at" in said
     # What the configs as they are sustain too has not gained.
     no_better = replace(found, rounds=[(at(192, 95), best.kept)] * 3)
-    assert (
-        "not confirmed in 3 rounds in turn: p99 93.0 to 93.0 ms, as it is p99 95.0 to" in report.summary(no_better)[2]
-    )
+    said = "\n".join(report.summary(no_better))
+    assert "; not confirmed in turn: kept in 3 of 3 rounds (p99 93.0" in said
+    assert "as it is in 3 of 3 rounds (" in said
     better = replace(found, rounds=[(at(192, 95), best.kept), *found.rounds[1:]])
     assert better.confirmed and not no_better.confirmed
     mostly = replace(found, rounds=[found.rounds[0], *no_better.rounds[1:]])
     assert not mostly.confirmed
     unconfirmed = replace(found, rounds=[(at(192, 151), at(192, 130))] * 3, complete=False)
     said = "\n".join(report.summary(unconfirmed))
-    assert "not confirmed in 3 rounds" in said and "with more --budget-minutes goes on" in said
+    assert "not confirmed in turn: kept in 0 of 3 rounds" in said and "with more --budget-minutes goes on" in said
     said = "\n".join(report.summary(replace(found, rounds=found.rounds[:1])))
-    assert "confirmed in 1 round in turn" in said and "the time was over after 1 of 3 rounds in turn" in said
+    assert (
+        "confirmed in turn: kept in 1 of 1 rounds" in said and "the time was over after 1 of 3 rounds in turn" in said
+    )
     said = "\n".join(report.summary(replace(found, rounds=[])))
     assert "not confirmed, since no time was left" in said and "the time was over after 0 of 3 rounds in turn" in said
     report.write(found, tmp_path / "report.html", {"w": ["serve: {}"]})

@@ -83,19 +83,19 @@ def _verdict(found: Found) -> str:
     if not found.rounds:
         return "not confirmed, since no time was left to measure it in turn with the configs as they are"
     verdict = "confirmed" if found.confirmed else "not confirmed"
-    count = len(found.rounds)
-    said = f"{verdict} in {count} round{'s' if count > 1 else ''} in turn: {_p99([at for _, at in found.rounds])}"
+    said = f"{verdict} in turn: kept in {_kept([at for _, at in found.rounds], found.limit_ms)}"
     before = [at for at, _ in found.rounds if at is not None]
-    return f"{said}, as it is {_p99(before)} at the same rate" if before else said
+    return f"{said}, as it is in {_kept(before, found.limit_ms)} at the same rate" if before else said
 
 
-def _p99(measured: Sequence[Measured]) -> str:
-    """Returns the range of p99, and how often there is none of all requests."""
+def _kept(measured: Sequence[Measured], limit_ms: float) -> str:
+    """Returns in how many rounds the limit was kept, the range of p99, and how often there is none of all requests."""
     values_ms = [at.p99_ms for at in measured if at.sound]
     unsound = len(measured) - len(values_ms)
     said = [f"p99 {min(values_ms):.1f} to {max(values_ms):.1f} ms"] if values_ms else []
-    said += [f"{unsound} of {len(measured)} times not all answered"] if unsound else []
-    return ", ".join(said)
+    said += [f"{unsound} times not all answered"] if unsound else []
+    kept = sum(at.keeps(limit_ms) for at in measured)
+    return f"{kept} of {len(measured)} rounds ({', '.join(said)})"
 
 
 def manifest_entry(found: Found) -> dict[str, Any]:
