@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from caddy import Proxy, running
+from certificates import Certificates
 from tiny_builds import write_other_sources
 from tiny_sources import write_recipe
 from tritonpress_generator.build import build
+from tritonpress_server import TritonServer
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +33,15 @@ def both_scripting(tiny_sources: Path, tmp_path_factory: pytest.TempPathFactory)
     build(write_recipe(sources, serve=serve), folder / "model_repo")
     build(write_other_sources(sources, folder / "others"), folder / "model_repo", canary=True)
     return folder / "model_repo"
+
+
+@pytest.fixture(scope="session")
+def proxy(
+    tiny_repository: Path,
+    tiny_server: TritonServer,
+    certificates: Certificates,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Proxy]:
+    """The compose file's proxy before the tiny repository's server."""
+    with running(tiny_repository, tiny_server, certificates, tmp_path_factory.mktemp("proxy")) as proxy:
+        yield proxy

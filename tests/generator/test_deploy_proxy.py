@@ -5,29 +5,15 @@ from __future__ import annotations
 import gzip
 import http.client
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from caddy import Proxy, running
-from certificates import Certificates
+from caddy import Proxy
 from tritonpress_server import TritonServer
 
 MODEL = "/v2/models/recommendation"
 LONGEST_TEXT = 8192
 """Bytes that the tiny recipe's step takes of a query."""
 REFUSAL = b"not open through this proxy\n"
-
-
-@pytest.fixture(scope="module")
-def proxy(
-    tiny_repository: Path,
-    tiny_server: TritonServer,
-    certificates: Certificates,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Proxy]:
-    with running(tiny_repository, tiny_server, certificates, tmp_path_factory.mktemp("proxy")) as proxy:
-        yield proxy
 
 
 def request(texts: int, character: str = "a", length: int = 8) -> bytes:

@@ -26,17 +26,6 @@ MAX_CONCURRENT_STREAMS, MAX_FRAME_BYTES = 3, 1 << 14
 """RFC 9113, 6.5.2 and 4.2."""
 
 
-@pytest.fixture(scope="module")
-def proxy(
-    tiny_repository: Path,
-    tiny_server: TritonServer,
-    certificates: Certificates,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Proxy]:
-    with running(tiny_repository, tiny_server, certificates, tmp_path_factory.mktemp("proxy")) as proxy:
-        yield proxy
-
-
 @pytest.fixture
 def channel(proxy: Proxy) -> Iterator[grpc.Channel]:
     credentials = grpc.ssl_channel_credentials(proxy.authority.read_bytes())

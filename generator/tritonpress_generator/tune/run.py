@@ -25,6 +25,9 @@ from tritonpress_generator.tune.knobs import Configs, Knob
 from tritonpress_generator.tune.load import Traffic
 from tritonpress_generator.tune.session import Found, Session, TuneConfig
 
+_FORMAT = 2
+"""Of what is kept of a measurement; what was kept in another is measured again."""
+
 
 def tune(path: Path, config: TuneConfig, work: Path, *, progress: Progress | None = None) -> Found:
     """Returns the configs of the repository `path` that serve the most requests a second within a limit on their p99.
@@ -126,6 +129,7 @@ def _optimised_sizes(path: Path, manifest: Mapping[str, Any]) -> list[int]:
 def _fingerprint(manifests: Mapping[str, Any], knobs: Iterable[Knob], traffic: Traffic, config: TuneConfig) -> str:
     """Returns what tells these measurements from others."""
     known = {
+        "format": _FORMAT,
         "builds": {name: manifest["build"] for name, manifest in manifests.items()},
         "knobs": [[knob.key, knob.now, knob.values] for knob in knobs],
         "traffic": traffic.identity,

@@ -200,8 +200,6 @@ class Session:
 
         budget = f"{self._spent_s / 60:.1f} of {self._config.budget_minutes:g} min"
         known = self._known(key, {"setting": dict(setting), "rate_per_s": rate}, compute, f"[{budget}] {words}")
-        # What was kept before there was `sent`.
-        known.setdefault("sent", not known["bottleneck"].startswith("offered "))
         measured = Measured(**{name: value for name, value in known.items() if name != "seconds"})
         verdict = "kept" if measured.keeps(self._config.p99_ms) else measured.fault or "missed"
         self._say.found(f"{rate:.0f}/s, p99 {measured.p99_ms:.0f} ms, {verdict}")
