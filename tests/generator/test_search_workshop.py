@@ -20,6 +20,7 @@ from tritonpress_generator.search.estimate import Estimator
 from tritonpress_generator.search.loop import Loop
 from tritonpress_generator.search.measure import Workshop
 from tritonpress_generator.search.space import Candidate, Space
+from tritonpress_generator.search.trials import Trial
 from tritonpress_generator.workload import Workload
 
 ONE_LAYER = {"layers": [1], "vocabulary": [False], "flops": [0.0], "precisions": [["fuse"]]}
@@ -137,6 +138,33 @@ def test_what_comes_before_the_first_candidate_is_spent(source: Path, tmp_path: 
     again = Budget(10, space, kept, began=time.monotonic(), training_s=lambda _: 0.0)
     kept.get("known")
     assert again.spent_s >= 120
+
+
+def test_builds_of_the_end_are_foreseen_by_the_first_and_by_what_passes_take(source: Path, tmp_path: Path) -> None:
+    space, *_ = parts(source, tmp_path)
+    journal = Journal(tmp_path / "other.jsonl")
+    budget = Budget(10, space, journal, began=time.monotonic(), training_s=lambda _: 0.0)
+    reference = Trial(space.reference, 0.9, {"": 0.9}, 10, throughput=1.0, latency=1.0, seconds=9.0)
+    (pruned,) = space.all()
+    budget.learn(reference)
+    for seconds in (39.0, 41.0):
+        budget.learn(replace(reference, candidate=pruned, seconds=seconds))
+    reserved = budget.left_s(0) - budget.left_s(2)
+    assert reserved == pytest.approx(2 * 39.0, abs=10.0)
+    budget.learn_build(space.reference, 20.0)
+    budget.learn_build(pruned, 500.0)
+    # A pruned one takes 30 s longer than the model as it is.
+    assert budget.left_s(0) - budget.left_s(2) == pytest.approx(2 * 50.0, abs=10.0)
+
+
+def test_what_is_built_at_once_is_not_built_again(source: Path, tmp_path: Path) -> None:
+    *_, loop = parts(source, tmp_path)
+    reference = loop.begin()
+    lines = (tmp_path / "journal.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["kind"] for line in lines[:2]] == ["score", "build"]
+    assert [*loop.passed] == [reference.candidate.key]
+    loop.gate_front()
+    assert (tmp_path / "journal.jsonl").read_text(encoding="utf-8").splitlines() == lines
 
 
 @pytest.mark.parametrize("quantised", [{"samples": 64}, {"samples": 64, "keep": 0.5}])

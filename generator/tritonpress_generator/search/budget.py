@@ -33,6 +33,8 @@ class Budget:
         self._minutes, self._space, self._journal = minutes, space, journal
         self._began, self._training_s = began, training_s
         self._untrained: list[float] = []
+        """How long candidates took that are not trained: the model as it is first."""
+        self._build_s: float | None = None
         self._trained: dict[str, float] = {}
         """How often as long as expected trainings took, by the passes that they are of."""
 
@@ -57,8 +59,9 @@ class Budget:
         """
         epochs = self._space.first_epochs
         training_s = self._training_s(epochs)
-        # Another candidate takes as long, and so does each of its two builds.
-        needed_s = self.spent_s + 3 * reference.seconds + training_s
+        # Another candidate takes as long as this one, and is built twice.
+        build_s = reference.seconds if self._build_s is None else self._build_s
+        needed_s = self.spent_s + reference.seconds + 2 * build_s + training_s
         if needed_s > self._minutes * 60:
             of_it = f" ({minutes(training_s)} of it to distil for {epochs:g} epochs)" if epochs else ""
             remedy = ", or lower passes.distill.samples or epochs" if epochs else ""
@@ -75,6 +78,11 @@ class Budget:
             training_s = max(0.0, trial.seconds - self._untrained_s())
             self._trained[passes] = training_s / self._training_s(trial.candidate.epochs)
 
+    def learn_build(self, candidate: Candidate, seconds: float) -> None:
+        """Takes how long a build took; of the model as it is, which has no passes, it says how long others take."""
+        if candidate.key == self._space.reference.key:
+            self._build_s = seconds
+
     def expected_s(self, candidate: Candidate) -> float:
         """Returns how long a candidate takes: as others, and if it must be trained, as by a few steps and by others."""
         if not candidate.epochs or self._passes(candidate) in self._trained:
@@ -85,9 +93,15 @@ class Budget:
     def left_s(self, builds: int) -> float:
         """Returns the time that is left besides so many builds.
 
-        A build takes as long as a candidate that is not trained, since it finds trainings done.
+        A build takes as long as that of the model as it is, and as its passes take; it finds trainings done.
         """
-        return self._minutes * 60 - self.spent_s - builds * self._untrained_s()
+        return self._minutes * 60 - self.spent_s - builds * self._expected_build_s()
+
+    def _expected_build_s(self) -> float:
+        if self._build_s is None:
+            return self._untrained_s()
+        passes_s = max(0.0, self._untrained_s() - self._untrained[0]) if self._untrained else 0.0
+        return self._build_s + passes_s
 
     def _untrained_s(self) -> float:
         return median(self._untrained or [0.0])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from statistics import median
 from typing import Any
 
 from tritonpress_generator.errors import GateError, InputError
@@ -22,7 +21,7 @@ from tritonpress_generator.search.measure import GRAPH, Workshop
 from tritonpress_generator.search.sampler import propose
 from tritonpress_generator.search.settings import Config
 from tritonpress_generator.search.space import Candidate, Space
-from tritonpress_generator.search.trials import Trial, costs, said
+from tritonpress_generator.search.trials import Trial, costs, expected_cost, said
 
 _REFERENCE = "reference"
 _CUTS = ("crop", "prune")
@@ -61,6 +60,8 @@ class Loop:
         """Why others could not be made, or not be trained in the time, by label."""
         self.gone: dict[str, str] = {}
         """Those that the gate has refused, and why, by key."""
+        self.passed: dict[str, dict[str, Any]] = {}
+        """What was found of those that were built and have passed the gate, by key."""
 
     def begin(self) -> Trial:
         """Returns the trial of the model as it is, against which all others are timed.
@@ -75,9 +76,14 @@ class Loop:
         if reference is None:
             raise InputError(f"search: the model as it is must become an engine: {self.refused[candidate.label]}")
         self.budget.check(reference)
+        self._whole = reference.score
         self._seen.add(candidate.key)
         self._first[candidate.key] = reference
         self.budget.learn(reference)
+        if reference.score >= self.floor:
+            # At once, since by it is known how long the builds at the end take.
+            self.gate(candidate)
+            self.budget.check(reference)
         for graph in self._space.dimensions["graph"][1:]:
             other = replace(candidate, graph=graph)
             self._seen.add(other.key)
@@ -105,8 +111,21 @@ class Loop:
             kept = {trial.candidate.key for trial in self.front()}
             self._workshop.throw_away({self._space.reference.key, *kept})
 
-    def refuse(self, candidate: Candidate, reason: str) -> None:
-        """Takes a candidate off the front, which the gate has refused, and tries milder ones in its place."""
+    def gate(self, candidate: Candidate) -> None:
+        """Builds a candidate and asks the gate; one that it refuses leaves the front, and milder ones are tried."""
+        result = self._found("build", candidate, lambda: self._workshop.built(candidate))
+        self.budget.learn_build(candidate, result["seconds"])
+        if "build" in result:
+            self.passed[candidate.key] = result
+        else:
+            self._refuse(candidate, result.get("gate") or result["refused"])
+
+    def gate_front(self) -> None:
+        """Asks the gate of each point of the front, until all that are left have passed."""
+        while pending := [trial for trial in self.front() if trial.candidate.key not in self.passed]:
+            self.gate(pending[0].candidate)
+
+    def _refuse(self, candidate: Candidate, reason: str) -> None:
         self.refused[candidate.label] = reason
         self.gone[candidate.key] = f"{candidate.label}: {reason}"
         self.settle(self.relaxed(self.full.pop(candidate.key)))
@@ -146,8 +165,8 @@ class Loop:
         own, estimate = self._estimator(trial.candidate), self._estimator(candidate)
         if own is None or estimate is None or own.loss <= 0:
             return False
-        whole = self.full[self._space.reference.key].score
-        return (whole - trial.score) * estimate.loss / own.loss > _HOPELESS * (whole - self.floor)
+        lost = self._whole - trial.score
+        return lost * estimate.loss / own.loss > _HOPELESS * (self._whole - self.floor)
 
     def passing(self) -> list[Trial]:
         """Returns the trials that keep the metric."""
@@ -164,16 +183,24 @@ class Loop:
         return self._left_s() <= expected_s
 
     def _left_s(self) -> float:
-        """Returns the time that is left besides building the front, and its best once more."""
-        return self.budget.left_s(len(self.front()) + 1)
+        """Returns the time that is left besides the end: the builds of the front, its times, its best once more.
 
-    def known(
-        self, kind: str, candidate: Candidate, compute: Callable[[], dict[str, Any]], *, always: bool = False
-    ) -> dict[str, Any] | None:
-        """Returns a result that is known, or computes it; None if there is no time left, unless it is done `always`."""
+        What is tried now may be another point of it.
+        """
+        points = self.front()
+        unbuilt = [trial for trial in points if trial.candidate.key not in self.passed]
+        return self.budget.left_s(len(unbuilt) + 2) - self._workshop.timing_s(len(points) + 2)
+
+    def _known(self, kind: str, candidate: Candidate, compute: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+        """Returns a result that is known, or computes it; None if there is no time left."""
+        is_known = self._journal.get(f"{kind} {candidate.key}") is not None
+        return self._found(kind, candidate, compute) if is_known or self._has_time(kind, candidate) else None
+
+    def _found(self, kind: str, candidate: Candidate, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Returns a result that is known, or computes it."""
         key = f"{kind} {candidate.key}"
         result = self._journal.get(key)
-        if result is None and (always or self._has_time(kind, candidate)):
+        if result is None:
             self._say.stage(f"[{self.budget.label}] {kind}: {candidate.label}")
             began = time.monotonic()
             try:
@@ -185,7 +212,7 @@ class Loop:
             result["seconds"] = time.monotonic() - began
             self._journal.put(key, {"kind": kind, "candidate": asdict(candidate)}, result)
             self._say.found(said(result))
-        if result is not None and "refused" in result:
+        if "refused" in result:
             self.refused[candidate.label] = result["refused"]
         return result
 
@@ -211,7 +238,7 @@ class Loop:
             made = self._workshop.made(candidate)
             return self._timed(candidate, made.stages[GRAPH])
 
-        trial = self._trial(candidate, self.known("trial", candidate, compute))
+        trial = self._trial(candidate, self._known("trial", candidate, compute))
         if trial is not None:
             self._first[candidate.key] = trial
             self.budget.learn(trial)
@@ -223,7 +250,8 @@ class Loop:
         def compute() -> dict[str, Any]:
             return self._timed(candidate, self._workshop.score(candidate))
 
-        trial = self._trial(candidate, self.known("score", candidate, compute, always=not self.full))
+        look = self._known if self.full else self._found  # the model as it is, however little time there is
+        trial = self._trial(candidate, look("score", candidate, compute))
         if trial is not None:
             self.full[candidate.key] = trial
             if candidate.epochs:
@@ -270,19 +298,13 @@ class Loop:
     def _expected_cost(self, candidate: Candidate, estimate: Estimate) -> float:
         """Returns what the objective is expected to be, by what was measured of the same precision, or else of all."""
         trials = [t for t in self._first.values() if t.candidate.graph == candidate.graph] or [*self._first.values()]
-        ratios = []
-        for trial in trials:
-            own = self._estimator(trial.candidate)
-            if own is not None:
-                by = {"size": trial.size_bytes / own.size_bytes, "latency": trial.latency / own.products}
-                ratios.append(by.get(self._config.objective, 1 / trial.throughput / own.products))
-        of = estimate.size_bytes if self._config.objective == "size" else estimate.products
-        return of * median(ratios)
+        known = [(trial, own) for trial in trials if (own := self._estimator(trial.candidate)) is not None]
+        return expected_cost(estimate, known, self._config.objective)
 
     def _of_higher_precision(self, candidate: Candidate) -> Candidate | None:
         """Returns the candidate with one more layer left out of its precision."""
         if not self._space.quantized(candidate):
             return None
         compute = lambda: {"layer": self._workshop.most_sensitive(candidate)}  # noqa: E731
-        layer = (self.known("sensitivity", candidate, compute) or {}).get("layer")
+        layer = (self._known("sensitivity", candidate, compute) or {}).get("layer")
         return None if layer is None else replace(candidate, excluded=tuple(sorted((*candidate.excluded, layer))))

@@ -15,18 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from tritonpress_generator import form_choice, forms
+from tritonpress_generator import form_choice, forms, repository
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.answering import alone
+from tritonpress_generator.build import build_recipe
 from tritonpress_generator.compression import Material
 from tritonpress_generator.engines.onnxruntime import session_infer
-from tritonpress_generator.errors import InputError
+from tritonpress_generator.errors import GateError, InputError
 from tritonpress_generator.examples import finite
 from tritonpress_generator.graph import NO_MATERIAL
 from tritonpress_generator.infer import Infer
 from tritonpress_generator.kept import Kept
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.recipe import Stage
+from tritonpress_generator.search.rounds import Rounds
 from tritonpress_generator.search.settings import Config
 from tritonpress_generator.search.space import Candidate, Space, excludes, recipe_at
 from tritonpress_generator.search.training_time import TrainingTime, measured
@@ -40,36 +42,6 @@ _FEW_TEXTS = 32
 GRAPH = "graph"
 """What the graph passes are called among the stages."""
 _REMEDY = "check the checkpoint, and what the recipe's passes train with"
-
-
-@dataclass(frozen=True)
-class Rounds:
-    """How fast an engine was in each round, `(rounds,)`; rounds of engines that ran in turn are paired."""
-
-    texts_per_s: NDArray[np.float64]
-    """With all its instances at work, and as many texts at hand as an execution may have."""
-    latency_ms: NDArray[np.float64]
-    """Of a text alone, on all cores; the mean over the sample texts."""
-
-    def medians(self) -> tuple[float, float]:
-        """Returns the median of each."""
-        return float(np.median(self.texts_per_s)), float(np.median(self.latency_ms))
-
-    def to(self, other: Rounds) -> Times:
-        """Returns how fast it was relative to another one."""
-        return Times(
-            float(np.median(self.texts_per_s / other.texts_per_s)), float(np.median(self.latency_ms / other.latency_ms))
-        )
-
-
-@dataclass(frozen=True)
-class Times:
-    """How fast an engine is relative to another one that ran in turn with it: medians over the rounds."""
-
-    throughput: float
-    """More is better."""
-    latency: float
-    """Less is better."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +151,28 @@ class Workshop:
         made = self.made(candidate)
         tokenizer = Tokenizer.from_file(str(made.folder / "tokenizer.json"))
         return self._scored(self._padded(candidate, made.engine), tokenizer, _MOST_EXAMPLES)
+
+    def built(self, candidate: Candidate) -> dict[str, Any]:
+        """Builds the candidate's recipe as `tritonpress build` would; returns its hash, the gate's verdict, its size.
+
+        What the gate refuses has the reason in their place, under `gate`.
+        """
+        scratch = self._folder.parent / "built"
+        shutil.rmtree(scratch, ignore_errors=True)
+        material = self._material
+        try:
+            manifest = build_recipe(
+                self.recipe(candidate), scratch, data=material.folder, work=material.work, progress=self._quiet
+            ).manifest
+        except GateError as exc:
+            return {"gate": exc.reason}
+        shutil.rmtree(scratch)
+        size = repository.size_bytes(manifest)
+        return {"build": manifest["build"], "verdict": manifest["gate"], "size_bytes": size}
+
+    def timing_s(self, candidates: int) -> float:
+        """Returns how long it takes to time so many candidates in turn, besides loading them."""
+        return 2 * (self._config.rounds + 1) * candidates * self._config.slice_s
 
     def timed(self, candidates: Mapping[str, Candidate]) -> dict[str, Rounds]:
         """Returns how fast each candidate is; all of them run in turn, so that what disturbs one disturbs all.

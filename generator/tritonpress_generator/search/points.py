@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,8 @@ from typing import Any
 import yaml
 
 from tritonpress_generator import recipe as recipes
-from tritonpress_generator import repository
-from tritonpress_generator.build import build_recipe
-from tritonpress_generator.compression import Material
-from tritonpress_generator.errors import GateError
-from tritonpress_generator.progress import Progress
-from tritonpress_generator.search.loop import Loop
-from tritonpress_generator.search.measure import Rounds, Workshop
-from tritonpress_generator.search.space import Candidate
+from tritonpress_generator.search.measure import Workshop
+from tritonpress_generator.search.rounds import Rounds
 from tritonpress_generator.search.trials import Trial
 
 REFERENCE = "reference"
@@ -53,44 +46,6 @@ class Point:
         return self.trial.candidate.label
 
 
-def gated(loop: Loop, workshop: Workshop, material: Material, folder: Path) -> dict[str, dict[str, Any]]:
-    """Returns what the gate says of each point of the front that has passed it, by key.
-
-    A point that the gate refuses is relaxed and tried again while there is time.
-
-    Args:
-        loop: After its last round.
-        workshop: Knows the candidates' recipes.
-        material: Of the search.
-        folder: For what is built and gated.
-    """
-    passed: dict[str, dict[str, Any]] = {}
-    while pending := [trial for trial in loop.front() if trial.candidate.key not in passed]:
-        candidate = pending[0].candidate
-
-        def compute(candidate: Candidate = candidate) -> dict[str, Any]:
-            scratch = folder / "built"
-            shutil.rmtree(scratch, ignore_errors=True)
-            try:
-                built = build_recipe(
-                    workshop.recipe(candidate), scratch, data=material.folder, work=material.work,
-                    progress=Progress(shown=False),
-                )  # fmt: skip
-            except GateError as exc:
-                return {"gate": exc.reason}
-            manifest = built.manifest
-            shutil.rmtree(scratch)
-            size = repository.size_bytes(manifest)
-            return {"build": manifest["build"], "verdict": manifest["gate"], "size_bytes": size}
-
-        result = loop.known("build", candidate, compute, always=True) or {}
-        if "build" in result:
-            passed[candidate.key] = result
-            continue
-        loop.refuse(candidate, result.get("gate") or result["refused"])
-    return passed
-
-
 def write(
     trials: list[Trial],
     verdicts: Mapping[str, dict[str, Any]],
@@ -103,7 +58,7 @@ def write(
 
     Args:
         trials: Of the points, in their order.
-        verdicts: What `gated` says of them, by key.
+        verdicts: What their builds were and what the gate says of them, by key.
         rounds: Their times, by key, and those of `REFERENCE`.
         workshop: Knows their recipes.
         recipe: That was searched.

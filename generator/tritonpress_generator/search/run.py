@@ -21,8 +21,9 @@ from tritonpress_generator.progress import Progress
 from tritonpress_generator.search.budget import Budget
 from tritonpress_generator.search.estimate import Estimator, prunable
 from tritonpress_generator.search.loop import Loop
-from tritonpress_generator.search.measure import Rounds, Workshop
-from tritonpress_generator.search.points import REFERENCE, Point, gated, write
+from tritonpress_generator.search.measure import Workshop
+from tritonpress_generator.search.points import REFERENCE, Point, write
+from tritonpress_generator.search.rounds import Rounds
 from tritonpress_generator.search.settings import Config
 from tritonpress_generator.search.space import Candidate, Space
 from tritonpress_generator.search.trials import Trial
@@ -94,13 +95,13 @@ def search(
         loop, workshop = _begun(workload, material, config, folder, say, began=began)
         reference = loop.begin()
         loop.run()
-        verdicts = gated(loop, workshop, material, folder)
+        loop.gate_front()
         points, times = _in_turn(loop.front(), reference, workshop, config)
         if not points:
             raise _nothing(recipe, loop)
         say.stage("recipes of the front")
         target = recipe_path.parent / f"{recipe_path.stem}.search"
-        written = write(points, verdicts, times, workshop, recipe, target)
+        written = write(points, loop.passed, times, workshop, recipe, target)
         say.stage(f"the best of {len(written)} points: {points[0].candidate.label}")
         again = build(written[0].recipe, out, data=material.folder, work=own, progress=Progress(shown=False))
         if again.manifest["build"] != written[0].build:

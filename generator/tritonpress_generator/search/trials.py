@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from tritonpress_generator.search import front
+from tritonpress_generator.search.estimate import Estimate
 from tritonpress_generator.search.measure import GRAPH
 from tritonpress_generator.search.space import Candidate
 
@@ -64,6 +66,21 @@ def costs(stages: Mapping[str, float]) -> dict[str, float]:
         found["distill"] = left
     # A distillation that ties with the only pass before it is the milder change.
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0] != "distill")))
+
+
+def expected_cost(estimate: Estimate, known: Sequence[tuple[Trial, Estimate]], objective: str) -> float:
+    """Returns what the objective, as `Trial.cost` has it but not in steps, is expected to be of a candidate.
+
+    Args:
+        estimate: Of the candidate.
+        known: What was measured of others, and their estimates: the median of what these took for what they have.
+        objective: The search's.
+    """
+    ratios = []
+    for trial, own in known:
+        by = {"size": trial.size_bytes / own.size_bytes, "latency": trial.latency / own.products}
+        ratios.append(by.get(objective, 1 / trial.throughput / own.products))
+    return (estimate.size_bytes if objective == "size" else estimate.products) * median(ratios)
 
 
 def said(result: Mapping[str, Any]) -> str:
