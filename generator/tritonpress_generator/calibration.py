@@ -7,7 +7,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import onnx
@@ -23,6 +23,17 @@ _ROWS_OF_SAMPLE = 2
 _BINS = 1024
 _QUANTIZED_BINS = 128
 """Of signed codes: as many magnitudes as they have."""
+
+
+_Sample = TypeVar("_Sample")
+
+
+def spread(samples: Sequence[_Sample], most: int) -> Sequence[_Sample]:
+    """Returns `most` of the samples, evenly spread over all of them, or all where there are no more.
+
+    They come by their lengths, so that the first ones would be of few: none of the longest, whose values are others.
+    """
+    return [samples[i * len(samples) // most] for i in range(most)] if len(samples) > most else samples
 
 
 def observe(

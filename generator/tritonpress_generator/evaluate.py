@@ -63,13 +63,14 @@ def evaluate(
     """
     recipe = recipes.load(recipe_path)
     check_target(target, dataset=dataset, repository=repository)
+    own = recipe
     if dataset is not None:
-        recipe = replace(recipe, gate=recipe.gate.model_copy(update={"dataset": str(dataset.resolve())}))
+        recipe = replace(own, gate=own.gate.model_copy(update={"dataset": str(dataset.resolve())}))
     say = Progress()
+    if repository is not None:
+        repositories.read_manifest(repository, recipe.name)  # refused before the server is asked
+    asked = recipe.task.module.load_data(recipe)
     if target not in IN_PROCESS:
-        if repository is not None:
-            repositories.read_manifest(repository, recipe.name)  # refused before the server is asked
-        asked = recipe.task.module.load_data(recipe)
         say.stage(f"{recipe.name} at {target}")
         with Connection(target, timeout_s=_TIMEOUT_S) as connection:
             _wait(connection, recipe.name, wait_s)
@@ -78,7 +79,8 @@ def evaluate(
             _gate(repository, recipe, asked, answers)
         say.done()
         return scores_of(recipe, asked, answers, None).metrics
-    workload = Workload.load(recipe, say)
+    # The engine is the one that a build makes: it may be calibrated on the gate's texts, never on those asked here.
+    workload = Workload.load(recipe if target == "torch" else own, say)
     infer = workload.baseline
     if target != "torch":
         material = workload.material(data, work)
@@ -86,10 +88,11 @@ def evaluate(
             workload = changed
         say.stage("export to ONNX" + "".join(f", {stage.word}" for stage in recipe.graph))
         # All forms of the lengths answer alike; this one is there for every encoder.
-        exact = replace(recipe, lengths=recipes.lengths_of("exact", recipe.engine, path=recipe_path))
+        exact = replace(own, lengths=recipes.lengths_of("exact", own.engine, path=recipe_path))
         form = forms.compile_forms(exact, workload.source(material=material))["exact"]
         infer = form.fp32_infer if target == "onnx" else form.infer(recipe.engine)
     say.stage(f"answers of {target}")
+    workload = replace(workload, data=asked)
     metrics = workload.metrics(workload.answers(infer))
     say.done()
     return metrics

@@ -10,6 +10,7 @@ from tiny_training import FILES, change, write_examples, write_training
 from tritonpress_generator import calibration_texts, cli, labelled_texts, repository
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.errors import InputError
+from tritonpress_generator.evaluate import evaluate
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.workload import Workload
 
@@ -62,6 +63,18 @@ def test_manifest_says_on_what_and_a_build_that_it_was_the_gates(
         found = repository.read_manifest(tmp_path / "out", "classification")["calibration"]
         assert (found["source"], found["used_by"]) == (source, "quantize")
         assert ("quantize has seen the gate's own texts" in capsys.readouterr().out) == (samples is None)
+
+
+def test_what_is_evaluated_is_not_calibrated_on(tmp_path: Path) -> None:
+    """What is scored is the engine that a build makes, whose calibration has not seen the texts that are asked."""
+    recipe = change(write_task(tmp_path, "classification"), graph=["fuse", "quantize"])
+    header, *lines = (tmp_path / "texts.tsv").read_text(encoding="utf-8").splitlines()
+    few = tmp_path / "few.tsv"
+    few.write_text("\n".join([header, *lines[:3]]) + "\n", encoding="utf-8")
+    # Fewer than a calibration takes.
+    assert 0 <= evaluate(recipe, "engine", dataset=few)["accuracy"] <= 1
+    with pytest.raises(InputError, match=r"must be calibrated on at least 8 texts, gate\.dataset has 3"):
+        evaluate(change(recipe, gate={"dataset": "few.tsv"}), "engine")
 
 
 @pytest.mark.parametrize(

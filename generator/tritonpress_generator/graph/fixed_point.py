@@ -80,7 +80,9 @@ def apply(
     if not products:
         raise InputError("fixed_point: the graph has no product with constant FP32 weights; quantise it only once")
     products = calibration.included(products, config.exclude, where="fixed_point")
-    largest = calibration.largest(model, [node.input[0] for node in products], samples[: config.samples])
+    largest = calibration.largest(
+        model, [node.input[0] for node in products], calibration.spread(samples, config.samples)
+    )
     pairs = _Pairs(editor, config)
     weights: list[onnx.NodeProto] = []
     for node in products:

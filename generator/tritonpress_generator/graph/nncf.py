@@ -85,7 +85,7 @@ def apply(
     if config.keep is not None:
         # Before the calibration, which takes long: without labelled examples there is no metric.
         material.held_out()
-    samples = samples[: config.samples]
+    samples = calibration.spread(samples, config.samples)
     settings = f"{nncf.__version__} {config.model_dump_json(exclude={'keep'})}"
     key = calibration.kept_key("nncf", fp32, settings, samples)
     description = material.kept.get(key)

@@ -80,7 +80,7 @@ def apply(
     plain = normalized(model)
     if config.precision == "fp8":
         plain = normalized(onnx.version_converter.convert_version(plain, OPSET))
-    samples = samples[: config.samples]
+    samples = calibration.spread(samples, config.samples)
     editor = GraphEditor(plain)
     places = _places(editor, config)
     key = calibration.kept_key("qdq", plain, config.model_dump_json(exclude={"keep"}), samples)

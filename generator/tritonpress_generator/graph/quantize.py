@@ -69,7 +69,7 @@ def apply(
     """
     if not samples:
         raise InputError("quantize: calibration needs at least 1 text, got 0; the task must have texts")
-    samples = samples[: config.samples]
+    samples = calibration.spread(samples, config.samples)
     editor = GraphEditor(model)
     products = [node for node in model.graph.node if linear_product(editor, node, fewest_columns=FEWEST_COLUMNS)]
     if not products:

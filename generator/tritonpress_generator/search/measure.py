@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from tritonpress_generator import form_choice, forms, repository
+from tritonpress_generator import calibration, form_choice, forms, repository
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.answering import alone
 from tritonpress_generator.build import build_recipe
@@ -214,7 +214,7 @@ class Workshop:
         source = workload.source(material=self._material)
         lengths = recipe.lengths[0].module
         fp32 = forms.exported(recipe, recipe.lengths[0], source)
-        feeds = [feed for _, feed in alone(source.calibration)][:_FEW_TEXTS]
+        feeds = calibration.spread([feed for _, feed in alone(source.calibration)], _FEW_TEXTS)
         native = [lengths.native(feed, workload.signature) for feed in feeds]
         wanted = [workload.infer(feed) for feed in feeds]
         distances: dict[int, float] = {}
