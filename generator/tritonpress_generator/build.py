@@ -189,7 +189,7 @@ def _compressed(
 
 def _named(missed: GateError, stage: str) -> GateError:
     """Returns the error with the stage after which the gate was missed first."""
-    return type(missed)(f"{missed.reason} (first missed after {stage})", missed.remedy)
+    return type(missed)(f"{missed.reason} (first missed after {stage})", missed.remedy, stage=stage)
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,38 @@ def test_a_miss_by_much_is_relaxed_by_as_much(source: Path, tmp_path: Path) -> N
     assert by_much == max(near, default=0.0) < 0.4
 
 
+def test_what_the_gate_blames_is_relaxed(source: Path, tmp_path: Path) -> None:
+    """On the examples of the search nothing was lost but by the precision; on the gate's it is another pass."""
+    precisions = [["fuse", {"quantize": {"samples": 64}}], ["fuse"]]
+    space = {"layers": [2], "flops": [0.0, 0.5], "vocabulary": [False], "precisions": precisions}
+    recipe = copied(source, "blamed", passes=[{"prune": PRUNE}, {"distill": DISTILL}], search={**QUICK, "space": space})
+    of, _, loop = parts(recipe, tmp_path)
+    reference = loop.begin()
+    candidate = of.trained(replace(of.reference, flops=0.5), first=True)
+    score = reference.score
+    stages = {"": score, "prune": score - 0.1, "distill": score, "graph": score - 0.01}
+    trial = replace(reference, candidate=candidate, stages=stages)
+    of_precision = loop.relaxed(trial)
+    assert of_precision is not None
+    assert of_precision == replace(candidate, excluded=of_precision.excluded)
+    assert len(of_precision.excluded) == 1
+    assert loop.relaxed(trial, blamed="quantize") == of_precision
+    for blamed in ("prune", "distill"):
+        longer = loop.relaxed(trial, blamed=blamed)
+        assert longer is not None
+        assert longer == replace(candidate, epochs=longer.epochs)
+        assert longer.epochs > candidate.epochs
+
+
+def test_a_build_that_the_gate_refuses_says_by_which_pass(source: Path, tmp_path: Path) -> None:
+    gate = {"dataset": "test.jsonl", "metric": "ndcg@10", "keep": 0.1, "agreement": 1.0, "confidence": "point"}
+    recipe = copied(source, "refused", passes=[{"prune": PRUNE}], gate=gate)
+    of, workshop, _ = parts(recipe, tmp_path)
+    found = workshop.built(replace(of.reference, ffn=0.5, heads=0.5, flops=0.0))
+    assert found["stage"] == "prune"
+    assert "first missed after prune" in found["gate"]
+
+
 def test_what_comes_before_the_first_candidate_is_spent(source: Path, tmp_path: Path) -> None:
     space, *_ = parts(source, tmp_path)
     journal = Journal(tmp_path / "other.jsonl")

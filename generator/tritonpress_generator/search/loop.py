@@ -14,19 +14,16 @@ from typing import Any
 from tritonpress_generator.errors import GateError, InputError
 from tritonpress_generator.journal import Journal
 from tritonpress_generator.progress import Progress
-from tritonpress_generator.search import front
+from tritonpress_generator.search import front, relaxing
 from tritonpress_generator.search.budget import Budget, minutes
 from tritonpress_generator.search.estimate import Estimate, Estimator
 from tritonpress_generator.search.measure import GRAPH, Workshop
 from tritonpress_generator.search.sampler import propose
 from tritonpress_generator.search.settings import Config
 from tritonpress_generator.search.space import Candidate, Space
-from tritonpress_generator.search.trials import Trial, costs, expected_cost, said
+from tritonpress_generator.search.trials import Trial, expected_cost, said
 
 _REFERENCE = "reference"
-_CUTS = ("crop", "prune")
-_HOPELESS = 3.0
-"""How many times what a candidate may lose it is expected to lose before it is passed over; estimates are rough."""
 
 
 class Loop:
@@ -118,17 +115,17 @@ class Loop:
         if "build" in result:
             self.passed[candidate.key] = result
         else:
-            self._refuse(candidate, result.get("gate") or result["refused"])
+            self._refuse(candidate, result.get("gate") or result["refused"], result.get("stage", ""))
 
     def gate_front(self) -> None:
         """Asks the gate of each point of the front, until all that are left have passed."""
         while pending := [trial for trial in self.front() if trial.candidate.key not in self.passed]:
             self.gate(pending[0].candidate)
 
-    def _refuse(self, candidate: Candidate, reason: str) -> None:
+    def _refuse(self, candidate: Candidate, reason: str, stage: str) -> None:
         self.refused[candidate.label] = reason
         self.gone[candidate.key] = f"{candidate.label}: {reason}"
-        self.settle(self.relaxed(self.full.pop(candidate.key)))
+        self.settle(self.relaxed(self.full.pop(candidate.key), blamed=stage))
 
     def settle(self, candidate: Candidate | None) -> None:
         """Judges a candidate, and milder ones in its place until one keeps the metric or there is no time."""
@@ -138,35 +135,18 @@ class Loop:
                 return
             candidate = self.relaxed(trial)
 
-    def relaxed(self, trial: Trial) -> Candidate | None:
-        """Returns the candidate with less of what cost the most; None if there is none that was not judged yet."""
-        for stage in costs(trial.stages):
-            milder = self._of_higher_precision(trial.candidate) if stage == GRAPH else None
-            milder = milder or self._milder(trial, stage)
-            if milder is not None and milder.key not in {*self.full, *self.gone}:
+    def relaxed(self, trial: Trial, *, blamed: str = "") -> Candidate | None:
+        """Returns the candidate with less of what cost the most; None if there is none that was not judged yet.
+
+        Args:
+            trial: Of the candidate.
+            blamed: The pass that has broken the gate, where the gate has said so.
+        """
+        reached = (self._whole, self.floor)
+        for milder in relaxing.milder(trial, self._space, self._estimator, self._of_higher_precision, reached, blamed):
+            if milder.key not in {*self.full, *self.gone}:
                 return milder
         return None
-
-    def _milder(self, trial: Trial, stage: str) -> Candidate | None:
-        """Returns the candidate with as much less of `stage` as may suffice, or the least; None if there is no less.
-
-        What is lost grows with the estimated loss: the steps whose estimate is hopeless by what the trial has lost are
-        passed over, since each would take minutes.
-        """
-        milder = self._space.milder(trial.candidate, stage)
-        while stage in _CUTS and milder is not None and self._hopeless(milder, trial):
-            further = self._space.milder(milder, stage)
-            if further is None:
-                break
-            milder = further
-        return milder
-
-    def _hopeless(self, candidate: Candidate, trial: Trial) -> bool:
-        own, estimate = self._estimator(trial.candidate), self._estimator(candidate)
-        if own is None or estimate is None or own.loss <= 0:
-            return False
-        lost = self._whole - trial.score
-        return lost * estimate.loss / own.loss > _HOPELESS * (self._whole - self.floor)
 
     def passing(self) -> list[Trial]:
         """Returns the trials that keep the metric."""

@@ -155,7 +155,7 @@ class Workshop:
     def built(self, candidate: Candidate) -> dict[str, Any]:
         """Builds the candidate's recipe as `tritonpress build` would; returns its hash, the gate's verdict, its size.
 
-        What the gate refuses has the reason in their place, under `gate`.
+        What the gate refuses has the reason in their place, under `gate`, and the pass that broke it under `stage`.
         """
         scratch = self._folder.parent / "built"
         shutil.rmtree(scratch, ignore_errors=True)
@@ -165,7 +165,7 @@ class Workshop:
                 self.recipe(candidate), scratch, data=material.folder, work=material.work, progress=self._quiet
             ).manifest
         except GateError as exc:
-            return {"gate": exc.reason}
+            return {"gate": exc.reason, "stage": exc.stage}
         shutil.rmtree(scratch)
         size = repository.size_bytes(manifest)
         return {"build": manifest["build"], "verdict": manifest["gate"], "size_bytes": size}
