@@ -101,6 +101,18 @@ def test_the_model_as_it_is_is_tried_in_each_precision_before_others(source: Pat
     assert tried == [reference.candidate, replace(reference.candidate, graph=json.dumps(["fuse"]))]
 
 
+def test_what_was_left_behind_has_its_turn_when_there_is_nothing_new(source: Path, tmp_path: Path) -> None:
+    space = {"layers": [2, 1], "flops": [0.0, 0.3, 0.5], "vocabulary": [False], "precisions": [["fuse"]]}
+    recipe = copied(source, "behind", passes=[{"prune": PRUNE}], search={**QUICK, "proposals": 4, "space": space})
+    _, _, loop = parts(recipe, tmp_path)
+    loop.begin()
+    loop.run()
+    lines = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
+    of_kind = {kind: [line["candidate"] for line in lines if line["kind"] == kind] for kind in ("trial", "score")}
+    assert len(of_kind["trial"]) >= 2
+    assert all(candidate in of_kind["score"] for candidate in of_kind["trial"])
+
+
 def test_a_miss_by_much_is_relaxed_by_as_much(source: Path, tmp_path: Path) -> None:
     shares = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
     space = {**ONE_LAYER, "layers": [2], "flops": shares}

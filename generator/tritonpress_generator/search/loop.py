@@ -51,6 +51,8 @@ class Loop:
         self.budget, self.floor = budget, floor
         self._seen: set[str] = set()
         self._first: dict[str, Trial] = {}
+        self._gone_on: set[str] = {space.reference.key}
+        """Those of a first trial that were scored in full, or a training of them was."""
         self.full: dict[str, Trial] = {}
         """What was scored on all held-out examples, by key."""
         self.refused: dict[str, str] = {}
@@ -92,14 +94,10 @@ class Loop:
         number = 0
         while not self.over() and not self._enough():
             number += 1
-            seed = self._config.seed * 10_007 + number
-            known = [(trial.candidate, trial.score, self._cost(trial)) for trial in self._first.values()]
-            proposed = propose(self._space, known, self._seen, self._config.proposals, seed=seed)
-            if not proposed:
+            going_on = self._round(number)
+            if going_on is None:
                 return
-            self._seen |= {candidate.key for candidate in proposed}
-            made = [trial for candidate in self._likely(proposed) if (trial := self._tried(candidate)) is not None]
-            going_on = [trial.candidate for trial in self._better_half(made)]
+            self._gone_on |= {candidate.key for candidate in going_on}
             if self._space.epochs:
                 short = [self._judged(self._space.trained(candidate, first=True)) for candidate in going_on]
                 going_on = [t.candidate for t in self._better_half([trial for trial in short if trial is not None])]
@@ -107,6 +105,18 @@ class Loop:
                 self.settle(self._space.trained(candidate, first=False))
             kept = {trial.candidate.key for trial in self.front()}
             self._workshop.throw_away({self._space.reference.key, *kept})
+
+    def _round(self, number: int) -> list[Candidate] | None:
+        """Returns the better half of new candidates; where there are none, the best that was left behind, or None."""
+        seed = self._config.seed * 10_007 + number
+        known = [(trial.candidate, trial.score, self._cost(trial)) for trial in self._first.values()]
+        proposed = propose(self._space, known, self._seen, self._config.proposals, seed=seed)
+        if proposed:
+            self._seen |= {candidate.key for candidate in proposed}
+            made = [trial for candidate in self._likely(proposed) if (trial := self._tried(candidate)) is not None]
+            return [trial.candidate for trial in self._better_half(made)]
+        behind = [trial for trial in self._first.values() if trial.candidate.key not in self._gone_on]
+        return [behind[i].candidate for i in front.best(self._points(behind), 1)] or None
 
     def gate(self, candidate: Candidate) -> None:
         """Builds a candidate and asks the gate; one that it refuses leaves the front, and milder ones are tried."""
@@ -265,8 +275,10 @@ class Loop:
         return trial.cost(self._config.objective)
 
     def _better_half(self, trials: Sequence[Trial]) -> list[Trial]:
-        points = [(-trial.score, self._cost(trial)) for trial in trials]
-        return [trials[i] for i in front.best(points, (len(points) + 1) // 2)]
+        return [trials[i] for i in front.best(self._points(trials), (len(trials) + 1) // 2)]
+
+    def _points(self, trials: Sequence[Trial]) -> list[tuple[float, float]]:
+        return [(-trial.score, self._cost(trial)) for trial in trials]
 
     def _likely(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Returns the half of the candidates that is the better one by estimate."""
