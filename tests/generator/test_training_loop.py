@@ -11,7 +11,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tritonpress_generator.errors import InputError
-from tritonpress_generator.training import loop
+from tritonpress_generator.training import loop, report
 from tritonpress_generator.training.distributed import World
 from tritonpress_generator.training.settings import FinetuneConfig
 
@@ -121,7 +121,7 @@ def test_killed_run_ends_as_one_that_was_not(
     whole = Job(METRICS, dropout=0.3)
     expected = whole.train(tmp_path / "whole", **PATIENT)
     monkeypatch.setattr(loop, "_STATE_EVERY_S", every_s)
-    said = loop._Report.step
+    said = report.Report.step
 
     def kill(self: Any, progress: loop.Progress, rate: float) -> None:
         said(self, progress, rate)
@@ -130,7 +130,7 @@ def test_killed_run_ends_as_one_that_was_not(
 
     killed = Job(METRICS, dropout=0.3)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop._Report, "step", kill)
+        patch.setattr(report.Report, "step", kill)
         killed.train(tmp_path / "killed", **PATIENT)
     torch.manual_seed(99)
     resumed = Job(METRICS, dropout=0.3)
@@ -187,7 +187,7 @@ def test_losses_and_metrics_are_in_tensorboards_files(tmp_path: Path) -> None:
 def test_lines_are_plain_where_there_is_no_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(loop, "_LINE_EVERY_S", 0)
+    monkeypatch.setattr(report, "_LINE_EVERY_S", 0)
     Job(METRICS).train(tmp_path, evaluations=2)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 18
