@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from tiny_training import change, material_of, write_training
 from tritonpress_generator import cli, repository
 from tritonpress_generator.compression import copied
+from tritonpress_generator.errors import InputError
 from tritonpress_generator.examples import collate
 from tritonpress_generator.passes import crop, distill, prune
 from tritonpress_generator.training import classification, loop, question_answering, recommendation
@@ -177,6 +178,14 @@ def test_killed_training_goes_on(
     monkeypatch.setattr(loop, "_step", lambda *_: pytest.fail("was trained"))
     assert all(torch.equal(whole[n], t) for n, t in distill.apply(cut, config, material).model.state_dict().items())
     assert len(list((tmp_path / "work").iterdir())) == 1
+
+
+def test_learning_rate_that_is_too_high_is_named_as_the_recipe_does(tmp_path: Path) -> None:
+    original, material = material_of(write_training(tmp_path, "recommendation"))
+    too_high = QUICK | {"learning_rate": 1e30, "evaluations": 1}
+    message = r"^passes\.distill: the loss must be finite, is nan at step \d; lower passes\.distill\.learning_rate$"
+    with pytest.raises(InputError, match=message):
+        distill.apply(original, distill.Config(**too_high), material)
 
 
 def test_nothing_to_learn_from_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

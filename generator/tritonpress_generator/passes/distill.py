@@ -8,9 +8,7 @@ optional.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +27,7 @@ from tritonpress_generator.training import loop
 from tritonpress_generator.training.distances import divergence
 from tritonpress_generator.training.distributed import ALONE, World
 from tritonpress_generator.training.fake_quantization import fake_quantize
+from tritonpress_generator.training.fingerprint import fingerprint_of
 from tritonpress_generator.training.settings import Precision, TrainingConfig
 from tritonpress_generator.written import write_adapter
 
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
 
 _OF_TOKENS = ("input_ids", "item_ids")
 _RELATION_HEADS = 12
+_WHERE = "passes.distill"
+"""The section of a recipe that says how, for messages."""
 
 
 class Config(TrainingConfig):
@@ -83,10 +84,12 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
     teacher, _ = material.head(material.original.model)
     examples = config.samples or len(material.examples.training)
     features = material.features(given.tokenizer, examples, model=given.model)
-    metric, fingerprint = _metric(material), _fingerprint(config, given, material, features)
+    recipe, checkpoint = material.recipe, material.checkpoint
+    metric = str(recipe.finetune.module.METRIC)
+    fingerprint = fingerprint_of(recipe, checkpoint, config, material.examples, features, given.cuts, given.history)
 
     def evaluate() -> dict[str, float]:
-        infer = finite(export.torch_infer(head.eval(), signature), where="passes.distill")
+        infer = finite(export.torch_infer(head.eval(), signature), where=_WHERE)
         return {metric: material.score(infer, given.tokenizer)}
 
     lesson = _Lesson(config, student, head, teacher, material)
@@ -102,7 +105,7 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
                 linears = [part for part in encoder_of(student.model).modules() if isinstance(part, torch.nn.Linear)]
                 stack.callback(fake_quantize(linears, weight_codes=2 ** (config.fake_quantize - 1) - 1))
             before = evaluate()[metric]
-            job = loop.Trained(head, features, collate, lesson.losses, evaluate, metric, fingerprint)
+            job = loop.Trained(head, features, collate, lesson.losses, evaluate, metric, fingerprint, _WHERE)
             progress = loop.train(job, config, folder, material.world)
         model = student.model
         # Only now: `given` may be the original, and is copied as it was before.
@@ -119,6 +122,7 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
         student,
         model=model.eval(),
         report=student.report | {"distill": report},
+        history=(*given.history, fingerprint),
         chosen=material.chosen(model, given.tokenizer),
         adapter=folder / "adapter" if adapted is not None and material.work else None,
     )
@@ -257,20 +261,3 @@ def _relations(states: torch.Tensor, heads: int, mask: torch.Tensor) -> torch.Te
 def _of_examples(rows: torch.Tensor, examples: int) -> torch.Tensor:
     """Returns the mean over the sequences of each example: of pairs, the second ones lie behind the first ones."""
     return rows.reshape(-1, examples).mean(0)
-
-
-def _fingerprint(config: Config, given: Compressed, material: Material, features: Sequence[loop.Feature]) -> str:
-    """Returns a hash of all that determines a training."""
-    digest = hashlib.sha256()
-    for model in (given.model, material.original.model):
-        for name, tensor in model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.contiguous().cpu().numpy().tobytes())
-    precision = loop.computes_in_bf16(config, material.world.device)
-    for part in (config.model_dump_json(), features, material.examples.held_out, precision):
-        digest.update(repr(part).encode())
-    return digest.hexdigest()
-
-
-def _metric(material: Material) -> str:
-    return str(material.recipe.finetune.module.METRIC)

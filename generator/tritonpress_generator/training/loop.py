@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -42,6 +42,8 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     """Of each step, the mean over its batch."""
     evaluations: list[dict[str, float]] = field(default_factory=list)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of products and activations, as it was begun: a machine that would begin in the other one goes on in this one."""
     seconds: float = field(default=0.0, compare=False)
     """Spent on all of this, in the runs that were killed too."""
 
@@ -61,6 +63,8 @@ class Trained:
     """The one that decides."""
     fingerprint: str
     """Of all that determines the run."""
+    where: str
+    """The section of a recipe that has its settings, for messages."""
 
 
 def train(trained: Trained, config: TrainingConfig, folder: Path, world: World) -> Progress:
@@ -69,18 +73,23 @@ def train(trained: Trained, config: TrainingConfig, folder: Path, world: World) 
     Args:
         trained: The model and its data.
         config: The settings.
-        folder: Where the state and TensorBoard's files are written; a state of the same run is resumed.
+        folder: Where the state and TensorBoard's files are written, the same for all processes; a state of the same run
+            is resumed.
         world: The processes that train together.
 
     Raises:
-        InputError: `folder` has the state of another run, or the loss is no longer finite.
+        InputError: `folder` has the state of another run, or is another one for each process, or the loss is no
+            longer finite.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    world.check_shared(folder, where=trained.where)
     schedule = Schedule([len(feature["input_ids"]) for feature in trained.features], config)
     model = trained.model.to(world.device)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    state = _State(folder, trained.fingerprint, parameters, optimizer, world)
-    progress = state.load()
+    state = _State(folder, trained, parameters, optimizer, world)
+    progress = state.load() or Progress(precision=_precision(config, world))
+    config = config.model_copy(update={"precision": progress.precision})
     parallel = DistributedDataParallel(model) if world.size > 1 else model
     evaluations = set(schedule.evaluations)
     epochs: dict[int, list[list[int]]] = {}
@@ -101,8 +110,8 @@ def train(trained: Trained, config: TrainingConfig, folder: Path, world: World) 
             loss = _step(trained, parallel, members, config, world)
             if not torch.isfinite(loss):
                 raise InputError(
-                    f"finetune: the loss must be finite, is {loss.item()} at step {progress.step}; "
-                    "lower finetune.learning_rate"
+                    f"{trained.where}: the loss must be finite, is {loss.item()} at step {progress.step}; "
+                    f"lower {trained.where}.learning_rate"
                 )
             torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             optimizer.step()
@@ -158,6 +167,11 @@ def computes_in_bf16(config: TrainingConfig, device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
+def _precision(config: TrainingConfig, world: World) -> Literal["fp32", "bf16"]:
+    """Returns in what a training is begun: as the first process's machine computes."""
+    return "bf16" if world.gather(computes_in_bf16(config, world.device))[0] else "fp32"
+
+
 def _stops(progress: Progress, config: TrainingConfig) -> bool:
     return config.patience is not None and progress.worse >= config.patience
 
@@ -178,33 +192,33 @@ class _State:
     def __init__(
         self,
         folder: Path,
-        fingerprint: str,
+        trained: Trained,
         parameters: list[torch.nn.Parameter],
         optimizer: torch.optim.Optimizer,
         world: World,
     ) -> None:
         self._path = folder / "state.pt"
-        self._fingerprint = fingerprint
+        self._trained = trained
         self._parameters = parameters
         self._optimizer = optimizer
         self._world = world
         self._best: list[torch.Tensor] = []
         self._saved = time.monotonic()
-        folder.mkdir(parents=True, exist_ok=True)
 
-    def load(self) -> Progress:
+    def load(self) -> Progress | None:
+        where = self._trained.where
         if not self._path.is_file():
-            return Progress()
+            return None
         try:
             state = torch.load(self._path, map_location=self._world.device, weights_only=True)
         except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as exc:
             raise InputError(
-                f"finetune: {self._path} cannot be read ({' '.join(str(exc).split())[:200]}); remove it to begin anew"
+                f"{where}: {self._path} cannot be read ({' '.join(str(exc).split())[:200]}); remove it to begin anew"
             ) from exc
-        if state["fingerprint"] != self._fingerprint:
+        if state["fingerprint"] != self._trained.fingerprint:
             raise InputError(
-                f"finetune: {self._path} is the state of a run with other settings, data, weights or precision; remove "
-                "it to begin anew, or give another --out"
+                f"{where}: {self._path} is the state of a run with other settings, data or weights; remove it to begin "
+                "anew, or give another folder"
             )
         with torch.no_grad():
             for parameter, value in zip(self._parameters, state["parameters"], strict=True):
@@ -222,7 +236,7 @@ class _State:
             return
         new = self._path.with_suffix(".new")
         state = {
-            "fingerprint": self._fingerprint,
+            "fingerprint": self._trained.fingerprint,
             "parameters": [parameter.detach() for parameter in self._parameters],
             "optimizer": self._optimizer.state_dict(),
             "best": self._best,
