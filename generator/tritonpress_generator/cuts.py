@@ -27,18 +27,18 @@ from tritonpress_generator.vocabulary import cropped
 _SPECIAL_IDS = tuple(f"{name}_token_id" for name in ("pad", "bos", "eos", "cls", "sep", "mask", "unk"))
 _DOES_NOT_FIT = (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError)
 """What a cut of another model, or one that is none, ends in."""
-Kept = Sequence[int] | Mapping[str, str]
+Places = Sequence[int] | Mapping[str, str]
 """The places of what stays, or as they are written: a mask of bits."""
 
 
-def layers(given: Compressed, kept: Kept) -> Compressed:
+def layers(given: Compressed, kept: Places) -> Compressed:
     """Returns the model with the layers `kept` alone; changes the one that is given."""
     left = _places(kept, depth(given.model))
     keep_layers(given.model, left)
     return _with(given, "layers", left)
 
 
-def units(given: Compressed, kept: Sequence[Kept], kind: Kind) -> Compressed:
+def units(given: Compressed, kept: Sequence[Places], kind: Kind) -> Compressed:
     """Returns the model with the heads or neurons `kept` of each layer alone; changes the one that is given."""
     left = []
     for group, of_layer in zip(groups(given.model, [kind]), kept, strict=True):
@@ -69,7 +69,7 @@ def segments(given: Compressed, rows: int) -> Compressed:
     return _with(given, "segments", rows)
 
 
-def vocabulary(given: Compressed, used: Kept) -> Compressed:
+def vocabulary(given: Compressed, used: Places) -> Compressed:
     """Returns the model with the tokens `used` and those that any text is spelt with; changes the one that is given."""
     encoder = encoder_of(given.model)
     # A tokenizer's ids may have gaps, so that the largest says nothing of their number.
@@ -136,7 +136,7 @@ def _with(given: Compressed, name: str, kept: Any) -> Compressed:
     return replace(given, cuts=(*given.cuts, (name, kept)))
 
 
-def _places(kept: Kept, count: int) -> list[int]:
+def _places(kept: Places, count: int) -> list[int]:
     """Returns places of `count` things; refuses what are not ascending ones, and none at all."""
     left = [operator.index(place) for place in (_of_mask(kept, count) if isinstance(kept, Mapping) else kept)]
     if not left or left != sorted(set(left)) or left[0] < 0 or left[-1] >= count:
