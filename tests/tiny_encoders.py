@@ -33,10 +33,14 @@ FAMILIES = {
                                                  "cls_token_id": 2, "sep_token_id": 3}),
     "eurobert": (hf.EuroBertConfig, SMALL | {"num_key_value_heads": 1}),
     "deberta-v2": (hf.DebertaV2Config, SMALL | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
+    "deberta-v3": (hf.DebertaV2Config, SMALL | {"relative_attention": True, "pos_att_type": "p2c|c2p",
+                                                "share_att_key": True, "position_buckets": 8,
+                                                "norm_rel_ebd": "layer_norm", "position_biased_input": False}),
 }  # fmt: skip
-PACKED = set(FAMILIES) - {"deberta-v2"}
+"""The last one is DeBERTa as it is published, v2 too: the keys and queries of positions are made by those of tokens."""
+PACKED = {family for family in FAMILIES if not family.startswith("deberta")}
 """DeBERTa's attention cannot be exchanged, and stays plain."""
-_UNLIKE = {"bert", "modernbert", "deberta-v2"}
+_UNLIKE = {"bert", "modernbert", "deberta-v3"}
 """Families whose graphs differ most."""
 
 

@@ -2,8 +2,10 @@
 
     python training_process.py RECIPE …
     python training_process.py --slowly RECIPE
+    python training_process.py --apart RECIPE
 
-Slowly, by the command: a state is saved after every step, which takes a while, and the ninth never ends.
+Slowly, by the command: a state is saved after every step, which takes a while, and the ninth never ends. Apart, by the
+command: each of several processes into a folder of its own, as on hosts that share none.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ def main(arguments: list[str]) -> int:
     finetuning._RESAMPLES = 40
     if arguments[0] == "--slowly":
         return slowly(Path(arguments[1]))
+    if arguments[0] == "--apart":
+        recipe = Path(arguments[1])
+        return cli.main(["finetune", str(recipe), "--out", str(recipe.parent / f"out.{os.environ['RANK']}")])
     with world() as processes:
         for recipe in map(Path, arguments):
             finetuning.finetune(recipe, recipe.parent / "out", None, processes)

@@ -42,6 +42,9 @@ class Compressed:
     """The original's ids of the tokenizer's tokens, in the order of their ids; None: the same."""
     cuts: tuple[tuple[str, Any], ...] = ()
     """What was taken out, in order (`cuts.py`)."""
+    history: tuple[str, ...] = ()
+    """What has determined the weights beside the checkpoint and the cuts, in order: of a pass that changes weights, its
+    settings or a hash."""
     chosen: Mapping[str, Any] = field(default_factory=dict)
     """What was chosen anew for the changed model on held-out examples: a threshold, a temperature."""
     adapter: Path | None = None
@@ -121,9 +124,11 @@ class Material:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What the model's config and the checkpoint say of its answers: the labels, a threshold, a temperature."""
-        labels = {"id2label": getattr(self.original.model.config, "id2label", None)}
-        return labels | dict(self.checkpoint.chosen)
+        """What the model's config says of its answers: the labels.
+
+        A threshold or a temperature was chosen for the checkpoint, and is no changed model's.
+        """
+        return {"id2label": getattr(self.original.model.config, "id2label", None)}
 
     def chosen(self, model: Any, tokenizer: Tokenizer) -> dict[str, Any]:
         """Returns what the task chooses for `model` on the held-out examples: a threshold, a temperature.

@@ -8,6 +8,8 @@ is to stay is not there, or nothing is.
 from __future__ import annotations
 
 import base64
+import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,25 +27,29 @@ from tritonpress_generator.vocabulary import cropped
 _SPECIAL_IDS = tuple(f"{name}_token_id" for name in ("pad", "bos", "eos", "cls", "sep", "mask", "unk"))
 _DOES_NOT_FIT = (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError)
 """What a cut of another model, or one that is none, ends in."""
+Places = Sequence[int] | Mapping[str, str]
+"""The places of what stays, or as they are written: a mask of bits."""
 
 
-def layers(given: Compressed, kept: Sequence[int]) -> Compressed:
+def layers(given: Compressed, kept: Places) -> Compressed:
     """Returns the model with the layers `kept` alone; changes the one that is given."""
-    _check_rows(kept, depth(given.model))
-    keep_layers(given.model, kept)
-    return _with(given, "layers", list(kept))
+    left = _places(kept, depth(given.model))
+    keep_layers(given.model, left)
+    return _with(given, "layers", left)
 
 
-def units(given: Compressed, kept: Sequence[Sequence[int]], kind: Kind) -> Compressed:
+def units(given: Compressed, kept: Sequence[Places], kind: Kind) -> Compressed:
     """Returns the model with the heads or neurons `kept` of each layer alone; changes the one that is given."""
+    left = []
     for group, of_layer in zip(groups(given.model, [kind]), kept, strict=True):
-        _check_rows(of_layer, group.units)
-        group.keep(of_layer)
-    return _with(given, kind, [list(of_layer) for of_layer in kept])
+        left.append(_places(of_layer, group.units))
+        group.keep(left[-1])
+    return _with(given, kind, left)
 
 
 def positions(given: Compressed, rows: int) -> Compressed:
     """Returns the model with the first `rows` of its table of positions; changes the one that is given."""
+    rows = operator.index(rows)
     encoder = encoder_of(given.model)
     encoder.embeddings.position_embeddings = _first(encoder.embeddings.position_embeddings, rows)
     encoder.config.max_position_embeddings = rows
@@ -56,18 +62,18 @@ def positions(given: Compressed, rows: int) -> Compressed:
 
 def segments(given: Compressed, rows: int) -> Compressed:
     """Returns the model with the first `rows` of its table of segments; changes the one that is given."""
+    rows = operator.index(rows)
     encoder = encoder_of(given.model)
     encoder.embeddings.token_type_embeddings = _first(encoder.embeddings.token_type_embeddings, rows)
     encoder.config.type_vocab_size = rows
     return _with(given, "segments", rows)
 
 
-def vocabulary(given: Compressed, used: Sequence[int]) -> Compressed:
+def vocabulary(given: Compressed, used: Places) -> Compressed:
     """Returns the model with the tokens `used` and those that any text is spelt with; changes the one that is given."""
     encoder = encoder_of(given.model)
     # A tokenizer's ids may have gaps, so that the largest says nothing of their number.
-    _check_rows(used, encoder.get_input_embeddings().num_embeddings)
-    tokenizer, old = cropped(given.tokenizer, used)
+    tokenizer, old = cropped(given.tokenizer, _places(used, encoder.get_input_embeddings().num_embeddings))
     new = {before: after for after, before in enumerate(old)}
     table = encoder.get_input_embeddings()
     # Some checkpoints have more rows than tokens; none of them can be asked for.
@@ -102,8 +108,7 @@ def again(given: Compressed, cuts: Sequence[Mapping[str, Any]]) -> Compressed:
     for cut in cuts:
         ((name, value),) = cut.items()
         try:
-            kept = _read(value)
-            given = _CUTS[name](given, kept)
+            given = _CUTS[name](given, value)
         except _DOES_NOT_FIT as exc:
             raise InputError(
                 f"passes.restore: the cut {name[:60]!r} does not fit a model of {depth(given.model)} layers "
@@ -127,22 +132,26 @@ def _mask(value: Any) -> Any:
     return {"bits": base64.b64encode(np.packbits(bits).tobytes()).decode()}
 
 
-def _read(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_read(part) for part in value]
-    if not isinstance(value, dict):
-        return int(value)
-    return np.flatnonzero(np.unpackbits(np.frombuffer(base64.b64decode(value["bits"]), np.uint8))).tolist()
-
-
 def _with(given: Compressed, name: str, kept: Any) -> Compressed:
     return replace(given, cuts=(*given.cuts, (name, kept)))
 
 
-def _check_rows(kept: Sequence[int], count: int) -> None:
-    """Refuses rows that are not ascending places of `count` things, and none at all."""
-    if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= count:
+def _places(kept: Places, count: int) -> list[int]:
+    """Returns places of `count` things; refuses what are not ascending ones, and none at all."""
+    left = [operator.index(place) for place in (_of_mask(kept, count) if isinstance(kept, Mapping) else kept)]
+    if not left or left != sorted(set(left)) or left[0] < 0 or left[-1] >= count:
         raise ValueError(f"must keep at least one of {count}, each once, in ascending order")
+    return left
+
+
+def _of_mask(mask: Mapping[str, str], count: int) -> list[int]:
+    """Returns the places that a mask of `count` things has a bit of."""
+    bits = mask["bits"]
+    # One of any length would be counted out.
+    if len(bits) > 4 * math.ceil(count / 24):
+        raise ValueError(f"a mask must be of {count} things at most, has room for {len(bits) * 6}")
+    places: list[int] = np.flatnonzero(np.unpackbits(np.frombuffer(base64.b64decode(bits), np.uint8))).tolist()
+    return places
 
 
 def _first(table: torch.nn.Embedding, rows: int) -> torch.nn.Embedding:

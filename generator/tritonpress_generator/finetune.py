@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +25,12 @@ from tritonpress_generator.recipe import Recipe, Stage
 from tritonpress_generator.trainable import Trainable
 from tritonpress_generator.training import loop
 from tritonpress_generator.training.distributed import ALONE, World
+from tritonpress_generator.training.fingerprint import fingerprint_of
 from tritonpress_generator.training.settings import Precision
 
 _RESAMPLES = 1000
+_WHERE = "finetune"
+"""The section of a recipe that says how, for messages."""
 Metrics = Callable[[NDArray[np.int64]], dict[str, float]]
 """The metrics on those examples that it is given the indices of."""
 
@@ -139,18 +141,14 @@ class _Training:
 
     def train(self, folder: Path) -> loop.Progress:
         """Returns how it went."""
-        module, config = self.stage.module, self.stage.config
-        held_out = self.examples.held_out
-        fingerprint = _fingerprint(
-            config.model_dump_json(), self.checkpoint.sha256, self.features, held_out, self._precision
-        )
-        head = self.trained.head
+        module, config, head = self.stage.module, self.stage.config, self.trained.head
+        fingerprint = fingerprint_of(self.recipe, self.checkpoint, config, self.examples, self.features)
 
         def losses(model: Any, batch: dict[str, torch.Tensor], world: World) -> torch.Tensor:
             of_each: torch.Tensor = module.losses(module.outputs(model, batch), batch, world)
             return of_each
 
-        job = loop.Trained(head, self.features, collate, losses, self._evaluate, module.METRIC, fingerprint)
+        job = loop.Trained(head, self.features, collate, losses, self._evaluate, module.METRIC, fingerprint, _WHERE)
         return loop.train(job, config, folder, self.world)
 
     def _evaluate(self) -> dict[str, float]:
@@ -177,7 +175,7 @@ class _Training:
 
     def _infer(self) -> Infer:
         """Returns the model as it is, which refuses to answer with what is no number."""
-        return finite(export.torch_infer(self.trained.head.eval(), self.trained.signature), where="finetune")
+        return finite(export.torch_infer(self.trained.head.eval(), self.trained.signature), where=_WHERE)
 
     def _answers(self, infer: Infer, examples: Sequence[Any]) -> list[Any]:
         """Returns what the model answers to each of `examples`, of which each process asks its share."""
@@ -186,14 +184,6 @@ class _Training:
     def _judge(self, examples: Sequence[Any], answers: Sequence[Any], chosen: Mapping[str, Any]) -> Metrics:
         metrics: Metrics = self.stage.module.judge(examples, answers, self.recipe, {**self.settings, **chosen})
         return metrics
-
-
-def _fingerprint(*parts: Any) -> str:
-    """Returns a hash of all that determines a run."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(repr(part).encode())
-    return digest.hexdigest()
 
 
 def _with_intervals(metrics: Metrics, examples: int) -> dict[str, Score]:

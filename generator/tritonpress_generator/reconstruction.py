@@ -75,7 +75,9 @@ def _seen(
     present = batch["attention_mask"].bool()
 
     def given(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        seen["block"].append(inputs[0][present])
+        # DeBERTa may ask the same linear again in a call, for its relative positions.
+        if len(seen["block"]) == len(seen["read"]):
+            seen["block"].append(inputs[0][present])
 
     def answered(_: Any, inputs: tuple[torch.Tensor, ...], answer: torch.Tensor) -> None:
         seen["read"].append(inputs[0][present])

@@ -163,8 +163,6 @@ def groups(model: Any, kinds: Sequence[Kind] = ("heads", "ffn")) -> list[Group]:
             "passes: the heads of mpnet share a bias of positions over all layers, and cannot be pruned one by one; "
             "prune its ffn"
         )
-    if family == "albert" and (encoder.config.num_hidden_groups, encoder.config.inner_group_num) != (1, 1):
-        raise InputError("passes: an albert must have one group of one layer, has several; leave the passes out")
     found: list[Group] = []
     all_layers = layers(model)
     calls = encoder.config.num_hidden_layers // len(all_layers)
@@ -270,7 +268,10 @@ def keep_layers(model: Any, kept: Sequence[int]) -> Callable[[], None]:
 
 
 def _names_of(model: Any) -> _Names:
-    family = encoder_of(model).config.model_type
+    config = encoder_of(model).config
+    family = config.model_type
     if family not in _FAMILIES:
         raise InputError(f"passes: the layers of {family} are not known; known: {', '.join(_FAMILIES)}")
+    if family == "albert" and (config.num_hidden_groups, config.inner_group_num) != (1, 1):
+        raise InputError("passes: an albert must have one group of one layer, has several; leave the passes out")
     return _FAMILIES[family]

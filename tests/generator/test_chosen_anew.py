@@ -48,6 +48,18 @@ def test_threshold_is_that_of_the_compressed_model(
     assert chosen != before.postprocessor.null_threshold
 
 
+@pytest.mark.parametrize("settings", [{"share": 0.5}, {"pattern": "2:4"}])
+def test_temperature_is_that_of_the_sparse_model(
+    settings: dict[str, Any], tmp_path: Path, trained: Callable[[str, Path], Path]
+) -> None:
+    before, after = compressed(change(trained("classification", tmp_path), passes=[{"sparsify": settings}]))
+    held_out = after.material().examples.held_out
+    logits = classification.logits_of(after.recipe, after.infer, after.signature, after.tokenizer, held_out)
+    chosen = after.postprocessor.temperature
+    assert chosen == classification.best_temperature(logits, held_out, after.postprocessor.labels, multi_label=False)
+    assert chosen != before.postprocessor.temperature
+
+
 @pytest.mark.parametrize(("passes", "changes"), PASSES)
 def test_temperature_is_that_of_the_compressed_model(
     passes: list[Any], changes: dict[str, Any], tmp_path: Path, trained: Callable[[str, Path], Path]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,20 @@ def test_metric_is_of_so_many_examples_at_most(tmp_path: Path, trained: Any, mos
     material.score(counted, given.tokenizer, most)
     assert len(material.examples.held_out) == 12
     assert len(calls) == asked <= most
+
+
+def test_threshold_of_the_checkpoint_judges_no_other_model(tmp_path: Path, trained: Any) -> None:
+    """It was chosen with questions that have no answer; those that decide in a training have one."""
+    given, material = material_of(trained("question_answering", tmp_path))
+    head, signature = material.head(given.model)
+    infer = torch_infer(head, signature)
+    score = material.score(infer, given.tokenizer)
+    assert score > 0
+    # Below it, nothing is answered.
+    (tmp_path / "trained" / "tritonpress.json").write_text(json.dumps({"null_threshold": -1e9}))
+    given, material = material_of(material.recipe.path)
+    assert material.checkpoint.chosen == {"null_threshold": -1e9}
+    assert material.score(infer, given.tokenizer) == score
 
 
 def test_layers_are_named_as_the_original_has_them(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import os
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -94,6 +96,9 @@ def test_other_values_are_refused_in_one_line_or_compute(
         ("cuts", [{"layers": [1, 0]}], "must keep at least one of 2, each once, in ascending order"),
         ("cuts", [{"heads": [[], [0]]}], "the cut 'heads' does not fit"),
         ("cuts", [{"heads": [{"bits": ""}, {"bits": "gA=="}]}], "the cut 'heads' does not fit"),
+        ("cuts", [{"layers": "01"}], "the cut 'layers' does not fit"),
+        ("cuts", [{"layers": [0.5]}], "the cut 'layers' does not fit"),
+        ("cuts", [{"layers": {"bits": "gAAAAA=="}}], "a mask must be of 2 things at most, has room for 48"),
         ("cuts", [{"positions": 10**12}], "must keep from 1 to 64 rows, got 1000000000000"),
         ("cuts", [{"positions": 0}], "must keep from 1 to 64 rows, got 0"),
         ("cuts", [{"positions": float("inf")}], "the cut 'positions' does not fit"),
@@ -106,6 +111,21 @@ def test_message_says_what_is_wrong(
     with pytest.raises(InputError) as raised:
         restored(cut, json.dumps(cut[2] | {key: value}))
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["layers", "heads", "ffn", "vocabulary"])
+def test_mask_of_any_length_is_not_counted_out(cut: tuple[Compressed, Material, dict[str, Any]], name: str) -> None:
+    mask = {"bits": base64.b64encode(b"\xff" * (1 << 17)).decode()}
+    text = json.dumps(cut[2] | {"cuts": [{name: [mask, mask] if name in {"heads", "ffn"} else mask}]})
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="a mask must be of"):
+            restored(cut, text)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # A million places as numbers take 40 MB.
+    assert most < 8 << 20
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 5000 + "]" * 5000, '"\\ud800"'])

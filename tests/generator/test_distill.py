@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_training import change, material_of, write_training
 from tritonpress_generator import cli, repository
+from tritonpress_generator.compression import copied
+from tritonpress_generator.errors import InputError
 from tritonpress_generator.examples import collate
 from tritonpress_generator.passes import crop, distill, prune
 from tritonpress_generator.training import classification, loop, question_answering, recommendation
@@ -72,7 +75,7 @@ def test_distances_are_0_at_the_original_and_positive_elsewhere(temperature: flo
         assert torch.allclose(same, torch.zeros(2), atol=1e-6)
 
 
-@pytest.mark.parametrize("family", ["bert", "modernbert", "albert", "eurobert", "deberta-v2", "mpnet"])
+@pytest.mark.parametrize("family", ["bert", "modernbert", "albert", "eurobert", "deberta-v2", "deberta-v3", "mpnet"])
 def test_original_has_nothing_to_learn(family: str, tmp_path: Path) -> None:
     _, material = material_of(write_training(tmp_path, "recommendation"))
     encoder = tiny.make(family, "own").encoder
@@ -90,9 +93,39 @@ def test_original_has_nothing_to_learn(family: str, tmp_path: Path) -> None:
         batch = collate(material.features(material.original.tokenizer, 6))
         with torch.no_grad():
             losses = lesson.losses(head, batch, ALONE)
-        lesson.end()
         assert losses.shape == (6,)
         assert torch.allclose(losses, torch.zeros(6), atol=1e-5) if nothing else bool((losses > 1e-3).all())
+
+
+def test_nothing_of_an_evaluation_is_kept(tmp_path: Path) -> None:
+    original, material = material_of(write_training(tmp_path, "recommendation"))
+    student = copied(original)
+    head, _ = material.head(student.model)
+    teacher, _ = material.head(original.model)
+    lesson = distill._Lesson(distill.Config(relations=1.0, **QUICK), student, head, teacher, material)
+    batch = collate(material.features(original.tokenizer, 6))
+    answered: list[weakref.ref[torch.Tensor]] = []
+
+    def note(_: Any, __: Any, answer: Any) -> None:
+        answered.append(weakref.ref(answer[0] if isinstance(answer, tuple) else answer))
+
+    for part in head.modules():
+        if isinstance(part, torch.nn.Linear) or part in [*student.model.encoder.layer]:
+            part.register_forward_hook(note)
+    with torch.no_grad():
+        lesson.losses(head, batch, ALONE)
+        head(batch["input_ids"], batch["attention_mask"])
+    assert len(answered) > 20
+    assert not [answer for answer in answered if answer() is not None]
+
+
+def test_result_is_not_watched(tmp_path: Path) -> None:
+    """Nor is that of adapters as the first pass, of which the model that is learnt from is a part."""
+    original, material = material_of(write_training(tmp_path, "recommendation"))
+    for lora in (None, {"rank": 2, "alpha": 4}):
+        done = distill.apply(original, distill.Config.model_validate(QUICK | {"lora": lora, "epochs": 1}), material)
+        for model in (done.model, original.model):
+            assert not [part for part in model.modules() if part._forward_hooks or part._forward_pre_hooks]
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}])
@@ -115,7 +148,6 @@ def test_what_was_cut_is_nearer_to_the_original_afterwards(trained_task: tuple[s
         lesson = distill._Lesson(distill.Config(hidden=0.0, **QUICK), compressed, head, teacher, material)
         with torch.no_grad():
             apart.append(float(lesson.losses(head, collate(features), ALONE).mean()))
-        lesson.end()
     assert apart[1] < apart[0]
 
 
@@ -146,6 +178,14 @@ def test_killed_training_goes_on(
     monkeypatch.setattr(loop, "_step", lambda *_: pytest.fail("was trained"))
     assert all(torch.equal(whole[n], t) for n, t in distill.apply(cut, config, material).model.state_dict().items())
     assert len(list((tmp_path / "work").iterdir())) == 1
+
+
+def test_learning_rate_that_is_too_high_is_named_as_the_recipe_does(tmp_path: Path) -> None:
+    original, material = material_of(write_training(tmp_path, "recommendation"))
+    too_high = QUICK | {"learning_rate": 1e30, "evaluations": 1}
+    message = r"^passes\.distill: the loss must be finite, is nan at step \d; lower passes\.distill\.learning_rate$"
+    with pytest.raises(InputError, match=message):
+        distill.apply(original, distill.Config(**too_high), material)
 
 
 def test_nothing_to_learn_from_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

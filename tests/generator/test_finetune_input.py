@@ -225,7 +225,14 @@ def test_learning_rate_that_is_too_high(refused: Callable[..., None], task: str,
 
 
 @pytest.mark.parametrize(
-    "other", [finetune(seed=8), lambda folder: write_examples(folder / "dev.tsv", "classification", 12, 5)]
+    "other",
+    [
+        finetune(seed=8),
+        lambda folder: write_examples(folder / "dev.tsv", "classification", 12, 5),
+        lambda folder: change(folder / "recipe.yaml", serve={"max_length": 40}),
+        lambda folder: change(folder / "recipe.yaml", task={"classification": {"temperature": 2.0}}),
+        lambda folder: (folder / "checkpoint" / "vocab.txt").write_text("lamp"),
+    ],
 )
 def test_state_of_another_run(refused: Callable[..., None], tmp_path: Path, other: Spoil) -> None:
     recipe = write_training(tmp_path, "classification", epochs=1)
@@ -235,18 +242,6 @@ def test_state_of_another_run(refused: Callable[..., None], tmp_path: Path, othe
     (tmp_path / "out" / "README.md").unlink()
     refused("classification", other, r"state\.pt is the state of a run with other", trains=True)
     assert torch.load(state)["fingerprint"] == before
-
-
-def test_state_of_another_precision(
-    refused: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`auto` is bf16 on one machine and FP32 on another: what went on there would not be the same run."""
-    recipe = write_training(tmp_path, "classification", epochs=1, precision="auto")
-    monkeypatch.setattr(loop, "computes_in_bf16", lambda *_: False)
-    assert cli.main(["finetune", str(recipe), "--out", str(tmp_path / "out")]) == 0
-    (tmp_path / "out" / "README.md").unlink()
-    monkeypatch.setattr(loop, "computes_in_bf16", lambda *_: True)
-    refused("classification", lambda _: None, r"state\.pt is the state of a run", trains=True, precision="auto")
 
 
 def test_recipe_without_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,11 +40,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 two parts one of the processes has none) or 5."""
 
 
-def start(recipes: list[Path], *, processes: int = 1, slowly: bool = False) -> subprocess.Popen[str]:
+def start(recipes: list[Path], *options: str, processes: int = 1) -> subprocess.Popen[str]:
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += [str(SCRIPT), *(["--slowly"] if slowly else []), *map(str, recipes)]
+    command += [str(SCRIPT), *options, *map(str, recipes)]
     return subprocess.Popen(
         command,
         env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"},
@@ -109,7 +110,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     # Fewer held-out examples than processes.
     write_examples(recipes["adapters"].parent / "dev.tsv", "classification", 1, 5)
     write_examples(recipes["questions"].parent / "test.json", "question_answering", 1, 5)
-    running = [start([recipes["killed"]], slowly=True), start([recipes["killed_two"]], processes=2, slowly=True)]
+    running = [start([recipes["killed"]], "--slowly"), start([recipes["killed_two"]], "--slowly", processes=2)]
     for process, name in zip(running, ("killed", "killed_two"), strict=True):
         kill(process, recipes[name])
     return recipes
@@ -159,6 +160,18 @@ def test_two_processes_compute_what_one_would(case: str, runs: dict[str, Path], 
     for name, tensor in weights(alone).items():
         if not name.endswith("bias"):
             torch.testing.assert_close(weights(runs[case])[name], tensor, rtol=1e-2, atol=2e-3)
+
+
+def test_processes_that_share_no_folder_are_refused_before_they_train(tmp_path: Path) -> None:
+    recipe = write_training(tmp_path, "recommendation", epochs=1)
+    together = start([recipe], "--apart", processes=2)
+    output, _ = together.communicate(timeout=300)
+    assert together.returncode != 0
+    line = (
+        r"^tritonpress finetune: finetune: \S+/out\.\d/training must be one folder for all processes, 1 of 2 do not see"
+    )
+    assert re.search(line, output, re.MULTILINE), output
+    assert not [*tmp_path.glob("out.*/training/*")]
 
 
 def test_one_process_writes_and_says_how_it_goes(runs: dict[str, Path], said: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from tiny_encoders import FAMILIES, make, mostly_slow, pairs, signature
+from tiny_encoders import FAMILIES, PACKED, make, mostly_slow, pairs, signature
 from tritonpress_generator import export
 from tritonpress_generator.engines import tensorrt
 from tritonpress_generator.engines.onnxruntime import session_infer
@@ -155,7 +155,7 @@ OneHot the names in `libnvonnxparser.so` of 8.5.3.1, which has no LayerNormaliza
 @pytest.mark.parametrize("family", mostly_slow(FAMILIES))
 @pytest.mark.parametrize("release", ["23.03", "23.04"])
 def test_a_release_is_given_operators_that_its_parser_knows(family: str, release: str) -> None:
-    model = make(family, "own" if family == "deberta-v2" else export.ATTENTION, "span")
+    model = make(family, export.ATTENTION if family in PACKED else "own", "span")
     gives = signature(model)
     fp32 = export.export(model, gives)
     samples = [{n: t for n, t in pairs([length]).items() if n in gives.inputs} for length in (5, 9)]

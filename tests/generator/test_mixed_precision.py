@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
-from tiny_encoders import FAMILIES, HEADS, make, mostly_slow, pairs, signature
+from tiny_encoders import FAMILIES, HEADS, PACKED, make, mostly_slow, pairs, signature
 from tritonpress_generator import export
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.infer import Array
@@ -21,7 +21,7 @@ FP16_BOUND = 4e-3
 
 
 def exported(family: str, head: str = "span") -> tuple[onnx.ModelProto, Signature]:
-    model = make(family, "own" if family == "deberta-v2" else export.ATTENTION, head)
+    model = make(family, export.ATTENTION if family in PACKED else "own", head)
     gives = signature(model)
     return export.export(model, gives), gives
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nncf_graphs import BOUND, FEED, FP32, GIVES, in_fp32, quantized, trained_like, worst
 from onnx import TensorProto, helper, numpy_helper
-from tiny_encoders import FAMILIES, asked, feed, make, mostly_slow, pairs, signature
+from tiny_encoders import PACKED, asked, feed, make, mostly_slow, pairs, signature
 from tritonpress_generator import export
 from tritonpress_generator.engines import openvino as engine
 from tritonpress_generator.engines.onnxruntime import session_infer
@@ -175,7 +175,7 @@ def test_excluded_products_are_what_they_were(int8: onnx.ModelProto) -> None:
     assert all(node.input == before[node.name].input for node in graph.graph.node if node.name in of_layer)
 
 
-@pytest.mark.parametrize("family", mostly_slow(set(FAMILIES) - {"deberta-v2"}))
+@pytest.mark.parametrize("family", mostly_slow(PACKED))
 def test_undone_everywhere_it_is_fp32_of_every_family(family: str) -> None:
     model = trained_like(family)
     gives = signature(model)

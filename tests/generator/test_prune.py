@@ -78,7 +78,9 @@ def test_units_that_stand_for_each_other_do_not_both_go() -> None:
     assert least_important(alike, 2) != [0, 1]
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert", "modernbert", "nomic_bert", "albert"])
+@pytest.mark.parametrize(
+    "family", ["bert", "distilbert", "modernbert", "nomic_bert", "albert", "deberta-v2", "deberta-v3"]
+)
 def test_what_is_left_is_nearer_to_the_original_after_it_is_solved_for(family: str) -> None:
     original = tiny.make(family, "own").requires_grad_(False)
     pruned = copy.deepcopy(original)

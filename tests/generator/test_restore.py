@@ -71,8 +71,12 @@ def test_what_travels_is_small(written: tuple[str, Path]) -> None:
 @given(st.lists(st.integers(0, 3000), min_size=1, max_size=40, unique=True).map(sorted), st.integers(1, 512))
 def test_masks_come_back(kept: list[int], rows: int) -> None:
     done = cuts.written([("vocabulary", kept), ("ffn", [kept, kept]), ("positions", rows)])
-    text = json.loads(json.dumps(done))
-    assert [cuts._read(next(iter(cut.values()))) for cut in text] == [kept, [kept, kept], rows]
+    vocabulary, ffn, positions = (next(iter(cut.values())) for cut in json.loads(json.dumps(done)))
+    for mask in (vocabulary, *ffn):
+        assert all(cuts._places(mask, count) == kept for count in (kept[-1] + 1, 3001))
+        with pytest.raises(ValueError, match=r"a mask must be of|must keep at least one of"):
+            cuts._places(mask, kept[-1])
+    assert positions == rows
 
 
 def test_cuts_done_again_are_the_same_model(written: tuple[str, Path]) -> None:

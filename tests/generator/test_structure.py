@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import tiny_encoders as tiny
 import torch
+import transformers as hf
 from tritonpress_generator.errors import InputError
-from tritonpress_generator.structure import Group, groups
+from tritonpress_generator.structure import Group, depth, groups, keep_layers, layers, product_pattern, projections
 
 FAMILIES = [family for family in tiny.FAMILIES if family != "mpnet"]
 
@@ -79,8 +81,23 @@ def test_family_whose_heads_share_a_bias_is_refused() -> None:
         groups(tiny.make("mpnet", "own").encoder)
 
 
-def test_unknown_family_is_refused() -> None:
+ASKED: list[Callable[[Any], object]] = [
+    groups, layers, projections, depth, lambda model: keep_layers(model, [0]), lambda model: product_pattern(model, 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_unknown_family_is_refused(asked: Callable[[Any], object]) -> None:
     model = tiny.make("bert", "own").encoder
     model.config.model_type = "mamba"
     with pytest.raises(InputError, match="the layers of mamba are not known; known: bert, roberta"):
-        groups(model)
+        asked(model)
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("several", ["num_hidden_groups", "inner_group_num"])
+def test_several_groups_of_layers_are_refused(several: str, asked: Callable[[Any], object]) -> None:
+    config_class, values = tiny.FAMILIES["albert"]
+    model = hf.AutoModel.from_config(config_class(**values | {several: 2}))
+    with pytest.raises(InputError, match="an albert must have one group of one layer, has several"):
+        asked(model)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tritonpress_generator.errors import InputError
-from tritonpress_generator.training import loop
+from tritonpress_generator.training import loop, report
 from tritonpress_generator.training.distributed import World
 from tritonpress_generator.training.settings import FinetuneConfig
 
@@ -47,7 +47,9 @@ class Job:
         return [parameter.detach().clone() for parameter in self.model.parameters()]
 
     def train(self, folder: Path, **settings: Any) -> loop.Progress:
-        trained = loop.Trained(self.model, self.features, _collate, _losses, self.evaluate, "quality", self.fingerprint)
+        trained = loop.Trained(
+            self.model, self.features, _collate, _losses, self.evaluate, "quality", self.fingerprint, "finetune"
+        )
         return loop.train(trained, FinetuneConfig(**SETTINGS | settings), folder, ALONE)
 
 
@@ -112,6 +114,20 @@ METRICS = [0.3, 0.5, 0.4, 0.2, 0.6, 0.1, 0.0, 0.1]
 PATIENT: dict[str, Any] = {"evaluations": 8, "patience": 3, "epochs": 4}
 
 
+def kill(job: Job, folder: Path, step: int, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
+    """Trains until the end of `step`."""
+    said = report.Report.step
+
+    def end(self: Any, progress: loop.Progress, rate: float) -> None:
+        said(self, progress, rate)
+        if progress.step == step:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(report.Report, "step", end)
+        job.train(folder, **settings)
+
+
 @pytest.mark.parametrize("every_s", [0.0, 1e9])
 @pytest.mark.parametrize("step", [1, 8, 15, 31])
 def test_killed_run_ends_as_one_that_was_not(
@@ -121,17 +137,8 @@ def test_killed_run_ends_as_one_that_was_not(
     whole = Job(METRICS, dropout=0.3)
     expected = whole.train(tmp_path / "whole", **PATIENT)
     monkeypatch.setattr(loop, "_STATE_EVERY_S", every_s)
-    said = loop._Report.step
-
-    def kill(self: Any, progress: loop.Progress, rate: float) -> None:
-        said(self, progress, rate)
-        if progress.step == step:
-            raise Killed
-
     killed = Job(METRICS, dropout=0.3)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop._Report, "step", kill)
-        killed.train(tmp_path / "killed", **PATIENT)
+    kill(killed, tmp_path / "killed", step, monkeypatch, **PATIENT)
     torch.manual_seed(99)
     resumed = Job(METRICS, dropout=0.3)
     state = tmp_path / "killed" / "state.pt"
@@ -140,6 +147,25 @@ def test_killed_run_ends_as_one_that_was_not(
     assert resumed.train(tmp_path / "killed", **PATIENT) == expected
     assert same(resumed.now(), whole.now())
     assert scalars(tmp_path / "killed") == scalars(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_run_goes_on_in_the_precision_in_which_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16: bool
+) -> None:
+    auto = PATIENT | {"precision": "auto"}
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    whole = Job(METRICS)
+    expected = whole.train(tmp_path / "whole", **auto)
+    kill(Job(METRICS), tmp_path / "killed", 10, monkeypatch, **auto)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: not bf16)
+    resumed = Job(METRICS)
+    resumed.weights = whole.weights[:2]
+    assert resumed.train(tmp_path / "killed", **auto) == expected
+    assert same(resumed.now(), whole.now())
+    assert expected.precision == ("bf16" if bf16 else "fp32")
+    other = Job(METRICS).train(tmp_path / "other", **auto)
+    assert other.losses != expected.losses
 
 
 def test_finished_run_is_not_computed_again(tmp_path: Path) -> None:
@@ -187,7 +213,7 @@ def test_losses_and_metrics_are_in_tensorboards_files(tmp_path: Path) -> None:
 def test_lines_are_plain_where_there_is_no_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(loop, "_LINE_EVERY_S", 0)
+    monkeypatch.setattr(report, "_LINE_EVERY_S", 0)
     Job(METRICS).train(tmp_path, evaluations=2)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 18

@@ -8,10 +8,8 @@ optional.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +27,7 @@ from tritonpress_generator.training import loop
 from tritonpress_generator.training.distances import divergence
 from tritonpress_generator.training.distributed import ALONE, World
 from tritonpress_generator.training.fake_quantization import fake_quantize
+from tritonpress_generator.training.fingerprint import fingerprint_of
 from tritonpress_generator.training.settings import Precision, TrainingConfig
 from tritonpress_generator.written import write_adapter
 
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
 
 _OF_TOKENS = ("input_ids", "item_ids")
 _RELATION_HEADS = 12
+_WHERE = "passes.distill"
+"""The section of a recipe that says how, for messages."""
 
 
 class Config(TrainingConfig):
@@ -83,32 +84,33 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
     teacher, _ = material.head(material.original.model)
     examples = config.samples or len(material.examples.training)
     features = material.features(given.tokenizer, examples, model=given.model)
-    metric, fingerprint = _metric(material), _fingerprint(config, given, material, features)
+    recipe, checkpoint = material.recipe, material.checkpoint
+    metric = str(recipe.finetune.module.METRIC)
+    fingerprint = fingerprint_of(recipe, checkpoint, config, material.examples, features, given.cuts, given.history)
 
     def evaluate() -> dict[str, float]:
-        infer = finite(export.torch_infer(head.eval(), signature), where="passes.distill")
+        infer = finite(export.torch_infer(head.eval(), signature), where=_WHERE)
         return {metric: material.score(infer, given.tokenizer)}
 
-    with ExitStack() as stack:
-        for part in (head, teacher):
-            part.to(material.world.device)
-            stack.callback(part.cpu)
-        lesson = _Lesson(config, student, head, teacher, material)
-        stack.callback(lesson.end)
-        first = {name: value.to(material.world.device) for name, value in collate(features[:1]).items()}
-        freeze_what_is_not_read(head, lesson.losses(head, first, ALONE).sum())
-        if config.fake_quantize is not None:
-            linears = [part for part in encoder_of(student.model).modules() if isinstance(part, torch.nn.Linear)]
-            stack.callback(fake_quantize(linears, weight_codes=2 ** (config.fake_quantize - 1) - 1))
-        work = material.work or stack.enter_context(workplace.scratch())
+    lesson = _Lesson(config, student, head, teacher, material)
+    with nullcontext(material.work) if material.work else workplace.scratch() as work:
         folder = work / f"distill-{fingerprint[:12]}"
-        before = evaluate()[metric]
-        job = loop.Trained(head, features, collate, lesson.losses, evaluate, metric, fingerprint)
-        progress = loop.train(job, config, folder, material.world)
+        with ExitStack() as stack:
+            for part in (head, teacher):
+                part.to(material.world.device)
+                stack.callback(part.cpu)
+            first = {name: value.to(material.world.device) for name, value in collate(features[:1]).items()}
+            freeze_what_is_not_read(head, lesson.losses(head, first, ALONE).sum())
+            if config.fake_quantize is not None:
+                linears = [part for part in encoder_of(student.model).modules() if isinstance(part, torch.nn.Linear)]
+                stack.callback(fake_quantize(linears, weight_codes=2 ** (config.fake_quantize - 1) - 1))
+            before = evaluate()[metric]
+            job = loop.Trained(head, features, collate, lesson.losses, evaluate, metric, fingerprint, _WHERE)
+            progress = loop.train(job, config, folder, material.world)
         model = student.model
+        # Only now: `given` may be the original, and is copied as it was before.
         if config.lora is not None and adapted is not None:
-            written = config.lora.written
-            model = _as_written(given, student, adapted, material, folder / "adapter", written)
+            model = _as_written(given, student, adapted, material, folder / "adapter", config.lora.written)
     report = {
         "metric": metric,
         "before": before,
@@ -120,6 +122,7 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
         student,
         model=model.eval(),
         report=student.report | {"distill": report},
+        history=(*given.history, fingerprint),
         chosen=material.chosen(model, given.tokenizer),
         adapter=folder / "adapter" if adapted is not None and material.work else None,
     )
@@ -153,17 +156,16 @@ def _as_written(
 
 
 class _Lesson:
-    """The losses of a student; watches the layers of both models while they answer."""
+    """The losses of a student; watches the layers of both models while they answer for that, and not in evaluations."""
 
     def __init__(
         self, config: Config, student: Compressed, head: torch.nn.Module, teacher: torch.nn.Module, material: Material
     ) -> None:
-        self._config, self._teacher, self._module = config, teacher, material.recipe.finetune.module
+        self._config, self._module = config, material.recipe.finetune.module
+        self._head, self._teacher = head, teacher
+        self._models = (student.model, material.original.model)
         ids = student.original_ids
         self._ids = None if ids is None else torch.tensor(ids, device=material.world.device)
-        self._seen = {"student": _Watched(student.model), "teacher": _Watched(material.original.model)}
-        self._masks: list[torch.Tensor] = []
-        self._handle = head.register_forward_pre_hook(lambda _, inputs: self._masks.append(inputs[1]))
         kept = original_layers(student)
         ends = [layer - 1 for layer in kept[1:]] + [depth(material.original.model) - 1]
         self._pairs = list(enumerate(ends))
@@ -171,14 +173,14 @@ class _Lesson:
     def losses(self, model: Any, batch: dict[str, torch.Tensor], world: World) -> torch.Tensor:
         """Returns the loss of each example of `batch`, FP32 `(batch,)`."""
         config, module = self._config, self._module
-        self._masks.clear()
-        for watched in self._seen.values():
-            watched.clear()
-        outputs = module.outputs(model, batch)
-        with torch.no_grad():
-            wanted = module.outputs(self._teacher, self._as_taught(batch))
-        (mask,) = self._masks
-        student, teacher = self._seen["student"], self._seen["teacher"]
+        masks: list[torch.Tensor] = []
+        with ExitStack() as stack:
+            stack.callback(self._head.register_forward_pre_hook(lambda _, inputs: masks.append(inputs[1])).remove)
+            student, teacher = (stack.enter_context(closing(_Watched(one))) for one in self._models)
+            outputs = module.outputs(model, batch)
+            with torch.no_grad():
+                wanted = module.outputs(self._teacher, self._as_taught(batch))
+        (mask,) = masks
         total: torch.Tensor = config.outputs * module.distances(outputs, wanted, batch, config.temperature)
         if config.labels:
             total = total + config.labels * module.losses(outputs, batch, world)
@@ -197,41 +199,35 @@ class _Lesson:
             return batch
         return {name: self._ids[value] if name in _OF_TOKENS else value for name, value in batch.items()}
 
-    def end(self) -> None:
-        """Ceases to watch."""
-        self._handle.remove()
-        for watched in self._seen.values():
-            watched.end()
-
 
 class _Watched:
     """What the layers of a model answer, and its last layer's queries, keys and values."""
 
     def __init__(self, model: Any) -> None:
         self.states: list[torch.Tensor] = []
-        self._made: list[torch.Tensor] = []
-        linears, self._stacked = projections(model)
-        self._handles = [layer.register_forward_hook(self._see) for layer in layers(model)]
-        self._handles += [linear.register_forward_hook(self._see_made) for linear in linears]
-        self._kinds = len(linears)
+        self._made: dict[Any, torch.Tensor] = {}
+        self._linears, self._stacked = projections(model)
+        all_layers = layers(model)
+        self._handles = [layer.register_forward_hook(self._see) for layer in all_layers]
+        self._handles += [all_layers[-1].register_forward_pre_hook(self._begin)]
+        self._handles += [linear.register_forward_hook(self._see_made) for linear in self._linears]
 
     def _see(self, _: Any, __: Any, answer: Any) -> None:
         self.states.append(answer[0] if isinstance(answer, tuple) else answer)
 
-    def _see_made(self, _: Any, __: Any, answer: torch.Tensor) -> None:
-        self._made.append(answer)
+    def _begin(self, _: Any, __: Any) -> None:
+        # A layer that is called several times (ALBERT) answers last what counts.
+        self._made.clear()
+
+    def _see_made(self, linear: Any, _: Any, answer: torch.Tensor) -> None:
+        # DeBERTa may ask the same linear again in a call, for its relative positions.
+        self._made.setdefault(linear, answer)
 
     def projections(self) -> list[torch.Tensor]:
         """Returns queries, keys and values, each `(batch, seq, width)`."""
-        # A layer that is called several times answers last what counts.
-        return [part for made in self._made[-self._kinds :] for part in made.chunk(self._stacked, -1)]
+        return [part for linear in self._linears for part in self._made[linear].chunk(self._stacked, -1)]
 
-    def clear(self) -> None:
-        """Forgets what was seen."""
-        self.states.clear()
-        self._made.clear()
-
-    def end(self) -> None:
+    def close(self) -> None:
         """Ceases to watch."""
         for handle in self._handles:
             handle.remove()
@@ -265,20 +261,3 @@ def _relations(states: torch.Tensor, heads: int, mask: torch.Tensor) -> torch.Te
 def _of_examples(rows: torch.Tensor, examples: int) -> torch.Tensor:
     """Returns the mean over the sequences of each example: of pairs, the second ones lie behind the first ones."""
     return rows.reshape(-1, examples).mean(0)
-
-
-def _fingerprint(config: Config, given: Compressed, material: Material, features: Sequence[loop.Feature]) -> str:
-    """Returns a hash of all that determines a training."""
-    digest = hashlib.sha256()
-    for model in (given.model, material.original.model):
-        for name, tensor in model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.contiguous().cpu().numpy().tobytes())
-    precision = loop.computes_in_bf16(config, material.world.device)
-    for part in (config.model_dump_json(), features, material.examples.held_out, precision):
-        digest.update(repr(part).encode())
-    return digest.hexdigest()
-
-
-def _metric(material: Material) -> str:
-    return str(material.recipe.finetune.module.METRIC)

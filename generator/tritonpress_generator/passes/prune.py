@@ -102,7 +102,8 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
         fewer = material.features(given.tokenizer, min(config.samples, config.reconstruction_samples))
         report["errors"] = _reconstruct(kept, result, given, material, fewer, config)
     chosen_anew = material.chosen(result.model, result.tokenizer)
-    return replace(result, report=result.report | {"prune": report}, chosen=chosen_anew)
+    history = (*given.history, f"prune {config.model_dump_json()}")
+    return replace(result, report=result.report | {"prune": report}, history=history, chosen=chosen_anew)
 
 
 def _counts(of: Sequence[Group], gradients: Sequence[NDArray[np.float32]], config: Config) -> list[int]:

@@ -6,6 +6,7 @@ kilobytes, and is built without training and without the examples.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -65,8 +66,12 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
     if any("segments" in cut for cut in written.cuts):
         check_segments(given.model, material)
     result = cuts.again(copied(given), written.cuts)
-    model = merged(result.model, folder) if (folder / ADAPTER).is_file() else result.model
-    return replace(result, model=model.eval(), report=result.report | written.report, chosen=written.chosen)
+    model, history = result.model, given.history
+    if (folder / ADAPTER).is_file():
+        model = merged(result.model, folder)
+        history = (*history, hashlib.sha256((folder / ADAPTER).read_bytes()).hexdigest())
+    report = result.report | written.report
+    return replace(result, model=model.eval(), report=report, history=history, chosen=written.chosen)
 
 
 def _read(path: Path) -> _Written:

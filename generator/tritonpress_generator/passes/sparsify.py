@@ -43,10 +43,10 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
     Args:
         given: Is left as it is.
         config: The settings.
-        material: Is not needed.
+        material: Has the held-out examples, if the recipe names any.
 
     Raises:
-        InputError: The pattern does not divide a layer's inputs.
+        InputError: The pattern does not divide a layer's inputs, or a held-out example cannot be read.
     """
     result = copied(given)
     linears = [part for part in encoder_of(result.model).modules() if isinstance(part, torch.nn.Linear)]
@@ -65,7 +65,9 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
     weights = sum(linear.weight.numel() for linear in linears)
     zeros = sum(int((linear.weight == 0).sum()) for linear in linears)
     report = {"zeros": zeros / weights, "pattern": config.pattern}
-    return replace(result, report=result.report | {"sparsify": report})
+    history = (*given.history, f"sparsify {config.model_dump_json()}")
+    chosen = result.chosen if material.recipe.data is None else material.chosen(result.model, result.tokenizer)
+    return replace(result, report=result.report | {"sparsify": report}, history=history, chosen=chosen)
 
 
 def largest(magnitudes: torch.Tensor, share: float) -> torch.Tensor:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import distributed
+
+from tritonpress_generator.errors import InputError
+
+_OF_TORCHRUN = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,31 @@ class World:
         )
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
+    def check_shared(self, folder: Path, *, where: str) -> None:
+        """Refuses a folder in which a process does not see what the one that writes has written.
+
+        Args:
+            folder: As this process names it; it must be there.
+            where: What needs it, for the message.
+
+        Raises:
+            InputError: See there.
+        """
+        if self.size == 1:
+            return
+        token = folder / f".seen-{uuid4().hex}"
+        if self.writes:
+            token.touch()
+        # By a name that nobody has asked for before, so that no network's file system has its absence in a cache.
+        blind = self.gather(not (folder / self.gather(token.name)[0]).exists())
+        if self.writes:
+            token.unlink()
+        if any(blind):
+            raise InputError(
+                f"{where}: {folder} must be one folder for all processes, {sum(blind)} of {self.size} do not see what "
+                "the first one writes there; give one that the hosts share"
+            )
+
 
 ALONE = World(0, 1, torch.device("cpu"))
 """One process on the CPU."""
@@ -73,14 +104,45 @@ class _Gathered(torch.autograd.Function):
         return total[distributed.get_rank()]
 
 
+def device_of(environment: Mapping[str, str], gpus: int) -> torch.device:
+    """Returns what a process that `torchrun` has started computes on: of several GPUs, each process has its own.
+
+    Args:
+        environment: Says which process of its host it is.
+        gpus: How many GPUs the host has.
+
+    Raises:
+        InputError: It lacks what torchrun writes into it, or there are fewer GPUs than processes.
+    """
+    missing = [name for name in (*_OF_TORCHRUN, *(["LOCAL_RANK"] if gpus else [])) if name not in environment]
+    if missing:
+        raise InputError(
+            f"torchrun: with WORLD_SIZE the environment must have {', '.join(missing)} too, has not; start the "
+            "processes with torchrun, or unset WORLD_SIZE"
+        )
+    if not gpus:
+        return torch.device("cpu")
+    number = int(environment["LOCAL_RANK"])
+    if number >= gpus:
+        raise InputError(
+            f"torchrun: each process of a host must have a GPU of its own, there are {gpus} and this is process "
+            f"{number + 1}; give --nproc-per-node {gpus}"
+        )
+    return torch.device("cuda", number)
+
+
 @contextmanager
 def world() -> Iterator[World]:
-    """Joins the processes that `torchrun` has started, if it has: NCCL where there is a GPU, else gloo."""
+    """Joins the processes that `torchrun` has started, if it has: NCCL where there is a GPU, else gloo.
+
+    Raises:
+        InputError: As `device_of`.
+    """
     cuda = torch.cuda.is_available()
     if "WORLD_SIZE" not in os.environ:
         yield World(0, 1, torch.device("cuda" if cuda else "cpu"))
         return
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    device = device_of(os.environ, torch.cuda.device_count() if cuda else 0)
     if cuda:
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if cuda else "gloo")

@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import os
 import pickle
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.training.distributed import World
+from tritonpress_generator.training.report import Report
 from tritonpress_generator.training.schedule import Schedule
 from tritonpress_generator.training.settings import TrainingConfig
 
 _STATE_EVERY_S = 120.0
-_LINE_EVERY_S = 30.0
 
 Feature = Mapping[str, Any]
 """An example: its sequences and its labels, by name."""
@@ -44,6 +42,8 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     """Of each step, the mean over its batch."""
     evaluations: list[dict[str, float]] = field(default_factory=list)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of products and activations, as it was begun: a machine that would begin in the other one goes on in this one."""
     seconds: float = field(default=0.0, compare=False)
     """Spent on all of this, in the runs that were killed too."""
 
@@ -63,6 +63,8 @@ class Trained:
     """The one that decides."""
     fingerprint: str
     """Of all that determines the run."""
+    where: str
+    """The section of a recipe that has its settings, for messages."""
 
 
 def train(trained: Trained, config: TrainingConfig, folder: Path, world: World) -> Progress:
@@ -71,22 +73,27 @@ def train(trained: Trained, config: TrainingConfig, folder: Path, world: World) 
     Args:
         trained: The model and its data.
         config: The settings.
-        folder: Where the state and TensorBoard's files are written; a state of the same run is resumed.
+        folder: Where the state and TensorBoard's files are written, the same for all processes; a state of the same run
+            is resumed.
         world: The processes that train together.
 
     Raises:
-        InputError: `folder` has the state of another run, or the loss is no longer finite.
+        InputError: `folder` has the state of another run, or is another one for each process, or the loss is no
+            longer finite.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    world.check_shared(folder, where=trained.where)
     schedule = Schedule([len(feature["input_ids"]) for feature in trained.features], config)
     model = trained.model.to(world.device)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    state = _State(folder, trained.fingerprint, parameters, optimizer, world)
-    progress = state.load()
+    state = _State(folder, trained, parameters, optimizer, world)
+    progress = state.load() or Progress(precision=_precision(config, world))
+    config = config.model_copy(update={"precision": progress.precision})
     parallel = DistributedDataParallel(model) if world.size > 1 else model
     evaluations = set(schedule.evaluations)
     epochs: dict[int, list[list[int]]] = {}
-    report = _Report(folder / "tensorboard", schedule.steps, progress.step, shown=world.writes)
+    report = Report(folder / "tensorboard", schedule.steps, progress.step, shown=world.writes)
     clock = time.monotonic()
     try:
         while progress.step < schedule.steps and not _stops(progress, config):
@@ -103,8 +110,8 @@ def train(trained: Trained, config: TrainingConfig, folder: Path, world: World) 
             loss = _step(trained, parallel, members, config, world)
             if not torch.isfinite(loss):
                 raise InputError(
-                    f"finetune: the loss must be finite, is {loss.item()} at step {progress.step}; "
-                    "lower finetune.learning_rate"
+                    f"{trained.where}: the loss must be finite, is {loss.item()} at step {progress.step}; "
+                    f"lower {trained.where}.learning_rate"
                 )
             torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             optimizer.step()
@@ -160,6 +167,11 @@ def computes_in_bf16(config: TrainingConfig, device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
+def _precision(config: TrainingConfig, world: World) -> Literal["fp32", "bf16"]:
+    """Returns in what a training is begun: as the first process's machine computes."""
+    return "bf16" if world.gather(computes_in_bf16(config, world.device))[0] else "fp32"
+
+
 def _stops(progress: Progress, config: TrainingConfig) -> bool:
     return config.patience is not None and progress.worse >= config.patience
 
@@ -180,33 +192,33 @@ class _State:
     def __init__(
         self,
         folder: Path,
-        fingerprint: str,
+        trained: Trained,
         parameters: list[torch.nn.Parameter],
         optimizer: torch.optim.Optimizer,
         world: World,
     ) -> None:
         self._path = folder / "state.pt"
-        self._fingerprint = fingerprint
+        self._trained = trained
         self._parameters = parameters
         self._optimizer = optimizer
         self._world = world
         self._best: list[torch.Tensor] = []
         self._saved = time.monotonic()
-        folder.mkdir(parents=True, exist_ok=True)
 
-    def load(self) -> Progress:
+    def load(self) -> Progress | None:
+        where = self._trained.where
         if not self._path.is_file():
-            return Progress()
+            return None
         try:
             state = torch.load(self._path, map_location=self._world.device, weights_only=True)
         except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as exc:
             raise InputError(
-                f"finetune: {self._path} cannot be read ({' '.join(str(exc).split())[:200]}); remove it to begin anew"
+                f"{where}: {self._path} cannot be read ({' '.join(str(exc).split())[:200]}); remove it to begin anew"
             ) from exc
-        if state["fingerprint"] != self._fingerprint:
+        if state["fingerprint"] != self._trained.fingerprint:
             raise InputError(
-                f"finetune: {self._path} is the state of a run with other settings, data, weights or precision; remove "
-                "it to begin anew, or give another --out"
+                f"{where}: {self._path} is the state of a run with other settings, data or weights; remove it to begin "
+                "anew, or give another folder"
             )
         with torch.no_grad():
             for parameter, value in zip(self._parameters, state["parameters"], strict=True):
@@ -224,7 +236,7 @@ class _State:
             return
         new = self._path.with_suffix(".new")
         state = {
-            "fingerprint": self._fingerprint,
+            "fingerprint": self._trained.fingerprint,
             "parameters": [parameter.detach() for parameter in self._parameters],
             "optimizer": self._optimizer.state_dict(),
             "best": self._best,
@@ -243,57 +255,3 @@ class _State:
         with torch.no_grad():
             for parameter, value in zip(self._parameters, self._best, strict=True):
                 parameter.copy_(value)
-
-
-class _Report:
-    """Shows how the training goes, in TensorBoard and with a bar on a terminal, a line now and then elsewhere."""
-
-    def __init__(self, board: Path, steps: int, first: int, *, shown: bool) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._shown = shown
-        # What a killed run has written of steps that are computed again is not shown twice.
-        self._board = SummaryWriter(str(board), purge_step=first + 1) if shown else None
-        self._terminal = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=steps, initial=first, desc="training", unit="step", leave=False, disable=None if shown else True
-        )
-        self._steps, self._first = steps, first
-        self._began = self._said = time.monotonic()
-
-    def step(self, progress: Progress, rate: float) -> None:
-        self._draw(progress.step, {"train/loss": progress.losses[-1], "train/learning_rate": rate})
-        recent = progress.losses[-100:]
-        loss = sum(recent) / len(recent)
-        self._bar.update()
-        self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
-        now = time.monotonic()
-        if self._shown and not self._terminal and now - self._said > _LINE_EVERY_S:
-            self._said = now
-            left = (now - self._began) / (progress.step - self._first) * (self._steps - progress.step)
-            self._line(f"step {progress.step} of {self._steps}, loss {loss:.4f}, {left / 60:.0f} min left")
-
-    def evaluated(self, progress: Progress, metrics: dict[str, float]) -> None:
-        self._draw(progress.step, {f"validation/{name}": value for name, value in metrics.items()})
-        figures = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        best = "  (the best yet)" if progress.worse == 0 else ""
-        if self._shown:
-            self._line(f"step {progress.step} of {self._steps}, validation: {figures}{best}")
-
-    def _line(self, text: str) -> None:
-        tqdm.write(text, file=sys.stderr)
-        sys.stderr.flush()
-
-    def _draw(self, step: int, values: Mapping[str, float]) -> None:
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
-
-    def flush(self) -> None:
-        if self._board is not None:
-            self._board.flush()
-
-    def close(self) -> None:
-        self._bar.close()
-        if self._board is not None:
-            self._board.close()
