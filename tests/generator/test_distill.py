@@ -18,7 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_training import change, material_of, write_training
 from tritonpress_generator import cli, repository
+from tritonpress_generator.compression import copied
 from tritonpress_generator.examples import collate
+from tritonpress_generator.export import torch_infer
 from tritonpress_generator.passes import crop, distill, prune
 from tritonpress_generator.training import classification, loop, question_answering, recommendation
 from tritonpress_generator.training.distances import divergence
@@ -93,6 +95,35 @@ def test_original_has_nothing_to_learn(family: str, tmp_path: Path) -> None:
         lesson.end()
         assert losses.shape == (6,)
         assert torch.allclose(losses, torch.zeros(6), atol=1e-5) if nothing else bool((losses > 1e-3).all())
+
+
+def test_labels_are_learnt_beside_the_items_of_the_original(tmp_path: Path, trained: Any) -> None:
+    """What is the original turned round has all of its labels, and is compared with items that were not turned."""
+    original, material = material_of(trained("recommendation", tmp_path))
+    head, _ = material.head(copy.deepcopy(original.model))
+    teacher, _ = material.head(original.model)
+    config = distill.Config(outputs=0.0, hidden=0.0, labels=1.0, **QUICK)
+    lesson = distill._Lesson(config, original, head, teacher, material)
+    batch = collate(material.features(original.tokenizer, 24))
+    turn, _ = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(0)))
+    with torch.no_grad():
+        own = lesson.losses(head, batch, ALONE)
+        other = lesson.losses(lambda *inputs: head(*inputs) @ turn, batch, ALONE)
+    lesson.end()
+    assert other.mean() > own.mean() + 1
+
+
+def test_evaluation_is_not_watched(tmp_path: Path) -> None:
+    """The layers' answers to all held-out examples would be kept until the next step."""
+    original, material = material_of(write_training(tmp_path, "recommendation"))
+    student = copied(original)
+    head, signature = material.head(student.model)
+    teacher, _ = material.head(original.model)
+    lesson = distill._Lesson(distill.Config(**QUICK), student, head, teacher, material)
+    material.score(torch_infer(head, signature), original.tokenizer)
+    seen = [(watched.states, watched._made) for watched in lesson._seen.values()]
+    lesson.end()
+    assert [seen, lesson._masks] == [[([], []), ([], [])], []]
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}])

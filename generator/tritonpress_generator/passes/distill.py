@@ -163,7 +163,7 @@ class _Lesson:
         self._ids = None if ids is None else torch.tensor(ids, device=material.world.device)
         self._seen = {"student": _Watched(student.model), "teacher": _Watched(material.original.model)}
         self._masks: list[torch.Tensor] = []
-        self._handle = head.register_forward_pre_hook(lambda _, inputs: self._masks.append(inputs[1]))
+        self._handle = head.register_forward_pre_hook(self._see_mask)
         kept = original_layers(student)
         ends = [layer - 1 for layer in kept[1:]] + [depth(material.original.model) - 1]
         self._pairs = list(enumerate(ends))
@@ -181,7 +181,7 @@ class _Lesson:
         student, teacher = self._seen["student"], self._seen["teacher"]
         total: torch.Tensor = config.outputs * module.distances(outputs, wanted, batch, config.temperature)
         if config.labels:
-            total = total + config.labels * module.losses(outputs, batch, world)
+            total = total + config.labels * module.losses(module.outputs_as_served(outputs, wanted), batch, world)
         if config.hidden:
             apart = [_apart(student.states[i], teacher.states[j], mask) for i, j in self._pairs]
             total = total + config.hidden * _of_examples(torch.stack(apart).mean(0), len(total))
@@ -190,6 +190,10 @@ class _Lesson:
             different = [_different(ours, theirs, mask) for ours, theirs in pairs]
             total = total + config.relations * _of_examples(torch.stack(different).mean(0), len(total))
         return total
+
+    def _see_mask(self, _: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        if _is_lesson():
+            self._masks.append(inputs[1])
 
     def _as_taught(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Returns the batch in the original's token ids."""
@@ -216,10 +220,12 @@ class _Watched:
         self._kinds = len(linears)
 
     def _see(self, _: Any, __: Any, answer: Any) -> None:
-        self.states.append(answer[0] if isinstance(answer, tuple) else answer)
+        if _is_lesson():
+            self.states.append(answer[0] if isinstance(answer, tuple) else answer)
 
     def _see_made(self, _: Any, __: Any, answer: torch.Tensor) -> None:
-        self._made.append(answer)
+        if _is_lesson():
+            self._made.append(answer)
 
     def projections(self) -> list[torch.Tensor]:
         """Returns queries, keys and values, each `(batch, seq, width)`."""
@@ -235,6 +241,11 @@ class _Watched:
         """Ceases to watch."""
         for handle in self._handles:
             handle.remove()
+
+
+def _is_lesson() -> bool:
+    """Returns whether what is answered is part of a lesson, and not of an evaluation, which would fill the memory."""
+    return not torch.is_inference_mode_enabled()
 
 
 def _apart(states: torch.Tensor, wanted: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
