@@ -70,6 +70,8 @@ class Material:
     world: World = ALONE
     """The processes that train together."""
     seed: int = 0
+    _decisive: dict[int, Sequence[Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Of the held-out examples that decide every so many, as a compressed model is asked them."""
 
     @cached_property
     def examples(self) -> Examples:
@@ -85,7 +87,7 @@ class Material:
         head, signature = self.recipe.task.module.head(model, self.checkpoint, self.recipe.task.config)
         return head, signature
 
-    def features(self, tokenizer: Tokenizer, most: int, *, model: Any = None) -> list[Feature]:
+    def features(self, tokenizer: Tokenizer, most: int, *, model: Any = None, as_served: bool = False) -> list[Feature]:
         """Returns the sequences of at most `most` training examples, drawn by the seed; a long one may have several.
 
         The first ones are those of fewer examples.
@@ -94,6 +96,8 @@ class Material:
             tokenizer: Of what is to read them.
             most: How many examples.
             model: What is to read them; default: the original.
+            as_served: Whether the losses on them are those of a compressed model that is served: beside what the
+                original has answered once for all, the items of a catalogue.
 
         Raises:
             InputError: There are no examples, one of them cannot be read, or they may have more tokens than the model
@@ -104,11 +108,22 @@ class Material:
         check_length(length, encoder, where=f"{self.recipe.path}: finetune.max_length")
         training = self.examples.training
         order = np.random.default_rng(self.seed).permutation(len(training))[:most]
+        drawn: Sequence[Any] = [training[i] for i in order.tolist()]
         _, signature = self.head(self.original.model)
         features: list[Feature] = self.recipe.finetune.module.features(
-            [training[i] for i in order.tolist()], self.recipe, tokenizer, signature, self.settings
+            self._as_served(drawn) if as_served else drawn, self.recipe, tokenizer, signature, self.settings
         )
         return features
+
+    def _as_served(self, examples: Sequence[Any]) -> Sequence[Any]:
+        """Returns `examples` as a compressed model is asked them."""
+        from tritonpress_generator.export import torch_infer  # brings transformers, which only a model needs
+
+        module, (head, signature) = self.recipe.finetune.module, self.head(self.original.model)
+        asked: Sequence[Any] = module.as_served(
+            examples, torch_infer(head, signature), signature, self.recipe, self.original.tokenizer
+        )
+        return asked
 
     def batches(self, features: Sequence[Feature], size: int) -> Iterator[dict[str, torch.Tensor]]:
         """Yields `features` in batches of like length, `(size, longest)`."""
@@ -147,13 +162,16 @@ class Material:
         return chosen
 
     def held_out_hash(self) -> str:
-        """Returns what says all that `score` depends on beside the model: the recipe, settings, held-out files.
+        """Returns what says all that `score` depends on beside the model: the recipe, settings, files, the original.
 
         Raises:
             InputError: There are none, or they cannot be read.
         """
         digest = hashlib.sha256(self.recipe.text.encode() + repr(self.settings).encode())
         digest.update(named_files.digest(self.recipe, self.folder).encode())
+        checkpoint = self.checkpoint
+        files = named_files.checkpoint_digest(checkpoint.folder, checkpoint.adapter)
+        digest.update(f"{checkpoint.sha256} {checkpoint.adapter_sha256} {files}".encode())
         for file in named(self.recipe).validation:
             path = self.folder / file
             try:
@@ -162,8 +180,22 @@ class Material:
                 raise InputError(f"{path}: cannot be read ({exc}); give the examples' folder with --data") from exc
         return digest.hexdigest()
 
+    def decisive(self, most: int) -> Sequence[Any]:
+        """Returns at most `most` of the held-out examples that decide, spread over all, as `score` asks them.
+
+        Raises:
+            InputError: There are no examples.
+        """
+        examples = self.recipe.finetune.module.deciding(self.examples.held_out, self.recipe)
+        step = max(1, math.ceil(len(examples) / most))
+        if step not in self._decisive:
+            self._decisive[step] = self._as_served(examples[::step])
+        return self._decisive[step]
+
     def score(self, infer: Infer, tokenizer: Tokenizer, most: int = 1000) -> float:
         """Returns the metric that decides in training, of `infer` on held-out examples; higher is better.
+
+        It is of `infer` as it is served in the place of the original: items of a catalogue are embedded by that one.
 
         Args:
             infer: Takes a padded batch.
@@ -174,8 +206,7 @@ class Material:
             InputError: There are no examples, or one of them cannot be read.
         """
         module, recipe = self.recipe.finetune.module, self.recipe
-        examples = module.deciding(self.examples.held_out, recipe)
-        examples = examples[:: max(1, math.ceil(len(examples) / most))]
+        examples = self.decisive(most)
         _, signature = self.head(self.original.model)
         answers = answered(infer, signature, examples, recipe, tokenizer, self.world)
         judged = module.judge(examples, answers, recipe, self.settings)(np.arange(len(examples)))

@@ -1,14 +1,14 @@
 """The gate: what is served must keep the agreed share of the FP32 baseline's metric.
 
-Data of a few hundred examples says a metric only within some percent. So the share that was kept comes with the
-interval of a paired bootstrap, and there are three verdicts: all of the interval is at or above what was agreed, all of
-it is below, or the data are too few to tell.
+Data of a few hundred examples says a metric only within some percent. So the share that was kept comes with an
+interval, and there are three verdicts: all of the interval is at or above what was agreed, all of it is below, or the
+data are too few to tell.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from tritonpress_generator.recipe_text import GateConfig
 from tritonpress_generator.scores import AGREEMENT, Scores
 
 _MOST_TIMES = 30
-"""How far an interval may reach beyond the margin for the missing examples to be named: 900 times those there are."""
+"""How far the scatter may reach beyond the margin for the missing examples to be named: 900 times those there are."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,14 @@ def check(config: GateConfig, baseline: Scores, served: Scores, *, stage: str = 
         f"gate: {name} must stay at or above {limit:.4f} ({config.keep:g} of FP32's {before:.4f}), got {after:.4f}, "
         f"{fallen:.2f} % less{f' after {stage}' if stage else ''}"
     )
-    kept = None
-    if confidence is not None:
-        draws = served.draws[name] - config.keep * baseline.draws[name]
-        kept = _interval(_shares(served.draws[name], baseline.draws[name]), confidence)
-        _decide(after - limit, draws, confidence, served.examples, wanted, "gate.keep")
-    # Written so that NaN fails too.
-    elif not after >= limit:
-        raise GateError(wanted, "lower gate.keep or compress less")
-    agreement = _agreement(config, served, confidence)
+    kept = _held(name, config.keep, baseline, served, confidence, wanted, "gate.keep")
+    agreement = None
+    if config.agreement is not None:
+        agreement = served.metrics[AGREEMENT]
+        wanted = (
+            f"gate: {AGREEMENT} with FP32's answers must stay at or above {config.agreement:g}, got {agreement:.4f}"
+        )
+        _held(AGREEMENT, config.agreement, baseline, served, confidence, wanted, "gate.agreement")
     return Verdict(name, before, after, limit, served.examples, confidence, kept, agreement)
 
 
@@ -89,65 +88,95 @@ def check_baseline(config: GateConfig, baseline: Scores) -> float:
     return before
 
 
-def _agreement(config: GateConfig, served: Scores, confidence: float | None) -> float | None:
-    """Returns how far the answers are the baseline's, held to the floor that the recipe gives.
+def _held(
+    name: str, keep: float, baseline: Scores, served: Scores, confidence: float | None, wanted: str, key: str
+) -> tuple[float, float] | None:
+    """Returns the interval of the share that is kept of the metric `name`, None for the point estimate.
 
     Raises:
-        GateError: It is below.
-        UndecidedError: The examples are too few to say.
+        GateError: The share is certain to be below `keep`, or is no number.
+        UndecidedError: It is neither certain to be below nor not to be.
     """
-    if config.agreement is None:
+    before, after = baseline.metrics[name], served.metrics[name]
+    remedy = f"lower {key} or compress less"
+    if confidence is None:
+        # Written so that NaN fails too.
+        if not after >= keep * before:
+            raise GateError(wanted, remedy)
         return None
-    got = served.metrics[AGREEMENT]
-    wanted = f"gate: {AGREEMENT} with FP32's answers must stay at or above {config.agreement:g}, got {got:.4f}"
-    if confidence is not None:
-        draws = served.draws[AGREEMENT] - config.agreement
-        _decide(got - config.agreement, draws, confidence, served.examples, wanted, "gate.agreement")
-    elif not got >= config.agreement:
-        raise GateError(wanted, "lower gate.agreement or compress less")
-    return got
-
-
-def _decide(margin: float, draws: NDArray[np.float64], confidence: float, examples: int, wanted: str, key: str) -> None:
-    """Returns if the margin over the limit is certain not to be negative.
-
-    Raises:
-        GateError: It is certain to be, or is no number.
-        UndecidedError: Neither is certain.
-    """
-    low, high = _interval(draws, confidence)
-    if low >= 0:
-        return
-    if not high >= 0:
-        reason = f"{wanted}, certain at {confidence:.0%} with {examples} examples"
-        raise GateError(reason, f"lower {key} or compress less")
-    more = missing(margin, (low, high), examples)
+    low, high = kept = interval(name, baseline, served, confidence)
+    if not high >= keep:
+        raise GateError(f"{wanted}, certain at {confidence:.0%} with {served.examples} examples", remedy)
+    if low >= keep:
+        return kept
+    unseen = -math.log((1 - confidence) / 2) * _most(name, served) / before
+    more = missing(after / before, keep, kept, served.examples, unseen)
     many = "no number of examples is likely to decide" if more is None else f"about {more:,} more are needed"
     raise UndecidedError(
-        f"{wanted}: undecided at {confidence:.0%} with {examples} examples, {many}",
+        f"{wanted}: undecided at {confidence:.0%} with {served.examples} examples, {many}",
         f"add examples, compress less, lower {key}, or ask for the point estimate alone (gate.confidence: point)",
     )
 
 
-def missing(margin: float, interval: Sequence[float], examples: int) -> int | None:
-    """Returns how many more examples an undecided gate needs, None where the margin is next to nothing.
+def interval(name: str, baseline: Scores, served: Scores, confidence: float) -> tuple[float, float]:
+    """Returns the two-sided interval of the share that is kept of the metric `name`; NaN where a draw is no number.
 
-    An interval narrows with the square root of the examples; it must be as narrow as the margin is far from 0.
+    A paired bootstrap says nothing of what no example shows, and too little of what one or two show. So each end counts
+    an example more, of the largest loss or gain that there can be; its part of all has the distribution Beta(1, n)
+    (Gaffke 2005, "Three test statistics for a nonparametric one-sided hypothesis on the mean of a nonnegative
+    variable"). Where no example differs and the baseline has all of them right, the low end is exact: n examples show
+    no loss with the chance p^n, if p is the share that is kept and what is lost are whole examples, the rarest to be
+    seen; so it is ((1 - confidence) / 2)^(1 / n). Of a baseline that is right less often it is as much further away.
+    That holds for metrics that are means over examples, of 0 to the most each; for `macro_f1` and `mcc`, in which an
+    example of a rare label weighs more, it is an approximation.
     """
-    low, high = interval
-    reach = margin - low if margin > 0 else high - margin
-    times = (reach / abs(margin)) if abs(margin) > reach / _MOST_TIMES else math.inf
-    return None if math.isinf(times) else max(1, math.ceil(examples * times**2) - examples)
+    ours, theirs = served.draws[name], baseline.draws[name]
+    if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+        return math.nan, math.nan
+    most, tail = _most(name, served), (1 - confidence) / 2
+
+    def chance(extra: NDArray[np.float64]) -> float:
+        """Returns how likely the example more weighs as much as `extra`, beside the n that weigh 1 together."""
+        return float(np.mean((1 + np.maximum(extra, 0) / most) ** -float(served.examples)))
+
+    low = _end(lambda share: chance(ours / share - theirs) <= tail)
+    high = _end(lambda share: chance(share * theirs - ours) > tail)
+    return low, high
 
 
-def _interval(draws: NDArray[np.float64], confidence: float) -> tuple[float, float]:
-    """Returns the two-sided percentile interval; NaN where a draw is no number."""
-    low, high = np.percentile(draws, [50 * (1 - confidence), 50 * (1 + confidence)])
-    return float(low), float(high)
+def _end(is_below: Callable[[float], bool]) -> float:
+    """Returns the share up to which `is_below` holds, very large where it always does."""
+    low, high = 0.0, 1.0  # of share / (1 + share)
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if is_below(middle / (1 - middle)) else (low, middle)
+    return low / (1 - low)
 
 
-def _shares(served: NDArray[np.float64], baseline: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns served / baseline, 1 where both are 0."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shares = served / baseline
-    return np.where((served == 0) & (baseline == 0), 1.0, shares)
+def _most(name: str, scores: Scores) -> float:
+    """Returns what an example scores at most."""
+    return 1.0 if name == AGREEMENT else scores.most
+
+
+def missing(share: float, keep: float, ends: Sequence[float], examples: int, unseen: float) -> int | None:
+    """Returns how many more examples an undecided gate needs, None where the share is next to the agreed one.
+
+    The interval must be as narrow as the share is far from `keep`. The scatter narrows with the square root of the
+    examples, what none of them shows with their number.
+
+    Args:
+        share: That is kept.
+        keep: That must be.
+        ends: Of its interval.
+        examples: How many there are.
+        unseen: How far the interval reaches for what none of them shows, times their number.
+    """
+    low, high = ends
+    margin = abs(share - keep)
+    reach = share - low if share > keep else high - share
+    scatter = max(0.0, reach - unseen / examples)
+    if margin <= scatter / _MOST_TIMES:
+        return None
+    root = scatter * math.sqrt(examples)
+    needed = ((root + math.sqrt(root**2 + 4 * unseen * margin)) / (2 * margin)) ** 2
+    return max(1, math.ceil(needed) - examples)

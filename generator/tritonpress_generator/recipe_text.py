@@ -60,6 +60,16 @@ class GateConfig(Settings):
     agreement: float | None = Field(default=None, gt=0, le=1)
     """The least `agreement` of what is served, beside the metric."""
 
+    @model_validator(mode="after")
+    def _can_be_certain(self) -> GateConfig:
+        for name in ("keep", "agreement"):
+            if self.confidence != "point" and getattr(self, name) == 1:
+                raise ValueError(
+                    f"{name} must be below 1, is 1, which no number of examples makes certain; lower it, or give "
+                    "confidence: point"
+                )
+        return self
+
     @property
     def labelled(self) -> bool:
         """Whether the examples must have labels."""

@@ -23,6 +23,8 @@ class Scores:
     scorer: Scorer
     examples: int
     """How many there are."""
+    most: float = 1.0
+    """What an example scores at most by the task's metrics."""
 
     @cached_property
     def metrics(self) -> dict[str, float]:

@@ -168,9 +168,9 @@ def scores_of(recipe: Recipe, data: Any, answers: Answers, baseline: Answers | N
     scorer: Scorer = task.scorer(data, answers) if recipe.gate.labelled else means({})
     count = len(next(iter(answers.values())))
     if baseline is None:
-        return Scores(scorer, count)
+        return Scores(scorer, count, task.MOST)
     agreement = means({AGREEMENT: task.agreement(data, answers, baseline)})
-    return Scores(lambda rows: scorer(rows) | agreement(rows), count)
+    return Scores(lambda rows: scorer(rows) | agreement(rows), count, task.MOST)
 
 
 def _check_served(recipe: Recipe, model: Any) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from tiny_sources import TASKS, items, queries, write_checkpoint, write_jsonl, write_recipe, write_task
+from tiny_training import change, write_training
 from tritonclient.grpc import service_pb2
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.answering import columns
@@ -114,6 +116,14 @@ def test_what_passes_made_is_timed_beside_the_model_without_them(
     assert {tuple(figure["shape"]) for figure in figures} == {(1, 32), (8, 128)}  # the model has no 384 positions left
     printed = capsys.readouterr().out
     assert all(engine in printed for engine in engines)
+
+
+def test_what_passes_made_is_scored_beside_the_model_without_them(tmp_path: Path) -> None:
+    recipe = change(write_training(tmp_path, "recommendation"), passes=[{"crop": {"layers": [0]}}])
+    with ExitStack() as stack:
+        bench = variants.Bench(recipe, stack, rounds=1, slice_s=0.002)
+        score = bench.uncompressed.material().score(bench.workload.infer, bench.workload.tokenizer)
+        assert bench.source.score(bench.workload.infer) == score
 
 
 def test_bad_recipe_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

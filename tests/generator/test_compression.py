@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from tiny_training import change, material_of, write_training
 from tritonpress_generator import cli
 from tritonpress_generator.compression import original_layers
@@ -55,6 +58,45 @@ def test_threshold_of_the_checkpoint_judges_no_other_model(tmp_path: Path, train
     assert material.score(infer, given.tokenizer) == score
 
 
+def turned(width: int) -> Any:
+    """Returns a rotation of embeddings, which leaves all that they are to each other as it is."""
+    return np.linalg.qr(np.random.default_rng(0).standard_normal((width, width)))[0].astype(np.float32)
+
+
+def test_metric_is_of_queries_beside_the_items_of_the_original(tmp_path: Path, trained: Any) -> None:
+    """As a catalogue's are embedded by it: a model that is the original turned round serves nonsense."""
+    given, material = material_of(trained("recommendation", tmp_path))
+    head, signature = material.head(given.model)
+    infer, asked = torch_infer(head, signature), []
+
+    def other(feed: Any) -> dict[str, Array]:
+        asked.append(len(feed["input_ids"]))
+        return {"embedding": infer(feed)["embedding"] @ turned(32)}
+
+    original = material.score(infer, given.tokenizer)
+    assert material.score(other, given.tokenizer) < original / 2
+    assert sum(asked) == len(material.examples.held_out)
+    # With a tokenizer of its own, by which the original is not asked.
+    cropped = crop.apply(given, crop.Config(vocabulary=crop.VocabularyConfig()), material)
+    head, signature = material.head(cropped.model)
+    assert material.score(torch_infer(head, signature), cropped.tokenizer) == original
+
+
+def test_loss_is_of_queries_beside_the_items_of_the_original(tmp_path: Path, trained: Any) -> None:
+    given, material = material_of(trained("recommendation", tmp_path))
+    head, _ = material.head(given.model)
+    of_both, of_queries = (
+        next(material.batches(material.features(given.tokenizer, 24, as_served=as_served), 24))
+        for as_served in (False, True)
+    )
+    turn = torch.from_numpy(turned(32))
+    with torch.no_grad():
+        own = material.losses(head, of_queries)
+        other = material.losses(lambda *inputs: head(*inputs) @ turn, of_queries)
+        assert torch.allclose(own, material.losses(head, of_both), atol=1e-4)
+    assert other.mean() > own.mean() + 1
+
+
 def test_layers_are_named_as_the_original_has_them(tmp_path: Path) -> None:
     given, material = material_of(write_training(tmp_path, "recommendation"))
     assert original_layers(given) == [0, 1]
@@ -81,4 +123,8 @@ def test_what_a_score_depends_on_has_the_content_of_every_file(tmp_path: Path) -
     assert material_of(recipe)[1].held_out_hash() == before
     catalogue = tmp_path / "catalogue.jsonl"
     catalogue.write_text(catalogue.read_text().replace("a", "b"))
-    assert material_of(recipe)[1].held_out_hash() != before
+    changed = material_of(recipe)[1].held_out_hash()
+    assert changed != before
+    weights = tmp_path / "checkpoint" / "model.safetensors"
+    save_file({name: -tensor for name, tensor in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    assert material_of(recipe)[1].held_out_hash() not in {before, changed}

@@ -47,7 +47,7 @@ def test_layer_without_which_the_loss_is_the_lowest_goes(trained_task: tuple[str
     given, material = material_of(trained_task[1])
     result = crop.apply(given, crop.Config(layers=1), material)
     (left,) = result.report["crop"]["layers"]
-    features = material.features(given.tokenizer, 256)
+    features = material.features(given.tokenizer, 256, as_served=True)
     losses = []
     for layer in (0, 1):
         model = copy.deepcopy(given.model)

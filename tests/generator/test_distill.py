@@ -128,6 +128,21 @@ def test_result_is_not_watched(tmp_path: Path) -> None:
             assert not [part for part in model.modules() if part._forward_hooks or part._forward_pre_hooks]
 
 
+def test_labels_are_learnt_beside_the_items_of_the_original(tmp_path: Path, trained: Any) -> None:
+    """What is the original turned round has all of its labels, and is compared with items that were not turned."""
+    original, material = material_of(trained("recommendation", tmp_path))
+    head, _ = material.head(copy.deepcopy(original.model))
+    teacher, _ = material.head(original.model)
+    config = distill.Config(outputs=0.0, hidden=0.0, labels=1.0, **QUICK)
+    lesson = distill._Lesson(config, original, head, teacher, material)
+    batch = collate(material.features(original.tokenizer, 24))
+    turn, _ = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(0)))
+    with torch.no_grad():
+        own = lesson.losses(head, batch, ALONE)
+        other = lesson.losses(lambda *inputs: head(*inputs) @ turn, batch, ALONE)
+    assert other.mean() > own.mean() + 1
+
+
 @pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}])
 def test_what_was_cut_is_nearer_to_the_original_afterwards(trained_task: tuple[str, Path], lora: Any) -> None:
     original, material = material_of(trained_task[1])

@@ -37,6 +37,13 @@ def answered(count: int, wrong: int) -> NDArray[np.bool_]:
     return np.arange(count) >= wrong
 
 
+def named(error: UndecidedError) -> int:
+    """Returns how many more examples it says."""
+    found = re.search(r"about ([\d,]+) more", str(error))
+    assert found is not None
+    return int(found.group(1).replace(",", ""))
+
+
 def test_point_estimate_passes_at_the_limit_and_fails_below() -> None:
     verdict = gate.check(POINT, scores(answered(200, 100)), scores(answered(200, 101)))
     assert (verdict.limit, verdict.served) == (pytest.approx(0.495), 0.495)
@@ -60,10 +67,74 @@ def test_what_is_no_number_fails(config: GateConfig) -> None:
         gate.check(config, scores(answered(10, 1)), nothing)
 
 
-def test_the_same_answers_pass_at_any_confidence() -> None:
-    same = scores(answered(30, 4))
-    strict = SURE.model_copy(update={"keep": 1.0, "confidence": 0.999})
-    assert gate.check(strict, same, same).kept == (1.0, 1.0)
+@pytest.mark.parametrize(
+    ("keep", "confidence", "fewest"), [(0.99, 0.95, 368), (0.9, 0.95, 36), (0.99, 0.9, 299), (0.9, 0.999, 73)]
+)
+def test_the_same_answers_pass_if_a_model_that_keeps_less_would_hardly_give_them(
+    keep: float, confidence: float, fewest: int
+) -> None:
+    """With the chance keep^n not one of n is lost, though `keep` is the share that is kept."""
+    assert fewest == math.ceil(math.log((1 - confidence) / 2) / math.log(keep))
+    config = POINT.model_copy(update={"keep": keep, "confidence": confidence})
+    low, high = gate.check(config, *[scores(answered(fewest, 0))] * 2).kept or (0, 0)
+    assert low == pytest.approx(((1 - confidence) / 2) ** (1 / fewest), abs=1e-12)
+    assert low < 1 < high
+    for examples in (1, fewest // 3, fewest - 1):
+        same = scores(answered(examples, 0))
+        with pytest.raises(UndecidedError) as caught:
+            gate.check(config, same, same)
+        # By how many are needed where a loss weighs the same among all of them, which is a little more.
+        assert fewest <= examples + named(caught.value) <= fewest * 1.1
+
+
+def test_the_same_answers_say_less_where_the_baseline_is_seldom_right() -> None:
+    """Of those that it has wrong, none can be lost: where it has half of them right, twice as many are needed."""
+    same = scores(answered(720, 360))
+    with pytest.raises(UndecidedError, match=r"about [1-9]\d more are needed"):
+        gate.check(SURE, same, same)
+    same = scores(answered(760, 380))
+    gate.check(SURE, same, same)
+
+
+def test_the_same_answers_are_not_certain_to_keep_all() -> None:
+    right = answered(3000, 0)
+    same = scores(right, right)
+    for changed in ({"keep": 1.0}, {"keep": 0.5, "agreement": 1.0}):
+        with pytest.raises(UndecidedError, match="no number of examples is likely to decide"):
+            gate.check(SURE.model_copy(update=changed), same, same)
+
+
+@pytest.mark.parametrize("most", [1.0, 100.0])
+def test_metric_in_percent_is_as_certain_as_its_share(most: float) -> None:
+    def of(wrong: int) -> Scores:
+        return Scores(means({"accuracy": most * answered(500, wrong)}), 500, most)
+
+    assert gate.interval("accuracy", of(50), of(51), 0.95) == pytest.approx(
+        gate.interval("accuracy", scores(answered(500, 50)), scores(answered(500, 51)), 0.95), abs=1e-9
+    )
+
+
+@pytest.mark.parametrize("examples", [30, 100, 300, 500, 1000])
+@pytest.mark.parametrize("agreement", [False, True])
+def test_model_that_keeps_less_than_agreed_seldom_passes(examples: int, agreement: bool) -> None:
+    """Of whole losses, at their binomial chance; a plain bootstrap passes 74 % of them at 30 examples, 7 % at 1000."""
+    right = answered(examples, 0)
+    before = scores(right, right)
+    config = SURE.model_copy(update={"keep": 0.5, "agreement": 0.99} if agreement else {})
+
+    def passes(lost: int) -> bool:
+        try:
+            gate.check(config, before, scores(answered(examples, lost), right))
+        except GateError:
+            return False
+        return True
+
+    lost = np.arange(8)
+    passed = np.array([passes(count) for count in lost])
+    assert not passed[-1]
+    for kept, most in ((0.99, 0.04), (0.985, 0.01)):
+        chance = [math.comb(examples, k) * (1 - kept) ** k * kept ** (examples - k) for k in lost.tolist()]
+        assert float(np.array(chance)[passed].sum()) <= most
 
 
 def test_few_examples_pass_by_the_point_estimate_and_are_undecided_with_an_interval() -> None:
@@ -76,7 +147,7 @@ def test_few_examples_pass_by_the_point_estimate_and_are_undecided_with_an_inter
     assert "undecided at 95% with 250 examples, about" in text
     assert "add examples" in text
     # With as many more as it says, of the same kind, it is decided, and with a tenth of them it is not.
-    more = int(re.search(r"about ([\d,]+) more", text).group(1).replace(",", ""))  # type: ignore[union-attr]
+    more = named(caught.value)
     for factor, decided in ((1.2, True), (0.1, False)):
         times = 1 + factor * more / 250
         counts = (round(250 * times), round(25 * times), round(27 * times))
@@ -102,7 +173,7 @@ def test_draws_are_paired() -> None:
         # The same accuracies, but other examples are wrong.
         gate.check(SURE.model_copy(update={"keep": 0.98}), scores(before), scores(after[::-1]))
     assert paired is not None
-    assert paired[0] > 0.99
+    assert paired[0] > 0.98
 
 
 @pytest.mark.parametrize("config", [POINT, SURE])
@@ -115,17 +186,19 @@ def test_agreement_has_a_floor_of_its_own(config: GateConfig) -> None:
         gate.check(config, scores(before, before), scores(other, before))
 
 
-@given(st.integers(1, 10_000), st.floats(-1, 1), st.floats(0, 1), st.floats(0, 1))
+@given(st.integers(1, 10_000), st.floats(0, 2), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
 def test_missing_examples_narrow_the_interval_to_the_margin(
-    examples: int, margin: float, below: float, above: float
+    examples: int, share: float, scatter: float, other: float, unseen: float
 ) -> None:
-    more = gate.missing(margin, (margin - below, margin + above), examples)
-    reach = below if margin > 0 else above
+    reach = scatter + unseen / examples
+    interval = (share - reach, share + other) if share > 0.9 else (share - other, share + reach)
+    more, margin = gate.missing(share, 0.9, interval, examples, unseen), abs(share - 0.9)
     if more is None:
-        assert abs(margin) <= reach / 30
+        assert margin <= (scatter + 1e-9) / 30
     else:
         assert more >= 1
-        assert reach * math.sqrt(examples / (examples + more)) <= abs(margin) * (1 + 1e-9)
+        total = examples + more
+        assert scatter * math.sqrt(examples / total) + unseen / total <= margin * (1 + 1e-6) + 1e-9
 
 
 @settings(deadline=None)

@@ -42,6 +42,11 @@ def test_shipped_recipe_loads(path: Path) -> None:
         ({"engine": "onnx"}, "engine: unknown word 'onnx'"),
         ({"gate": {"dataset": "queries.jsonl", "metric": "f1"}}, "gate.metric: unknown metric 'f1'"),
         ({"gate": {"dataset": "q", "metric": "ndcg@10", "keep": 1.5}}, "gate.keep: input should be less than or equal"),
+        ({"gate": {"dataset": "q", "metric": "ndcg@10", "keep": 1.0}}, "gate: keep must be below 1, is 1, which no"),
+        (
+            {"gate": {"dataset": "q", "metric": "ndcg@10", "keep": 0.9, "agreement": 1.0, "confidence": 0.5}},
+            "gate: agreement must be below 1, is 1, which no number of examples makes certain; lower it, or give conf",
+        ),
         ({"name": "Not A Name"}, "name: string should match pattern"),
         ({"checkpoint": {"source": "x", "sha256": "abc"}}, "checkpoint.sha256: string should match pattern"),
         ({"checkpoint": {}}, "checkpoint.source: is missing"),
@@ -116,12 +121,12 @@ def test_layout_of_one_execution_is_refused_for_windows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
-        ("tasks", ["Config", "METRICS", "CALIBRATES_ON", "AUTO_CLASS", "ENCODER", "WINDOWS", "INPUTS",
+        ("tasks", ["Config", "METRICS", "MOST", "CALIBRATES_ON", "AUTO_CLASS", "ENCODER", "WINDOWS", "INPUTS",
                    "head", "load_data",
                    "encoder_settings", "postprocessor", "scorer", "agreement", "ensemble_inputs", "ensemble_outputs"]),
-        ("training", ["Config", "METRIC", "load", "texts", "augmented", "check", "deciding", "model_settings",
-                      "features",
-                      "outputs", "losses", "distances", "answers", "judge", "chosen"]),
+        ("training", ["Config", "METRIC", "load", "texts", "augmented", "check", "deciding", "as_served",
+                      "model_settings", "features",
+                      "outputs", "outputs_as_served", "losses", "distances", "answers", "judge", "chosen"]),
         ("graph", ["Config", "apply"]),
         ("passes", ["Config", "apply"]),
         ("engines", ["Config", "PACKAGES", "LAYOUTS", "FORMS", "INTEGERS", "SPARSE",

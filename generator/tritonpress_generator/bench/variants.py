@@ -58,7 +58,8 @@ class Bench:
         # What a pass has learnt is there for all variants.
         self._data, self._work = data, folder / "trained"
         self.uncompressed = with_mixed_lengths(Workload.load(recipe, say), folder / "samples.txt")
-        passed = self.uncompressed.passed(self.uncompressed.material(data, self._work), say)
+        self._material = self.uncompressed.material(data, self._work)
+        passed = self.uncompressed.passed(self._material, say)
         *_, self.workload = self.uncompressed, *(changed for _, _, changed in passed)
         self.recipe = self.workload.recipe
         self.texts = self.workload.samples()
@@ -74,7 +75,7 @@ class Bench:
     @cached_property
     def source(self) -> Source:
         """What the forms of the model are made of."""
-        return self.workload.source()
+        return self.workload.source(material=self._material)
 
     @cached_property
     def server(self) -> TritonServer:
@@ -89,7 +90,7 @@ class Bench:
 
     def uncompressed_forms(self) -> dict[str, Form]:
         """Returns the model without the recipe's passes, with its graph passes, in every form."""
-        return compile_forms(self._of_all_lengths(self.recipe.graph), self.uncompressed.source())
+        return compile_forms(self._of_all_lengths(self.recipe.graph), self.uncompressed.source(material=self._material))
 
     def built(self, precision: str, layout: str) -> Built:
         """Returns the variant's build; all layouts have the lengths that were measured for the first."""

@@ -106,7 +106,7 @@ def _layers(result: Compressed, config: Config, material: Material) -> list[int]
         return wanted
     if wanted is None or not 1 <= wanted <= count:
         raise InputError(f"passes.crop: layers must be from 1 to {count} (the model's), got {wanted}; correct it")
-    features = material.features(result.tokenizer, config.samples, model=result.model)
+    features = material.features(result.tokenizer, config.samples, model=result.model, as_served=True)
     head, _ = material.head(result.model)
 
     def loss(layers: list[int]) -> float:

@@ -183,7 +183,7 @@ class _Lesson:
         (mask,) = masks
         total: torch.Tensor = config.outputs * module.distances(outputs, wanted, batch, config.temperature)
         if config.labels:
-            total = total + config.labels * module.losses(outputs, batch, world)
+            total = total + config.labels * module.losses(module.outputs_as_served(outputs, wanted), batch, world)
         if config.hidden:
             apart = [_apart(student.states[i], teacher.states[j], mask) for i, j in self._pairs]
             total = total + config.hidden * _of_examples(torch.stack(apart).mean(0), len(total))

@@ -78,7 +78,7 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
             f"passes.prune: needs at least {_FEWEST_EXAMPLES} training examples to see what matters, got {examples}; "
             "add some to data.train"
         )
-    features = material.features(given.tokenizer, config.samples, model=given.model)
+    features = material.features(given.tokenizer, config.samples, model=given.model, as_served=True)
     head, _ = material.head(result.model)
     found = gradients(all_groups, material.batches(features, _BATCH), lambda batch: material.losses(head, batch))
     if not all(np.isfinite(one).all() for one in found):

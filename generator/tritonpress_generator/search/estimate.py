@@ -52,7 +52,7 @@ class Estimator:
             InputError: The family's layers are not known, there are no examples, or the loss on them is not finite.
         """
         self._groups, self._length = prunable(model.model), length
-        features = material.features(model.tokenizer, samples)
+        features = material.features(model.tokenizer, samples, as_served=True)
         head, _ = material.head(model.model)
         model.model.requires_grad_(False)
         found = gradients(self._groups, material.batches(features, _BATCH), lambda batch: material.losses(head, batch))

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 METRICS = ("accuracy", "macro_f1", "mcc")
 """The first is what reports show; higher is better for all."""
+MOST = 1.0
+"""What an example scores at most, by any of them."""
 CALIBRATES_ON = "gate.dataset"
 """The recipe's key that names `Data.calibration`, which is taken where the recipe names no other texts."""
 AUTO_CLASS = "AutoModelForSequenceClassification"

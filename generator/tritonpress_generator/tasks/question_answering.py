@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 METRICS = ("f1", "exact_match")
 """The first is what reports show; higher is better for both. In percent, as SQuAD gives them."""
+MOST = 100.0
+"""What an example scores at most, by any of them."""
 CALIBRATES_ON = "gate.dataset"
 """The recipe's key that names `Data.calibration`, which is taken where the recipe names no other texts."""
 AUTO_CLASS = "AutoModelForQuestionAnswering"

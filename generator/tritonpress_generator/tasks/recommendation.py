@@ -32,6 +32,8 @@ from tritonpress_generator.token_states import token_states
 
 METRICS = ("ndcg@10", "recall@10")
 """The first is what reports show; higher is better for both."""
+MOST = 1.0
+"""What an example scores at most, by any of them."""
 CALIBRATES_ON = "task.recommendation.catalogue"
 """The recipe's key that names `Data.calibration`, which is taken where the recipe names no other texts."""
 AUTO_CLASS = "AutoModel"

@@ -89,6 +89,13 @@ def deciding(examples: Sequence[LabelledText], recipe: Recipe) -> Sequence[Label
     return examples
 
 
+def as_served(
+    examples: Sequence[LabelledText], infer: Infer, signature: Signature, recipe: Recipe, tokenizer: Tokenizer
+) -> Sequence[LabelledText]:
+    """Returns `examples`: of what is served, nothing is left to the original."""
+    return examples
+
+
 def model_settings(examples: Sequence[LabelledText], recipe: Recipe) -> dict[str, Any]:
     """Returns what the model's config must say of the head."""
     labels = _labels_of(examples, recipe)
@@ -135,6 +142,13 @@ def features(
 def outputs(model: Callable[..., Any], batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """Returns the logits, FP32 `(batch, labels)`."""
     return (model(batch["input_ids"], batch["attention_mask"]).float(),)
+
+
+def outputs_as_served(
+    outputs: tuple[torch.Tensor, ...], originals: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
+    """Returns `outputs`: of what is served, nothing is left to the original."""
+    return outputs
 
 
 def losses(outputs: tuple[torch.Tensor, ...], batch: dict[str, torch.Tensor], world: World) -> torch.Tensor:

@@ -93,6 +93,13 @@ def deciding(examples: Sequence[Question], recipe: Recipe) -> Sequence[Question]
     return answered
 
 
+def as_served(
+    examples: Sequence[Question], infer: Infer, signature: Signature, recipe: Recipe, tokenizer: Tokenizer
+) -> Sequence[Question]:
+    """Returns `examples`: of what is served, nothing is left to the original."""
+    return examples
+
+
 def model_settings(examples: Sequence[Question], recipe: Recipe) -> dict[str, Any]:
     """Returns what the model's config must say of the head."""
     return {"num_labels": 2}
@@ -137,6 +144,13 @@ def outputs(model: Callable[..., Any], batch: dict[str, torch.Tensor]) -> tuple[
     allowed = batch["allowed"].bool()
     allowed[:, 0] = True
     return tuple(logits.float().masked_fill(~allowed, float("-inf")) for logits in model(*inputs))
+
+
+def outputs_as_served(
+    outputs: tuple[torch.Tensor, ...], originals: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
+    """Returns `outputs`: of what is served, nothing is left to the original."""
+    return outputs
 
 
 def losses(outputs: tuple[torch.Tensor, ...], batch: dict[str, torch.Tensor], world: World) -> torch.Tensor:

@@ -7,7 +7,7 @@ Source: van den Oord et al. 2018 (InfoNCE), with the other pairs of the batch as
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class Pair:
 
     query: str
     item: str
+    vector: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    """The item's embedding where it is not the model that is asked which embeds it."""
 
 
 def load(paths: Sequence[Path], recipe: Recipe) -> list[Pair]:
@@ -83,6 +85,15 @@ def deciding(examples: Sequence[Pair], recipe: Recipe) -> Sequence[Pair]:
     return examples
 
 
+def as_served(
+    examples: Sequence[Pair], infer: Infer, signature: Signature, recipe: Recipe, tokenizer: Tokenizer
+) -> Sequence[Pair]:
+    """Returns `examples` as a compressed model is asked them: their items are embedded by the original, `infer`."""
+    items = list(dict.fromkeys(pair.item for pair in examples))
+    vectors = dict(zip(items, task.embed(infer, _encoder(recipe, signature, tokenizer), items), strict=True))
+    return [replace(pair, vector=vectors[pair.item]) for pair in examples]
+
+
 def model_settings(examples: Sequence[Pair], recipe: Recipe) -> dict[str, Any]:
     """Returns what the model's config must say of the head: there is none."""
     return {}
@@ -91,7 +102,7 @@ def model_settings(examples: Sequence[Pair], recipe: Recipe) -> dict[str, Any]:
 def features(
     examples: Sequence[Pair], recipe: Recipe, tokenizer: Tokenizer, signature: Signature, settings: Mapping[str, Any]
 ) -> list[Feature]:
-    """Returns a feature a pair."""
+    """Returns a feature a pair; an item that is embedded already has its vector in the place of its ids."""
     config: Config = recipe.finetune.config
     encoder = _encoder(recipe, signature, tokenizer, config.max_length)
     queries, items = (encoded(encoder, {name: column}).ids for name, column in _columns(examples).items())
@@ -100,18 +111,24 @@ def features(
         {
             "input_ids": query,
             "attention_mask": [1] * len(query),
-            "item_ids": item,
-            "item_mask": [1] * len(item),
             "item": numbers[pair.item],
             "temperature": config.temperature,
         }
+        | (
+            {"item_ids": item, "item_mask": [1] * len(item)}
+            if pair.vector is None
+            else {"item_vector": pair.vector.tolist()}
+        )
         for pair, query, item in zip(examples, queries, items, strict=True)
     ]
 
 
 def outputs(model: Callable[..., Any], batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """Returns the embeddings of the queries and of their items behind them, FP32 `(2 batch, width)`."""
-    queries, items = (batch["input_ids"], batch["attention_mask"]), (batch["item_ids"], batch["item_mask"])
+    queries = (batch["input_ids"], batch["attention_mask"])
+    if "item_vector" in batch:
+        return (torch.cat([model(*queries).float(), batch["item_vector"]]),)
+    items = (batch["item_ids"], batch["item_mask"])
     width = max(queries[0].shape[1], items[0].shape[1])
     # Both sides in one call, as torch's engine for several processes wants it.
     ids, mask = (
@@ -119,6 +136,14 @@ def outputs(model: Callable[..., Any], batch: dict[str, torch.Tensor]) -> tuple[
         for sides in zip(queries, items, strict=True)
     )
     return (model(ids, mask).float(),)
+
+
+def outputs_as_served(
+    outputs: tuple[torch.Tensor, ...], originals: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
+    """Returns the embeddings of the queries in `outputs`, and those of their items in `originals`, the original's."""
+    (own,), (theirs,) = outputs, originals
+    return (torch.cat([own.chunk(2)[0], theirs.chunk(2)[1]]),)
 
 
 def losses(outputs: tuple[torch.Tensor, ...], batch: dict[str, torch.Tensor], world: World) -> torch.Tensor:
@@ -159,8 +184,10 @@ def answers(
     """Returns the embeddings of each query and of its item, FP32 `(2, width)`."""
     if not examples:
         return []
-    encoder = _encoder(recipe, signature, tokenizer)
-    return list(np.stack([task.embed(infer, encoder, column) for column in _columns(examples).values()], 1))
+    encoder, columns = _encoder(recipe, signature, tokenizer), _columns(examples)
+    known = [pair.vector for pair in examples if pair.vector is not None]
+    items = np.stack(known) if known else task.embed(infer, encoder, columns["item"])
+    return list(np.stack([task.embed(infer, encoder, columns["query"]), items], 1))
 
 
 def judge(
