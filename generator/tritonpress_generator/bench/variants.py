@@ -23,6 +23,9 @@ from tritonpress_generator.recipe import Recipe, Stage
 from tritonpress_generator.repository import read_config
 from tritonpress_generator.workload import Workload
 
+_KEEPS_FP32 = "fuse"
+"""The graph pass of which that is so."""
+
 
 class Bench:
     """A recipe in several layouts, with its own graph passes (precision `own`), or with the FP32 ones alone.
@@ -58,12 +61,13 @@ class Bench:
         # What a pass has learnt is there for all variants.
         self._data, self._work = data, folder / "trained"
         self.uncompressed = with_mixed_lengths(Workload.load(recipe, say), folder / "samples.txt")
-        passed = self.uncompressed.passed(self.uncompressed.material(data, self._work), say)
+        self._material = self.uncompressed.material(data, self._work)
+        passed = self.uncompressed.passed(self._material, say)
         *_, self.workload = self.uncompressed, *(changed for _, _, changed in passed)
         self.recipe = self.workload.recipe
         self.texts = self.workload.samples()
-        fp32 = tuple(stage for stage in recipe.graph if stage.word != "quantize")
-        self.graphs = {"fp32": fp32} | ({"int8": recipe.graph} if recipe.graph != fp32 else {})
+        fp32 = tuple(stage for stage in recipe.graph if stage.word == _KEEPS_FP32)
+        self.graphs = {"fp32": fp32} | ({_precision(recipe.graph): recipe.graph} if recipe.graph != fp32 else {})
         self.own = list(self.graphs)[-1]
         self.layouts = recipes.layouts_of(recipe.task, recipe.engine)
         self._forms: dict[str, dict[str, Form]] = {}
@@ -74,7 +78,7 @@ class Bench:
     @cached_property
     def source(self) -> Source:
         """What the forms of the model are made of."""
-        return self.workload.source()
+        return self.workload.source(material=self._material)
 
     @cached_property
     def server(self) -> TritonServer:
@@ -89,7 +93,8 @@ class Bench:
 
     def uncompressed_forms(self) -> dict[str, Form]:
         """Returns the model without the recipe's passes, with its graph passes, in every form."""
-        return compile_forms(self._of_all_lengths(self.recipe.graph), self.uncompressed.source())
+        source = self.uncompressed.source(material=self._material)
+        return compile_forms(self._of_all_lengths(self.recipe.graph), source)
 
     def built(self, precision: str, layout: str) -> Built:
         """Returns the variant's build; all layouts have the lengths that were measured for the first."""
@@ -133,3 +138,10 @@ class Bench:
             layout=recipes.layout_of(layout, self.recipe.task, self.recipe.engine, path=self.recipe.path),
             lengths=self._lengths.get(precision, self.recipe.lengths),
         )
+
+
+def _precision(graph: tuple[Stage, ...]) -> str:
+    """Returns what graph passes make of FP32."""
+    config = next(stage.config for stage in reversed(graph) if stage.word != _KEEPS_FP32)
+    name: str = getattr(config, "precision", f"int{getattr(config, 'bits', 8)}")
+    return name
