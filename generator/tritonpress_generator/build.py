@@ -16,6 +16,7 @@ from tritonpress_generator import recipe as recipes
 from tritonpress_generator.answering import Answers, golden
 from tritonpress_generator.compression import Material
 from tritonpress_generator.errors import GateError
+from tritonpress_generator.export import check_size
 from tritonpress_generator.gate import Verdict
 from tritonpress_generator.infer import Infer, latency_ms
 from tritonpress_generator.kept import Kept
@@ -101,6 +102,7 @@ def build_recipe(
     if canary:
         repository.check_canary(out, recipe.name)
     workload = Workload.load(recipe, say)
+    check_size(workload.model, [stage.word for stage in recipe.passes])
 
     say.stage("baseline in FP32")
     answers = workload.answers(workload.baseline)
@@ -171,7 +173,8 @@ def _compressed(
     before = workload.scores(baseline, baseline)
     report: dict[str, Any] = {}
     broken_after, missed = "", None
-    for stage, compressed, changed in workload.passed(material, say):
+    for place, (stage, compressed, changed) in enumerate(workload.passed(material, say), start=1):
+        check_size(compressed.model, [later.word for later in workload.recipe.passes[place:]])
         workload, report = changed, compressed.report
         scores = workload.scores(workload.answers(workload.infer), baseline)
         latency = _latency(workload.infer, workload)

@@ -58,7 +58,7 @@ def choose(recipe: Recipe, encoder: Encoder, data: Any, folder: Path) -> Calibra
     if files and all(file.is_file() for file in files):
         source, texts = "data.train", module.texts(module.load(files, recipe))
     elif recipe.serve.samples is not None:
-        source, texts = "serve.samples", samples(recipe, encoder, data)
+        source, texts = "serve.samples", _texts(recipe, recipe.serve.samples, encoder)
     else:
         source, texts = recipe.task.module.CALIBRATES_ON, data.calibration
     texts = thinned(texts)
@@ -86,10 +86,16 @@ def samples(recipe: Recipe, encoder: Encoder, data: Any) -> Texts:
     Raises:
         InputError: The recipe's samples cannot be read, or one of them not be served.
     """
-    if recipe.serve.samples is None:
+    file = recipe.asked or recipe.serve.samples
+    if file is None:
         own: Texts = data.samples
         return own
-    path = recipe.file(recipe.serve.samples)
+    return _texts(recipe, file, encoder)
+
+
+def _texts(recipe: Recipe, file: str, encoder: Encoder) -> Texts:
+    """Returns the texts of a file that `recipe` names, one for each of the task's inputs a line."""
+    path = recipe.file(file)
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as exc:

@@ -8,7 +8,7 @@ the model (`attention`).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -31,7 +31,11 @@ ABSOLUTE_TOLERANCE = 2e-5
 beyond 1, such as scores that no softmax has seen, relative to the largest."""
 RELATIVE_TOLERANCE = 1e-4
 """The largest norm of the difference to torch, relative to the norm of torch's answer."""
+MOST_BYTES = 2**31 - 1 - (16 << 20)
+"""Of the weights: protobuf has no message of 2 GiB, and the graph is in it beside them."""
 _PARITY_TEXTS = 12
+_TAKE_OUT = ("crop", "prune")
+"""Passes that leave fewer weights."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,24 @@ def torch_infer(model: torch.nn.Module, signature: Signature) -> Infer:
     return infer
 
 
+def check_size(model: torch.nn.Module, passes: Iterable[str] = ()) -> None:
+    """Refuses a model that is too large for an ONNX file.
+
+    Args:
+        model: What would be exported, if no pass takes weights out of it.
+        passes: The words of those that are yet to come.
+
+    Raises:
+        InputError: Its weights have more than `MOST_BYTES`, and no pass is to take some out.
+    """
+    size = sum(weights.numel() * weights.element_size() for weights in model.parameters())
+    if size > MOST_BYTES and not set(passes) & set(_TAKE_OUT):
+        raise InputError(
+            f"export: the weights must be at most {MOST_BYTES} bytes, which is what an ONNX file holds, are {size}; "
+            "take some out (passes: crop with vocabulary or layers, prune), or give a smaller encoder"
+        )
+
+
 def export(model: torch.nn.Module, signature: Signature) -> onnx.ModelProto:
     """Returns the ONNX form of `model`.
 
@@ -78,7 +100,7 @@ def export(model: torch.nn.Module, signature: Signature) -> onnx.ModelProto:
         signature: What it reads and gives.
 
     Raises:
-        InputError: The model has an operator that the exporter cannot express.
+        InputError: The model is too large, or has an operator that the exporter cannot express.
     """
     example = (torch.ones((2, 8), dtype=torch.int64),) * len(signature.inputs)
     axes = {name: {0: "batch", 1: "seq"} for name in signature.inputs}
@@ -105,8 +127,9 @@ def traced(
         functions: Those that are called in the graph are added to it.
 
     Raises:
-        InputError: The model has an operator that the exporter cannot express.
+        InputError: The model is too large, or has an operator that the exporter cannot express.
     """
+    check_size(model)
     buffer = BytesIO()
     with _eager_mode_tracing(), torch.inference_mode():
         try:

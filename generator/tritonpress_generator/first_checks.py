@@ -53,8 +53,8 @@ def _check_arguments(options: argparse.Namespace, written: RecipeText) -> None:
             repository.read_manifest(options.repository, written.name)
     if command == "distill":
         check_distills((recipes.divided(stage, where=str(path))[0] for stage in written.passes), path=path)
-    if options.data is not None and not options.data.is_dir():
-        raise InputError(f"--data {options.data}: must be the folder of the data files, is none; correct the path")
+    if options.data is not None:
+        check_data(options.data)
 
 
 def _check_files(options: argparse.Namespace, written: RecipeText) -> None:
@@ -77,6 +77,12 @@ def _check_files(options: argparse.Namespace, written: RecipeText) -> None:
         # What is trained has no adapter yet.
         alone = {"adapter": None} if command == "finetune" else {}
         checkpoint.check_place(written.checkpoint.model_copy(update=alone), base=folder)
+
+
+def check_data(data: Path) -> None:
+    """Refuses what is no folder of data files."""
+    if not data.is_dir():
+        raise InputError(f"--data {data}: must be the folder of the data files, is none; correct the path")
 
 
 def check_folder(out: Path) -> None:

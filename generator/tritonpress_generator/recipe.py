@@ -54,6 +54,8 @@ class Recipe:
     raw: dict[str, Any]
     """As it is written, parsed."""
     text: str
+    asked: str | None = None
+    """A file of texts that are asked in place of what `serve.samples` says; graph passes calibrate on that as ever."""
 
     def file(self, relative: str) -> Path:
         """Returns the path of a file that the recipe names."""

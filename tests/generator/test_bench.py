@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from tiny_sources import TASKS, items, queries, write_checkpoint, write_jsonl, write_recipe, write_task
-from tiny_training import change, write_training
+from tiny_training import change, write_examples, write_training
 from tritonclient.grpc import service_pb2
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.answering import columns
@@ -23,6 +23,7 @@ from tritonpress_generator.bench import variants
 from tritonpress_generator.bench.__main__ import SECTIONS, main
 from tritonpress_generator.bench.messages import load, message
 from tritonpress_generator.bench.texts import filled_texts, requests
+from tritonpress_generator.build import build
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.workload import Workload
 
@@ -126,17 +127,83 @@ def test_what_passes_made_is_scored_beside_the_model_without_them(tmp_path: Path
         assert bench.source.score(bench.workload.infer) == score
 
 
+@pytest.mark.parametrize(
+    ("graph", "fp32", "own"),
+    [
+        (["fuse"], ["fuse"], "fp32"),
+        (["fuse", "quantize"], ["fuse"], "int8"),
+        (["fuse", {"fixed_point": {"bits": 16}}], ["fuse"], "int16"),
+        ([{"weight_only": {"bits": 4}}], [], "int4"),
+        ([{"qdq": {"precision": "fp8"}}], [], "fp8"),
+        (["nncf"], [], "int8"),
+    ],
+)
+def test_no_quantised_graph_is_called_fp32(
+    graph: list[Any], fp32: list[str], own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tritonpress_generator.bench.texts.TEXTS", 8)
+    with ExitStack() as stack:
+        bench = variants.Bench(write(tmp_path, "classification", graph=graph), stack, rounds=1, slice_s=0.002)
+        words = {name: [stage.word for stage in stages] for name, stages in bench.graphs.items()}
+    assert words == {"fp32": fp32, own: [stage.word for stage in bench.recipe.graph]}
+    assert bench.own == own
+
+
+@pytest.mark.parametrize(
+    ("samples", "data", "source"),
+    [(None, False, "gate.dataset"), ("samples.txt", False, "serve.samples"), ("samples.txt", True, "data.train")],
+)
+def test_variants_are_calibrated_on_what_the_build_is_and_asked_other_texts(
+    samples: str | None, data: bool, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tritonpress_generator.build.latency_ms", lambda *_: 1.0)
+    monkeypatch.setattr("tritonpress_generator.bench.texts.TEXTS", 64)
+    recipe = change(write(tmp_path, "classification"), graph=["fuse", "quantize"], serve={"samples": samples})
+    change(recipe, data={"train": ["train.tsv"], "validation": ["dev.tsv"]})
+    (tmp_path / "samples.txt").write_text("red lamp\n" * 9, encoding="utf-8")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for seed, name in enumerate(["train", "dev"] if data else []):
+        write_examples(elsewhere / f"{name}.tsv", "classification", 12, seed)
+    built = build(recipe, tmp_path / "out", data=elsewhere).manifest["calibration"]
+    assert (built["source"], built["used_by"]) == (source, "quantize")
+    with ExitStack() as stack:
+        bench = variants.Bench(recipe, stack, rounds=1, slice_s=0.002, data=elsewhere)
+        assert bench.source.calibrated_on == built
+        assert bench.built("int8", "single").manifest["calibration"] == built
+        assert len(bench.source.samples) == 64
+
+
 def test_bad_recipe_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none.yaml")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_figures_that_could_not_be_written_are_not_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "reports").write_text("a file", encoding="utf-8")
-    assert main([str(tmp_path / "none.yaml"), "--out", str(tmp_path / "reports" / "figures.json")]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "its folder cannot be made" in error
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--out", "FOLDER/file/figures.json"], "file/figures.json: its folder cannot be made"),
+        (["--out", "FOLDER/reports"], "reports: must be a file that can be written, is none; give another"),
+        (["--rounds", "0"], "--rounds must be 1 or more, got 0"),
+        (["--slice-s", "nan"], "--slice-s must be a number above 0, got nan"),
+        (["--slice-s", "inf"], "--slice-s must be a number above 0, got inf"),
+        (["--slice-s", "0"], "--slice-s must be a number above 0, got 0"),
+        (["--data", "FOLDER/file"], "file: must be the folder of the data files, is none; correct the path"),
+    ],
+)
+def test_what_could_not_be_measured_or_written_is_refused_at_once(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the recipe is read, which is not there."""
+    (tmp_path / "file").write_text("a file", encoding="utf-8")
+    (tmp_path / "reports").mkdir()
+    given = [argument.replace("FOLDER", str(tmp_path)) for argument in arguments]
+    assert main([str(tmp_path / "none.yaml"), *given]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("bench: --")
+    assert printed.err.count("\n") == 1
+    assert said in printed.err
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +13,9 @@ import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_encoders import FAMILIES_WITH_HEADS, HEADS, PACKED, SMALL, feed, make, pairs, signature
-from tritonpress_generator import export
+from tiny_sources import write_task
+from tiny_training import change
+from tritonpress_generator import cli, export
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.graph import fuse, quantize
@@ -46,6 +49,42 @@ def test_segment_ids_change_the_answer() -> None:
     swapped = infer(batch | {SEGMENTS: (1 - batch[SEGMENTS]) * batch["attention_mask"]})
     for name, answer in infer(batch).items():
         assert np.abs(answer - swapped[name]).max() > 1e-3
+
+
+def test_model_that_no_file_can_hold_is_refused_before_it_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("bert", export.ATTENTION)
+    size = sum(weights.nbytes for weights in model.parameters())
+    monkeypatch.setattr(export, "MOST_BYTES", size)
+    export.export(model, signature(model))
+    monkeypatch.setattr(export, "MOST_BYTES", size - 1)
+    with pytest.raises(InputError, match=f"the weights must be at most {size - 1} bytes, .* are {size}; take some out"):
+        export.export(model, signature(model))
+    export.check_size(model, ["distill", "crop"])
+    with pytest.raises(InputError, match="the weights must be"):
+        export.check_size(model, ["restore", "distill", "sparsify"])
+
+
+@pytest.mark.parametrize(
+    ("passes", "done"),
+    [
+        ([], []),
+        ([{"sparsify": {"share": 0.5}}], []),
+        ([{"crop": {"layers": [0]}}, {"sparsify": {"share": 0.5}}], ["checkpoint", "baseline"]),
+    ],
+)
+def test_build_is_refused_as_soon_as_no_pass_can_make_the_model_fit(
+    passes: list[Any],
+    done: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(export, "MOST_BYTES", 1000)
+    recipe = change(write_task(tmp_path, "classification"), passes=passes)
+    assert cli.main(["build", str(recipe), "--out", str(tmp_path / "out")]) == 2
+    *stages, error = capsys.readouterr().err.splitlines()
+    assert error.startswith("tritonpress build: export: the weights must be at most 1000 bytes")
+    assert [stage.split()[0] for stage in stages] == done
 
 
 def test_parity_check_fails_on_another_model() -> None:

@@ -26,6 +26,7 @@ SPECIAL = np.array(
     [0x7FC00000, 0xFFC00001, 0x7F800001, 0xFFFFFFFF, 0x80000000, 0, 0x7F800000, 0xFF800000, 1, 0x80000001, 0x007FFFFF],
     np.uint32,
 )
+WEIGHTS = trees.weights(2 * coding.BLOCK_BYTES // 4)
 NAMES = st.sampled_from(
     ["a", "b", "model.onnx", "model.bin", "model.xml", "w.safetensors", "w.npy", "ü", "x" * 40, "."]
 )
@@ -86,6 +87,17 @@ def test_numbers_keep_every_bit(tmp_path: Path) -> None:
     assert np.array_equal(loaded["words"].view(np.uint32), values)
     assert np.array_equal(loaded["halves"].view(np.uint16), halves)
     assert trees.read(tmp_path / "target") == trees.read(source)
+
+
+@pytest.mark.parametrize(("content", "precision"), [(WEIGHTS.tobytes(), "FP32"), (trees.bfloat16(WEIGHTS), "BF16")])
+def test_last_block_may_be_shorter_than_a_word(content: bytes, precision: str, tmp_path: Path) -> None:
+    assert len(content) % coding.BLOCK_BYTES == 0
+    for more in range(1, len(content) // len(WEIGHTS)):
+        source = trees.write(tmp_path / f"source{more}", {"model.plan": content + b"x" * more})
+        packed = pack(source, tmp_path / "bundle")
+        assert packed.sizes[precision].bytes == len(content) + more, "all of it is one run"
+        unpack(tmp_path / "bundle", tmp_path / f"target{more}")
+        assert trees.read(tmp_path / f"target{more}") == trees.read(source)
 
 
 def test_built_repository_comes_back_and_verifies(

@@ -27,6 +27,7 @@ from tritonpress_generator.packing.unpack import unpack
 
 HELLO = b"hello, hello, hello\n"
 BLOCK = coding.BLOCK_BYTES
+MANY_FOLDERS = [f"{number}" + "/a" * 31 for number in range(3_200)]
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +142,11 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no path": (_path(""), "not a relative path"),
     "drive": (_path("C:/b"), "backslash or a drive"),
     "backslashes": (_path("..\\..\\b"), "backslash or a drive"),
-    "NUL": (_path("a\0b"), "cannot be printed"),
-    "line": (_path("a\nb"), "cannot be printed"),
-    "terminal": (_path("a\x1b[2J"), "cannot be printed"),
+    "NUL": (_path("a\0b"), "a control character"),
+    "line": (_path("a\nb"), "a control character"),
+    "terminal": (_path("a\x1b[2J"), "a control character"),
+    "deep path": (_path("a/" * 32 + "b"), "longer than 1024 bytes or 32 names"),
+    "deep folder": (lambda index: index["folders"].append("d/" * 500 + "e"), "longer than 1024 bytes or 32 names"),
     "long path": (_path("a/" * 600 + "b"), "longer than 1024 bytes"),
     "huge path": (_path("a" * 1_000_000), "longer than 1024 bytes"),
     "folder above": (lambda index: index["folders"].append("../c"), "not a relative path"),
@@ -174,6 +177,7 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "CRC": (lambda index: index["contents"][0]["blocks"][0].update(crc32=1), "does not have its CRC"),
     "other keys": (lambda index: index.update(links=["a"]), "Extra inputs"),
     "missing key": (lambda index: index.pop("folders"), "Field required"),
+    "too many folders": (lambda index: index["folders"].extend(MANY_FOLDERS), "at most 100000 folders"),
     "too many files": (lambda index: index["files"].extend(index["files"] * 100_000), "at most 100000 items"),
 }
 

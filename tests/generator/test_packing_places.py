@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import pytest
 import trees
+from safetensors.numpy import save
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.packing import bundle, coding, extents
 from tritonpress_generator.packing.formats import Tensor
@@ -101,6 +102,55 @@ def test_what_unpack_would_refuse_is_not_packed(tmp_path: Path, monkeypatch: pyt
                 pack(source, tmp_path / "bundle")
         assert [path.name for path in tmp_path.iterdir()] == ["source"]
     pack(source, tmp_path / "bundle")
+
+
+def test_repository_that_is_too_large_is_refused_before_it_is_coded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many small tensors, as soon as that is seen."""
+    weights = trees.weights(1 << 18)
+    large: trees.Tree = {"model.plan": weights.tobytes(), "copy.plan": weights.tobytes()}
+    small: trees.Tree = {"w.safetensors": save({f"w{number}": trees.weights(256, number) for number in range(200)})}
+    coded: list[int] = []
+    encode = coding.encode
+
+    def noted(block: bytes, word_bytes: int, *, level: int) -> list[bytes]:
+        coded.append(len(block))
+        return encode(block, word_bytes, level=level)
+
+    monkeypatch.setattr(coding, "encode", noted)
+    for name, tree, constant, value, said, most in [
+        ("large", large, "INDEX_BYTES", 400, r"the index must be at most 400 bytes .*, would be 507 or more", 0),
+        ("many", large, "FILES", 1, "must have at most 1 files, has 2; pack less", 0),
+        ("small", small, "INDEX_BYTES", 4000, r"the index must be at most 4000 bytes .* or more; pack less", 100),
+    ]:
+        source = trees.write(tmp_path / name, tree)
+        with monkeypatch.context() as context:
+            context.setattr(bundle, constant, value)
+            with pytest.raises(InputError, match=said):
+                pack(source, tmp_path / "bundle")
+        assert len(coded) <= most
+        coded.clear()
+    monkeypatch.setattr(bundle, "INDEX_BYTES", 700)
+    assert pack(tmp_path / "large", tmp_path / "bundle").repeated_bytes == weights.nbytes, "counted once, as it is"
+
+
+def test_links_in_a_circle_are_said(tmp_path: Path) -> None:
+    source = trees.write(tmp_path / "source", {"model": b"1"})
+    pack(source, tmp_path / "bundle")
+    circle = tmp_path / "circle"
+    circle.symlink_to(tmp_path / "other")
+    (tmp_path / "other").symlink_to(circle)
+    for place in (circle, circle / "below"):
+        with pytest.raises(InputError, match="has links in a circle; give another place"):
+            pack(source, place)
+        with pytest.raises(InputError, match="has links in a circle; give another place"):
+            unpack(tmp_path / "bundle", place)
+    with pytest.raises(InputError, match="must be a folder, is none"):
+        pack(circle, tmp_path / "new")
+    with pytest.raises(InputError, match="is no file"):
+        unpack(circle, tmp_path / "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "circle", "other", "source"]
 
 
 def test_file_that_changes_while_it_is_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ Request = dict[str, NDArray[np.object_]]
 
 
 def with_mixed_lengths(workload: Workload, path: Path) -> Workload:
-    """Returns `workload` with texts of mixed lengths for samples, which it writes to `path`, one a line.
+    """Returns `workload` with texts of mixed lengths for what is asked, which it writes to `path`, one a line.
 
     A task of several public inputs keeps its own: texts that belong together cannot be cut out of others.
     """
@@ -36,8 +36,7 @@ def with_mixed_lengths(workload: Workload, path: Path) -> Workload:
         return workload
     texts = mixed_texts(workload.tokenizer, workload.data.calibration[names[0]], TEXTS)
     path.write_text("\n".join(texts), encoding="utf-8")
-    serve = workload.recipe.serve.model_copy(update={"samples": str(path)})
-    return replace(workload, recipe=replace(workload.recipe, serve=serve))
+    return replace(workload, recipe=replace(workload.recipe, asked=str(path)))
 
 
 def mixed_texts(tokenizer: Tokenizer, source: Sequence[str], count: int, *, seed: int = 0) -> list[str]:

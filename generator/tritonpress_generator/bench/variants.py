@@ -23,6 +23,9 @@ from tritonpress_generator.recipe import Recipe, Stage
 from tritonpress_generator.repository import read_config
 from tritonpress_generator.workload import Workload
 
+_KEEPS_FP32 = "fuse"
+"""The graph pass of which that is so."""
+
 
 class Bench:
     """A recipe in several layouts, with its own graph passes (precision `own`), or with the FP32 ones alone.
@@ -63,8 +66,8 @@ class Bench:
         *_, self.workload = self.uncompressed, *(changed for _, _, changed in passed)
         self.recipe = self.workload.recipe
         self.texts = self.workload.samples()
-        fp32 = tuple(stage for stage in recipe.graph if stage.word != "quantize")
-        self.graphs = {"fp32": fp32} | ({"int8": recipe.graph} if recipe.graph != fp32 else {})
+        fp32 = tuple(stage for stage in recipe.graph if stage.word == _KEEPS_FP32)
+        self.graphs = {"fp32": fp32} | ({_precision(recipe.graph): recipe.graph} if recipe.graph != fp32 else {})
         self.own = list(self.graphs)[-1]
         self.layouts = recipes.layouts_of(recipe.task, recipe.engine)
         self._forms: dict[str, dict[str, Form]] = {}
@@ -90,7 +93,8 @@ class Bench:
 
     def uncompressed_forms(self) -> dict[str, Form]:
         """Returns the model without the recipe's passes, with its graph passes, in every form."""
-        return compile_forms(self._of_all_lengths(self.recipe.graph), self.uncompressed.source(material=self._material))
+        source = self.uncompressed.source(material=self._material)
+        return compile_forms(self._of_all_lengths(self.recipe.graph), source)
 
     def built(self, precision: str, layout: str) -> Built:
         """Returns the variant's build; all layouts have the lengths that were measured for the first."""
@@ -134,3 +138,10 @@ class Bench:
             layout=recipes.layout_of(layout, self.recipe.task, self.recipe.engine, path=self.recipe.path),
             lengths=self._lengths.get(precision, self.recipe.lengths),
         )
+
+
+def _precision(graph: tuple[Stage, ...]) -> str:
+    """Returns what graph passes make of FP32."""
+    config = next(stage.config for stage in reversed(graph) if stage.word != _KEEPS_FP32)
+    name: str = getattr(config, "precision", f"int{getattr(config, 'bits', 8)}")
+    return name

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
@@ -24,11 +25,17 @@ HEADER_BYTES = _HEADER.size
 
 INDEX_BYTES = 16 << 20
 FILES = 100_000
+"""As many folders may be made, too."""
 REFERENCES = 1_000_000
 """Contents, and places where files name them."""
 FREE_BYTES = 1 << 30
 RATIO = 100
 """What is unpacked may be this many times the bundle and `FREE_BYTES`."""
+
+_FILE_TEXT_BYTES = 130
+"""What the index says of a file at least, beside its path."""
+_BLOCK_TEXT_BYTES = len('{"crc32":4294967295,"streams":[65536,65536,65536,65536]},')
+"""What it says of a block of FP32."""
 
 _SHOWN = 200
 """Characters of what a bundle says that a message repeats."""
@@ -92,6 +99,29 @@ class Index(_Entry):
         return sum(sum(block.streams) for content in self.contents for block in content.blocks)
 
 
+def check_sizes(files: Sequence[paths.Found]) -> None:
+    """Refuses files that are too many or too large for a bundle, before any of them is coded.
+
+    Raises:
+        InputError: They are. Files of one size may be the same, and count once.
+    """
+    if len(files) > FILES:
+        raise InputError(f"the repository must have at most {FILES} files, has {len(files)}; pack less at once")
+    blocks = sum(-(-size // coding.BLOCK_BYTES) for size in {file.size_bytes for file in files})
+    entries = sum(_FILE_TEXT_BYTES + len(file.path) for file in files)
+    check_index(blocks * _BLOCK_TEXT_BYTES + entries)
+
+
+def check_index(length: int) -> None:
+    """Raises InputError for an index of `length` bytes or more, where that is too large."""
+    if length > INDEX_BYTES:
+        weights_gb = INDEX_BYTES // _BLOCK_TEXT_BYTES * coding.BLOCK_BYTES / 1e9
+        raise InputError(
+            f"the index must be at most {INDEX_BYTES} bytes (some {weights_gb:.0f} GB of weights), would be {length} "
+            "or more; pack less at once"
+        )
+
+
 def write(file: BinaryIO, files: list[File], folders: list[str], contents: list[Content]) -> int:
     """Returns the size of the bundle, whose blocks lie in `file` behind the place of the header, once it is whole.
 
@@ -107,8 +137,7 @@ def write(file: BinaryIO, files: list[File], folders: list[str], contents: list[
     size = begin + len(text)
     if fault := _fault(index, stored=begin - HEADER_BYTES, size=size):
         raise InputError(f"the repository cannot be a bundle: {fault}; pack less at once")
-    if len(text) > INDEX_BYTES:
-        raise InputError(f"the index must be at most {INDEX_BYTES} bytes, would be {len(text)}; pack less at once")
+    check_index(len(text))
     file.write(text)
     file.seek(0)
     file.write(_HEADER.pack(MAGIC, VERSION, begin, len(text), hashlib.sha256(text).digest()))
@@ -172,6 +201,9 @@ def _fault_of_paths(index: Index) -> str | None:
     for path in [*files, *index.folders]:
         if wrong := paths.problem(path):
             return f"the path {path[:_SHOWN]!r} {wrong}"
+    # No more of them than that: paths of 16 MiB may name millions.
+    if len({*index.folders, *islice(paths.above([*files, *index.folders]), FILES + 1)}) > FILES:
+        return f"there must be at most {FILES} folders, are more"
     twice = paths.clash(files, index.folders)
     return f"the path {twice[:_SHOWN]!r} is there twice, or is a file and a folder" if twice else None
 

@@ -84,6 +84,8 @@ def encode(block: bytes, word_bytes: int, *, level: int) -> list[bytes]:
         word_bytes: Of the block's words, where they are numbers; else 1.
         level: Zstandard's, where matches are looked for.
     """
+    if len(block) < word_bytes:
+        word_bytes = 1  # all planes but the first would be empty
     split = [_stream(plane.tobytes(), level) for plane in planes(block, word_bytes)]
     if word_bytes > 1 and any(stream.is_matched for stream in split):
         # What repeats in a plane may be whole words, of which the bytes side by side make fewer matches.

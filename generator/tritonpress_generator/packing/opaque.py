@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby
 from typing import BinaryIO, NamedTuple
 
 from backports import zstd
@@ -41,19 +40,17 @@ def cut(file: BinaryIO, begin: int, end: int) -> Iterator[Tensor]:
     """
     if begin == end:
         return
-    windows: list[tuple[int, _Words]] = []
+    start, words = begin, _OTHER
     for offset in range(begin, end, WINDOW_BYTES):
-        before = windows[-1][1] if windows else _OTHER
         is_whole = offset + WINDOW_BYTES <= end
         # What is left at the end is what lies before it.
-        windows.append((offset, _words(file, begin, offset, before) if is_whole else before))
-    runs = [(words, next(group)[0]) for words, group in groupby(windows, key=lambda window: window[1])]
-    starts = [min(end, start + (begin + words.phase - start) % words.word_bytes) for words, start in runs]
-    if starts[0] > begin:
-        yield Tensor(begin, starts[0] - begin, "other")
-    for (words, _), start, stop in zip(runs, starts, [*starts[1:], end], strict=True):
-        if stop > start:
-            yield Tensor(start, stop - start, words.precision)
+        found = _words(file, begin, offset, words) if is_whole else words
+        if found != words:
+            stop = offset + (begin + found.phase - offset) % found.word_bytes
+            if stop > start:
+                yield Tensor(start, stop - start, words.precision)
+            start, words = stop, found
+    yield Tensor(start, end - start, words.precision)
 
 
 def _words(file: BinaryIO, begin: int, offset: int, before: _Words) -> _Words:

@@ -32,6 +32,7 @@ def pack(repository: Path, file: Path) -> Packed:
         found = list(paths.walk(repository))
         if not found:
             raise InputError(f"repository {repository}: must hold files, is empty; run tritonpress build")
+        bundle.check_sizes([entry for entry in found if not entry.is_folder])
         with tempfile.TemporaryDirectory(prefix=".tritonpress-", dir=file.absolute().parent) as work:
             partial = Path(work) / "bundle"
             with partial.open("xb") as target, _bar(found) as bar:
@@ -48,7 +49,7 @@ def _check_places(repository: Path, file: Path) -> None:
     """Refuses what is no folder, and a place where the bundle would destroy something or be packed into itself."""
     if not repository.is_dir():
         raise InputError(f"repository {repository}: must be a folder, is none; run tritonpress build")
-    if file.resolve().is_relative_to(repository.resolve()):
+    if paths.resolved(file).is_relative_to(repository.resolve()):
         raise InputError(f"{file}: must not lie in the repository that is packed; give another place")
     if file.exists() and not _is_bundle(file):
         raise InputError(f"{file}: is there, and is no bundle; remove it, or give another place")
@@ -73,6 +74,7 @@ class _Writer:
         self._target = target
         self._bar = bar
         self._contents: list[bundle.Content] = []
+        self._index_bytes = 0
         self._known: dict[bytes, int] = {}
         self._packed = Packed()
 
@@ -127,7 +129,10 @@ class _Writer:
         streams = coding.encode(block, WORD_BYTES[precision], level=level)
         stored = b"".join(streams)
         self._target.write(stored)
-        return bundle.Block(crc32=zlib.crc32(stored), streams=list(map(len, streams)))
+        entry = bundle.Block(crc32=zlib.crc32(stored), streams=list(map(len, streams)))
+        self._index_bytes += len(entry.model_dump_json())
+        bundle.check_index(self._index_bytes)  # of many small tensors it is larger than it seemed to be
+        return entry
 
 
 def _blocks(source: BinaryIO, extent: Tensor) -> Iterator[bytes]:

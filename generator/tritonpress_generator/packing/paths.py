@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from tritonpress_generator.errors import InputError
 
 PATH_BYTES = 1024
+NAMES = 32
+"""In a path: each is a folder that is made, however short its name."""
+# Of ranges that are named, and not of Python's tables, which know more characters with each release: C0 and C1 move the
+# cursor, lines and paragraphs end what was printed, and Unicode's Bidi_Control shows a name in another order.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def problem(path: str) -> str | None:
@@ -21,15 +27,15 @@ def problem(path: str) -> str | None:
         size = len(path.encode())
     except UnicodeEncodeError:
         return "is not UTF-8"
-    if size > PATH_BYTES:
-        return f"is longer than {PATH_BYTES} bytes"
     names = path.split("/")
+    if size > PATH_BYTES or len(names) > NAMES:
+        return f"is longer than {PATH_BYTES} bytes or {NAMES} names"
     if "" in names or "." in names or ".." in names:
         return "is not a relative path in its shortest form"
     if "\\" in path or path[1:2] == ":":
         return "has a backslash or a drive"
-    if not path.isprintable():
-        return "has a character that cannot be printed"
+    if _CONTROLS.search(path):
+        return "has a control character"
     return None
 
 
@@ -41,8 +47,28 @@ def clash(files: list[str], folders: list[str]) -> str | None:
             return path
         seen.add(path)
     named = set(files)
-    parents = (str(parent) for path in seen for parent in Path(path).parents)
-    return next((parent for parent in parents if parent in named), None)
+    return next((folder for folder in above(seen) if folder in named), None)
+
+
+def above(paths: Iterable[str]) -> Iterator[str]:
+    """Yields each folder that one of the paths lies in, once."""
+    seen: set[str] = set()
+    for path in paths:
+        while (path := path.rpartition("/")[0]) and path not in seen:
+            seen.add(path)
+            yield path
+
+
+def resolved(path: Path) -> Path:
+    """Returns where `path` leads.
+
+    Raises:
+        InputError: Its links lead in a circle.
+    """
+    try:
+        return path.resolve()
+    except RuntimeError as exc:  # of Python below 3.13
+        raise InputError(f"{path}: must lead somewhere, has links in a circle; give another place") from exc
 
 
 class Found(NamedTuple):

@@ -15,7 +15,7 @@ from typing import BinaryIO, NoReturn
 from tqdm import tqdm
 
 from tritonpress_generator.errors import InputError
-from tritonpress_generator.packing import bundle, coding
+from tritonpress_generator.packing import bundle, coding, paths
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def unpack(file: Path, folder: Path) -> Unpacked:
     try:
         if not file.is_file():
             raise InputError(f"{file}: must be a bundle of tritonpress pack, is no file; correct the path")
-        target = folder.resolve()
+        target = paths.resolved(folder)
         _check_target(folder, target)
         with file.open("rb") as source:
             index = bundle.read(source, file)
