@@ -42,7 +42,7 @@ def choose(recipe: Recipe, encoder: Encoder, data: Any, folder: Path) -> Calibra
     """Returns about 512 texts at most: training examples where `folder` has them, else the recipe's samples.
 
     A recipe that has neither is calibrated on what its task has beside the gate's examples, or, where that is nothing,
-    on these, without their labels.
+    on these, without their labels. A training example that could not be asked, since it is too long, is left out.
 
     Args:
         recipe: The recipe.
@@ -56,7 +56,7 @@ def choose(recipe: Recipe, encoder: Encoder, data: Any, folder: Path) -> Calibra
     module = recipe.finetune.module
     files = [folder / file for file in recipe.data.train] if recipe.data else []
     if files and all(file.is_file() for file in files):
-        source, texts = "data.train", module.texts(module.load(files, recipe))
+        source, texts = "data.train", _servable(encoder, thinned(module.texts(module.load(files, recipe))))
     elif recipe.serve.samples is not None:
         source, texts = "serve.samples", _texts(recipe, recipe.serve.samples, encoder)
     else:
@@ -71,6 +71,19 @@ def choose(recipe: Recipe, encoder: Encoder, data: Any, folder: Path) -> Calibra
         )
     digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode(errors="surrogatepass")).hexdigest()
     return Calibration(encoded(encoder, texts), source, count, digest, word)
+
+
+def _servable(encoder: Encoder, texts: Texts) -> Texts:
+    """Returns `texts` without those that `encoder` refuses."""
+    rows = [*zip(*texts.values(), strict=True)]
+    kept = []
+    for row in rows:
+        try:
+            encoded(encoder, dict(zip(texts, ([text] for text in row), strict=True)))
+        except InputError:
+            continue
+        kept.append(row)
+    return {name: [row[number] for row in kept] for number, name in enumerate(texts)}
 
 
 def seen_line(entry: Mapping[str, Any]) -> str | None:

@@ -26,9 +26,11 @@ def test_samples_are_spread_over_all(count: int, most: int) -> None:
     assert steps <= {count // len(chosen), -(-count // len(chosen))}
 
 
-@pytest.mark.parametrize(("module", "graph"), [(quantize, FUSED), (fixed_point, FUSED), (qdq, FP32)])
-def test_a_pass_takes_them_from_all_lengths(module: ModuleType, graph: object) -> None:
-    config = module.Config(samples=4)
+@pytest.mark.parametrize(
+    ("module", "settings", "graph"), [(quantize, {}, FUSED), (fixed_point, {"bits": 16}, FUSED), (qdq, {}, FP32)]
+)
+def test_a_pass_takes_them_from_all_lengths(module: ModuleType, settings: dict[str, int], graph: object) -> None:
+    config = module.Config(samples=4, **settings)
     of_all, of_chosen, of_short = (
         module.apply(graph, config, samples).SerializeToString()
         for samples in (BY_LENGTH, BY_LENGTH[::6], BY_LENGTH[:4])

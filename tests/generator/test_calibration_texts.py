@@ -65,6 +65,16 @@ def test_manifest_says_on_what_and_a_build_that_it_was_the_gates(
         assert ("quantize has seen the gate's own texts" in capsys.readouterr().out) == (samples is None)
 
 
+def test_a_training_example_that_could_not_be_asked_is_left_out(tmp_path: Path) -> None:
+    """It would be found after all the passes, and a build that has trained for hours be refused."""
+    recipe = with_examples(tmp_path, "classification")
+    whole = chosen(recipe)
+    with (tmp_path / "train.tsv").open("a", encoding="utf-8") as file:
+        file.write(f"{'lamp ' * 2000}\tshape\n")
+    left = chosen(recipe)
+    assert (left.source, left.sha256, left.texts) == ("data.train", whole.sha256, whole.texts)
+
+
 def test_what_is_evaluated_is_not_calibrated_on(tmp_path: Path) -> None:
     """What is scored is the engine that a build makes, whose calibration has not seen the texts that are asked."""
     recipe = change(write_task(tmp_path, "classification"), graph=["fuse", "quantize"])
@@ -74,7 +84,7 @@ def test_what_is_evaluated_is_not_calibrated_on(tmp_path: Path) -> None:
     # Fewer than a calibration takes.
     assert 0 <= evaluate(recipe, "engine", dataset=few)["accuracy"] <= 1
     with pytest.raises(InputError, match=r"must be calibrated on at least 8 texts, gate\.dataset has 3"):
-        evaluate(change(recipe, gate={"dataset": "few.tsv"}), "engine")
+        evaluate(change(recipe, gate={"dataset": "few.tsv", "metric": "accuracy"}), "engine")
 
 
 @pytest.mark.parametrize(
