@@ -81,6 +81,7 @@ def test_build_is_refused_as_soon_as_no_pass_can_make_the_model_fit(
 ) -> None:
     monkeypatch.setattr(export, "MOST_BYTES", 1000)
     recipe = change(write_task(tmp_path, "classification"), passes=passes)
+    capsys.readouterr()  # a bar of the checkpoint's
     assert cli.main(["build", str(recipe), "--out", str(tmp_path / "out")]) == 2
     *stages, error = capsys.readouterr().err.splitlines()
     assert error.startswith("tritonpress build: export: the weights must be at most 1000 bytes")

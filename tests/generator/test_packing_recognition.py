@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
-from tritonpress_generator.packing import extents
+from tritonpress_generator.packing import extents, opaque
 from tritonpress_generator.packing.formats import Tensor
 
 
@@ -195,3 +195,13 @@ def test_what_is_not_what_its_suffix_says_is_bytes_all_the_same(data: bytes, suf
         path.write_bytes(data)
         path.with_suffix(".xml").write_bytes(b'<data element_type="f32" offset="' + data[:20] + b'" size="4000"/>')
         cut(path)
+
+
+def test_runs_are_found_as_the_file_is_read(tmp_path: Path) -> None:
+    """So that what is kept of a file does not grow with it."""
+    path = tmp_path / "model.plan"
+    path.write_bytes(bytes(opaque.WINDOW_BYTES) + trees.weights(4 * opaque.WINDOW_BYTES).tobytes())
+    with path.open("rb") as file:
+        first = next(opaque.cut(file, 0, path.stat().st_size))
+        assert (first.bytes, first.precision) == (opaque.WINDOW_BYTES, "other")
+        assert file.tell() < 2 * opaque.WINDOW_BYTES
