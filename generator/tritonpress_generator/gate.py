@@ -162,7 +162,7 @@ def missing(share: float, keep: float, ends: Sequence[float], examples: int, uns
     """Returns how many more examples an undecided gate needs, None where the share is next to the agreed one.
 
     The interval must be as narrow as the share is far from `keep`. The scatter narrows with the square root of the
-    examples, what none of them shows with their number.
+    examples, what none of them shows with their number, and the squares of both add up, nearly.
 
     Args:
         share: That is kept.
@@ -174,9 +174,9 @@ def missing(share: float, keep: float, ends: Sequence[float], examples: int, uns
     low, high = ends
     margin = abs(share - keep)
     reach = share - low if share > keep else high - share
-    scatter = max(0.0, reach - unseen / examples)
+    scatter = math.sqrt(max(0.0, reach**2 - (unseen / examples) ** 2))
     if margin <= scatter / _MOST_TIMES:
         return None
-    root = scatter * math.sqrt(examples)
-    needed = ((root + math.sqrt(root**2 + 4 * unseen * margin)) / (2 * margin)) ** 2
+    half = examples * scatter**2 / 2
+    needed = (half + math.hypot(half, unseen * margin)) / margin**2
     return max(1, math.ceil(needed) - examples)

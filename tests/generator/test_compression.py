@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_training import change, material_of, write_training
-from tritonpress_generator import cli
-from tritonpress_generator.compression import original_layers
+from tritonpress_generator import cli, cuts
+from tritonpress_generator.compression import Compressed, Material, copied, original_layers
 from tritonpress_generator.examples import finite
 from tritonpress_generator.export import torch_infer
+from tritonpress_generator.importance import gradients, least_important
 from tritonpress_generator.infer import Array
-from tritonpress_generator.passes import crop
+from tritonpress_generator.passes import crop, prune
+from tritonpress_generator.search.estimate import Estimator
+from tritonpress_generator.structure import groups
 
 
 def test_all_windows_of_the_examples_are_there(trained_task: tuple[str, Path]) -> None:
@@ -95,6 +100,61 @@ def test_loss_is_of_queries_beside_the_items_of_the_original(tmp_path: Path, tra
         other = material.losses(lambda *inputs: head(*inputs) @ turn, of_queries)
         assert torch.allclose(own, material.losses(head, of_both), atol=1e-4)
     assert other.mean() > own.mean() + 1
+
+
+@pytest.fixture(scope="module")
+def random(tmp_path_factory: pytest.TempPathFactory) -> tuple[Compressed, Material]:
+    """A model whose queries, beside its own items, want another layer than beside those of the original."""
+    given, material = material_of(write_training(tmp_path_factory.mktemp("random"), "recommendation"))
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in given.model.encoder.parameters():
+            if parameter.ndim == 2:
+                parameter.copy_(torch.randn_like(parameter) * 0.1)
+    return given, replace(material, original=given)
+
+
+def test_layers_go_by_the_loss_beside_the_items_of_the_original(random: tuple[Compressed, Material]) -> None:
+    given, material = random
+
+    def best(*, as_served: bool) -> int:
+        losses = []
+        for layer in (0, 1):
+            head, _ = material.head(cuts.layers(copied(given), [layer]).model)
+            features = material.features(given.tokenizer, 256, as_served=as_served)
+            with torch.inference_mode():
+                losses.append(sum(float(material.losses(head, b).sum()) for b in material.batches(features, 32)))
+        return losses.index(min(losses))
+
+    (left,) = crop.apply(given, crop.Config(layers=1), material).report["crop"]["layers"]
+    assert left == best(as_served=True) != best(as_served=False)
+
+
+def test_units_go_by_the_loss_beside_the_items_of_the_original(random: tuple[Compressed, Material]) -> None:
+    given, material = random
+
+    def found(*, as_served: bool) -> list[Any]:
+        model = copied(given).model.requires_grad_(False)
+        head, _ = material.head(model)
+        features = material.features(given.tokenizer, 256, as_served=as_served)
+        return gradients(groups(model), material.batches(features, 32), partial(material.losses, head))
+
+    served, alone = found(as_served=True), found(as_served=False)
+    estimator = Estimator(copied(given), material, samples=256, length=32)
+    information = [np.square(one).mean(0) / 2 for one in served]
+    assert all(np.allclose(*pair, rtol=1e-3) for pair in zip(estimator._information, information, strict=True))
+    config = prune.Config(ffn=0.5, round_to=1, samples=256, reconstruct=False)
+    result = prune.apply(given, config, material)
+    ((_, kept),) = result.cuts
+    neurons = [number for number, group in enumerate(groups(given.model)) if group.kind == "ffn"]
+    by_both = [
+        [
+            sorted({*range(64)} - {*least_important(of[number], 64 - left)})
+            for number, left in zip(neurons, result.report["prune"]["ffn"], strict=True)
+        ]
+        for of in (served, alone)
+    ]
+    assert kept == by_both[0] != by_both[1]
 
 
 def test_layers_are_named_as_the_original_has_them(tmp_path: Path) -> None:
