@@ -146,8 +146,8 @@ OPERATORS_OF_8_5 = {
     "Abs", "Add", "And", "Cast", "Ceil", "Clip", "Concat", "ConstantOfShape", "Cos", "CumSum", "DequantizeLinear",
     "Div", "Equal", "Erf", "Exp", "Expand", "Gather", "GatherElements", "Greater", "GreaterOrEqual", "Less",
     "LessOrEqual", "Log", "MatMul", "Min", "Mul", "Neg", "Not", "OneHot", "Pow", "QuantizeLinear", "Range",
-    "ReduceMean", "Reshape", "Shape", "Sigmoid", "Sign", "Sin", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh",
-    "Tile", "Transpose", "Unsqueeze", "Where",
+    "ReduceMean", "Reshape", "Shape", "Sigmoid", "Sign", "Sin", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub",
+    "Tanh", "Tile", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
 """Of those that the exports hold, what 8.5's parser takes. Source: onnx-tensorrt's docs/operators.md of 8.4, and for
 OneHot the names in `libnvonnxparser.so` of 8.5.3.1, which has no LayerNormalization."""
