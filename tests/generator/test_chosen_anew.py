@@ -52,12 +52,14 @@ def test_threshold_is_that_of_the_compressed_model(
 def test_temperature_is_that_of_the_sparse_model(
     settings: dict[str, Any], tmp_path: Path, trained: Callable[[str, Path], Path]
 ) -> None:
-    before, after = compressed(change(trained("classification", tmp_path), passes=[{"sparsify": settings}]))
+    recipe = change(trained("classification", tmp_path), passes=[{"sparsify": settings}])
+    (tmp_path / "trained" / "tritonpress.json").write_text(json.dumps({"temperature": 3.0}))
+    before, after = compressed(recipe)
     held_out = after.material().examples.held_out
     logits = classification.logits_of(after.recipe, after.infer, after.signature, after.tokenizer, held_out)
     chosen = after.postprocessor.temperature
     assert chosen == classification.best_temperature(logits, held_out, after.postprocessor.labels, multi_label=False)
-    assert chosen != before.postprocessor.temperature
+    assert chosen != before.postprocessor.temperature == 3.0
 
 
 @pytest.mark.parametrize(("passes", "changes"), PASSES)

@@ -143,10 +143,11 @@ def test_typed_encoders_stay_well_typed(family: str, precision: Precision) -> No
 
 
 OPERATORS_OF_8_5 = {
-    "Abs", "Add", "Cast", "Clip", "Concat", "ConstantOfShape", "Cos", "CumSum", "DequantizeLinear", "Div", "Equal",
-    "Erf", "Exp", "Expand", "Gather", "GatherElements", "GreaterOrEqual", "Less", "Log", "MatMul", "Min", "Mul", "Neg",
-    "Not", "OneHot", "Pow", "QuantizeLinear", "Range", "ReduceMean", "Reshape", "Shape", "Sigmoid", "Sin", "Slice",
-    "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Tile", "Transpose", "Unsqueeze", "Where",
+    "Abs", "Add", "And", "Cast", "Ceil", "Clip", "Concat", "ConstantOfShape", "Cos", "CumSum", "DequantizeLinear",
+    "Div", "Equal", "Erf", "Exp", "Expand", "Gather", "GatherElements", "Greater", "GreaterOrEqual", "Less",
+    "LessOrEqual", "Log", "MatMul", "Min", "Mul", "Neg", "Not", "OneHot", "Pow", "QuantizeLinear", "Range",
+    "ReduceMean", "Reshape", "Shape", "Sigmoid", "Sign", "Sin", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub",
+    "Tanh", "Tile", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
 """Of those that the exports hold, what 8.5's parser takes. Source: onnx-tensorrt's docs/operators.md of 8.4, and for
 OneHot the names in `libnvonnxparser.so` of 8.5.3.1, which has no LayerNormalization."""
