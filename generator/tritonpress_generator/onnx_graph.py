@@ -15,7 +15,6 @@ OPSET = 17
 IR_VERSION = 8
 DOMAIN = "tritonpress"
 """Of the functions that the exports write."""
-_TO_SOFTMAX = {"Add", "Mul", "Div", "Where", "Cast"}
 
 
 class GraphEditor:
@@ -200,41 +199,6 @@ def _quantized_product(editor: GraphEditor, node: onnx.NodeProto) -> bool:
             return True
         made = editor.producer.get(made.input[0])
     return False
-
-
-def encoder_products(editor: GraphEditor, *, fewest_columns: int) -> list[onnx.NodeProto]:
-    """Returns the products with constant weights, and attention's own, of what is in front of the task's head.
-
-    The head is what is behind the last residual connection.
-    """
-    adds = residuals(editor)
-    head = behind(editor, adds[-1].output) if adds else set()
-    of_attention = set().union(*attention_products(editor).values())
-    return [
-        node
-        for node in editor.model.graph.node
-        if node.output[0] not in head
-        and node.input
-        and editor.constant(node.input[0]) is None
-        and (node.output[0] in of_attention or linear_product(editor, node, fewest_columns=fewest_columns))
-    ]
-
-
-def attention_products(editor: GraphEditor) -> dict[str, set[str]]:
-    """Returns the answers of the products in front of and behind each Softmax, by the Softmax's."""
-    return {node.output[0]: _around(editor, node) for node in editor.model.graph.node if node.op_type == "Softmax"}
-
-
-def _around(editor: GraphEditor, softmax: onnx.NodeProto) -> set[str]:
-    found = {node.output[0] for node in editor.consumers.get(softmax.output[0], []) if node.op_type == "MatMul"}
-    waiting = [softmax.input[0]]
-    while waiting:
-        node = editor.producer.get(waiting.pop())
-        if node is not None and node.op_type == "MatMul" and all(editor.constant(i) is None for i in node.input):
-            found.add(node.output[0])
-        elif node is not None and node.op_type in _TO_SOFTMAX:
-            waiting += node.input
-    return found
 
 
 def behind(editor: GraphEditor, names: Sequence[str]) -> set[str]:

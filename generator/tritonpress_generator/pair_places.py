@@ -14,9 +14,10 @@ from collections.abc import Collection, Sequence
 import onnx
 
 from tritonpress_generator import calibration
+from tritonpress_generator.encoder_products import attention_products, encoder_products
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.graph.quantize import FEWEST_COLUMNS
-from tritonpress_generator.onnx_graph import GraphEditor, attention_products, encoder_products, residuals, skipping
+from tritonpress_generator.onnx_graph import GraphEditor, residuals, skipping
 
 
 class Places:

@@ -25,11 +25,12 @@ import onnx
 from pydantic import Field
 
 from tritonpress_generator import calibration, sensitivity
+from tritonpress_generator.encoder_products import encoder_products
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.graph import NO_MATERIAL, GraphMaterial
 from tritonpress_generator.graph.quantize import FEWEST_COLUMNS
 from tritonpress_generator.infer import Array
-from tritonpress_generator.onnx_graph import DOMAIN, GraphEditor, encoder_products, normalized, with_own_vectors
+from tritonpress_generator.onnx_graph import DOMAIN, GraphEditor, normalized, with_own_vectors
 from tritonpress_generator.quantized_pairs import described, folded, reading_pairs, rebuilt, undone
 from tritonpress_generator.recipe_text import Settings
 
