@@ -32,13 +32,23 @@ def attention_products(editor: GraphEditor) -> dict[str, set[str]]:
     return {node.output[0]: _around(editor, node) for node in editor.model.graph.node if node.op_type == "Softmax"}
 
 
+def views(editor: GraphEditor, name: str) -> set[str]:
+    """Returns `name`, and what Reshape makes of that tensor."""
+    shaped = [node for node in editor.consumers.get(name, []) if node.op_type == "Reshape" and node.input[0] == name]
+    return {name}.union(*(views(editor, node.output[0]) for node in shaped))
+
+
 def _around(editor: GraphEditor, softmax: onnx.NodeProto) -> set[str]:
-    found = {node.output[0] for node in editor.consumers.get(softmax.output[0], []) if node.op_type == "MatMul"}
+    # DeBERTa's products are of three dimensions, its Softmax of four.
+    readers = [node for name in views(editor, softmax.output[0]) for node in editor.consumers.get(name, [])]
+    found = {node.output[0] for node in readers if node.op_type == "MatMul"}
     waiting = [softmax.input[0]]
     while waiting:
         node = editor.producer.get(waiting.pop())
         if node is not None and node.op_type == "MatMul" and all(editor.constant(i) is None for i in node.input):
             found.add(node.output[0])
+        elif node is not None and node.op_type == "Reshape":
+            waiting.append(node.input[0])
         elif node is not None and node.op_type in _TO_SOFTMAX:
             waiting += node.input
     return found
