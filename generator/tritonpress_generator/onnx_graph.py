@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ OPSET = 17
 IR_VERSION = 8
 DOMAIN = "tritonpress"
 """Of the functions that the exports write."""
+_WORTH_SHARING = 1024
+"""The least bytes of a constant that is looked for among those that were added."""
 
 
 class GraphEditor:
@@ -22,6 +25,7 @@ class GraphEditor:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
+        self._added: dict[tuple[int, tuple[int, ...], bytes], str] = {}
         self.refresh()
 
     def refresh(self) -> None:
@@ -53,8 +57,18 @@ class GraphEditor:
         return readers[0] if alone else None
 
     def add_constant(self, name: str, value: NDArray[Any]) -> str:
-        """Adds `value` as an initializer and returns its name."""
-        self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
+        """Adds `value` as an initializer and returns its name, or that of an equal one that was added before.
+
+        Layers that share their weights (ALBERT) share what is made of them. Small constants and zeros are not looked
+        for: they are alike by chance, and save nothing.
+        """
+        tensor = numpy_helper.from_array(np.asarray(value, order="C"), name)
+        if value.nbytes >= _WORTH_SHARING and value.any():
+            key = tensor.data_type, tuple(tensor.dims), hashlib.sha256(tensor.raw_data).digest()
+            if key in self._added:
+                return self._added[key]
+            self._added[key] = name
+        self.model.graph.initializer.append(tensor)
         return name
 
     def replace(self, old: onnx.NodeProto, new: list[onnx.NodeProto]) -> None:
@@ -82,6 +96,7 @@ class GraphEditor:
         functions = [function for function in self.model.functions if function.domain in used]
         del self.model.functions[:]
         self.model.functions.extend(functions)
+        self._added.clear()
         self.refresh()
 
     def use_opset(self, domain: str, version: int) -> None:
