@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -17,6 +18,7 @@ from onnx import TensorProto, helper
 from tritonpress_generator import smoothing
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array
+from tritonpress_generator.machine import versions
 
 _ROWS_OF_SAMPLE = 2
 """Tokens of each text on which a product's error is measured."""
@@ -100,7 +102,7 @@ def kept_key(word: str, model: onnx.ModelProto, settings: str, samples: Sequence
         samples: What it is run on.
     """
     digest = hashlib.sha256(model.SerializeToString(deterministic=True))
-    digest.update(settings.encode())
+    digest.update(json.dumps([versions(), settings]).encode())
     for feed in samples:
         for name, tensor in sorted(feed.items()):
             digest.update(f"{name} {tensor.dtype} {tensor.shape} ".encode() + tensor.tobytes())

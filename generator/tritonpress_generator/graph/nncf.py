@@ -87,8 +87,7 @@ def apply(
         # Before the calibration, which takes long: without labelled examples there is no metric.
         material.held_out()
     samples = samples[: config.samples]
-    settings = f"{nncf.__version__} {config.model_dump_json(exclude={'keep'})}"
-    key = calibration.kept_key("nncf", fp32, settings, samples)
+    key = calibration.kept_key("nncf", fp32, config.model_dump_json(exclude={"keep"}), samples)
     description = material.kept.get(key)
     if description is None:
         description = described(_calibrated(nncf, fp32, names, config, samples), fp32)
