@@ -111,7 +111,8 @@ def build_recipe(
     workload, passes = _compressed(workload, answers, material, rows, say)
 
     say.stage("export to ONNX" + "".join(f", {stage.word}" for stage in recipe.graph))
-    kept = Kept(out / recipe.name / "kept")
+    # A search keeps in `work` what it has computed.
+    kept = Kept(out / recipe.name / "kept", None if work is None else work / "kept")
     kept.put(evaluate.BASELINE, evaluate.kept_baseline(workload.data.inputs, answers))
     source = workload.source(kept, material)
     candidates = forms.compile_forms(recipe, source)
