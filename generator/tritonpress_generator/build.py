@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from tritonpress_generator.gate import Verdict
 from tritonpress_generator.infer import Infer, latency_ms
 from tritonpress_generator.kept import Kept
 from tritonpress_generator.layouts import Parts
-from tritonpress_generator.machine import processor
+from tritonpress_generator.machine import processor, versions
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.scores import Scores
 from tritonpress_generator.workload import Workload
@@ -114,7 +113,8 @@ def build_recipe(
     workload, passes = _compressed(workload, answers, material, rows, say)
 
     say.stage("export to ONNX" + "".join(f", {stage.word}" for stage in recipe.graph))
-    kept = Kept(out / recipe.name / "kept")
+    # A search keeps in `work` what it has computed.
+    kept = Kept(out / recipe.name / "kept", None if work is None else work / "kept")
     kept.put(evaluate.BASELINE, evaluate.kept_baseline(workload.data.inputs, answers))
     source = workload.source(kept, material)
     candidates = forms.compile_forms(recipe, source)
@@ -278,7 +278,7 @@ def _manifest(workload: Workload, form: forms.Form, rows: list[Row], chosen: _Ch
             "bytes": workload.checkpoint.size_bytes,
         },
         "recipe": recipe.text,
-        "versions": _versions() | recipe.engine.module.versions(),
+        "versions": versions() | recipe.engine.module.versions(),
         "gated_on": {"machine": platform.machine(), "processor": processor()},
         "parity": asdict(form.parity),
         "graph": form.report,
@@ -304,8 +304,3 @@ def _latency(infer: Infer, workload: Workload) -> float:
 def _tokens(recipe: recipes.Recipe) -> int:
     """Returns `LATENCY_TOKENS`, or the most that the engine takes."""
     return min(LATENCY_TOKENS, recipe.serve.max_length)
-
-
-def _versions() -> dict[str, str]:
-    packages = ("tritonpress", "torch", "transformers", "tokenizers", "onnx", "tritonclient", "nvidia-pytriton")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}

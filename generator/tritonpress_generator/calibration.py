@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal, TypeVar
@@ -12,17 +13,20 @@ from typing import Literal, TypeVar
 import numpy as np
 import onnx
 import onnxruntime
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from tritonpress_generator import smoothing
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array
+from tritonpress_generator.machine import versions
 
 _ROWS_OF_SAMPLE = 2
 """Tokens of each text on which a product's error is measured."""
 _BINS = 1024
 _QUANTIZED_BINS = 128
-"""Of signed codes: as many magnitudes as they have."""
+"""Of signed values, so that it compares with half as many magnitudes as codes have. With all of them it is nearer for
+some tensors and farther for others (docs/measurements.md)."""
 
 
 _Sample = TypeVar("_Sample")
@@ -72,14 +76,14 @@ def clipped(
     percentile: float,
     divided: Callable[[str, Array], Array],
 ) -> dict[str, float]:
-    """Returns the largest magnitude that each tensor's codes should hold, by ONNX Runtime's choice from a histogram.
+    """Returns the largest magnitude that each tensor's codes should hold, chosen from a histogram.
 
     Args:
         model: The graph.
         largest: The largest magnitude of each tensor that is calibrated, by name.
         samples: What it is run on.
-        method: `entropy` (the least Kullback-Leibler divergence; Migacz 2017, "8-bit Inference with TensorRT") or
-            `percentile`.
+        method: `entropy` (the least Kullback-Leibler divergence, as ONNX Runtime searches for it; after Migacz 2017,
+            "8-bit Inference with TensorRT") or `percentile`.
         percentile: The share of values that are not clipped, in %.
         divided: Gives a tensor as it will be quantised.
     """
@@ -87,11 +91,14 @@ def clipped(
 
     if not largest:
         return {}
-    edges = {name: np.linspace(-value, value, _BINS + 1, dtype=np.float32) for name, value in largest.items()}
     counts = {name: np.zeros(_BINS, np.int64) for name in largest}
     for tensors in _run(model, list(largest), samples):
         for name, tensor in tensors.items():
             counts[name] += np.histogram(divided(name, tensor), _BINS, (-largest[name], largest[name]))[0]
+    if method == "percentile":
+        # ONNX Runtime's leaves out half of that at each end, of which tensors behind an activation have one.
+        return {name: _holding(counts[name], value, percentile) for name, value in largest.items()}
+    edges = {name: np.linspace(-value, value, _BINS + 1, dtype=np.float32) for name, value in largest.items()}
     collector = HistogramCollector(method, False, _BINS, _QUANTIZED_BINS, percentile, None)
     for name, value in largest.items():
         end = np.float32(value)
@@ -99,6 +106,14 @@ def clipped(
     with contextlib.redirect_stdout(io.StringIO()):
         ranges = collector.compute_collection_result()
     return {name: float(max(-low, high)) for name, (low, high, *_) in ranges.items()}
+
+
+def _holding(counts: NDArray[np.int64], largest: float, percentile: float) -> float:
+    """Returns the least magnitude that holds `percentile` % of the values counted from `-largest` to `largest`."""
+    half = len(counts) // 2
+    within = np.cumsum(counts[half:] + counts[:half][::-1])
+    place = int(np.searchsorted(within, percentile / 100 * within[-1]))
+    return largest * (place + 1) / half
 
 
 def kept_key(word: str, model: onnx.ModelProto, settings: str, samples: Sequence[Mapping[str, Array]]) -> str:
@@ -111,7 +126,7 @@ def kept_key(word: str, model: onnx.ModelProto, settings: str, samples: Sequence
         samples: What it is run on.
     """
     digest = hashlib.sha256(model.SerializeToString(deterministic=True))
-    digest.update(settings.encode())
+    digest.update(json.dumps([versions(), settings]).encode())
     for feed in samples:
         for name, tensor in sorted(feed.items()):
             digest.update(f"{name} {tensor.dtype} {tensor.shape} ".encode() + tensor.tobytes())

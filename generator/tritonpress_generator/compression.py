@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from tritonpress_generator.checkpoint import Checkpoint
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.examples import Examples, answered, collate, named
 from tritonpress_generator.infer import Infer
+from tritonpress_generator.machine import processor, versions
 from tritonpress_generator.positions import check_length
 from tritonpress_generator.pretrained import encoder_of
 from tritonpress_generator.recipe import Recipe
@@ -162,12 +164,15 @@ class Material:
         return chosen
 
     def held_out_hash(self) -> str:
-        """Returns what says all that `score` depends on beside the model: the recipe, settings, files, the original.
+        """Returns what says all that `score` depends on beside the model: recipe, engine, settings, files, the original.
 
         Raises:
             InputError: There are none, or they cannot be read.
         """
-        digest = hashlib.sha256(self.recipe.text.encode() + repr(self.settings).encode())
+        # Not its text, since the recipe that a search writes of a candidate has comments and another folder.
+        raw = {name: value for name, value in self.recipe.raw.items() if name not in {"search", "folder"}}
+        engine = [processor(), versions() | self.recipe.engine.module.versions()]
+        digest = hashlib.sha256(json.dumps([raw, engine], sort_keys=True).encode() + repr(self.settings).encode())
         digest.update(named_files.digest(self.recipe, self.folder).encode())
         checkpoint = self.checkpoint
         files = named_files.checkpoint_digest(checkpoint.folder, checkpoint.adapter)

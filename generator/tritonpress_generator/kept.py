@@ -12,16 +12,19 @@ from typing import Any
 class Kept:
     """Values by a key that says all that they depend on; each is a file of its own."""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        """Reads from `folder`, which need not exist; without one, it keeps nothing."""
+    def __init__(self, folder: Path | None = None, also: Path | None = None) -> None:
+        """Reads from `folder`, which need not exist, and `also` from another; without `folder`, it keeps nothing."""
         self._folder = folder
+        self._also = also
         self._values: dict[str, Any] = {}
 
     def get(self, key: str) -> Any | None:
         """Returns the value that was put under `key`; None if there is none, or it cannot be read any more."""
-        if key not in self._values and self._folder is not None:
+        for folder in (self._folder, self._also):
+            if key in self._values or folder is None:
+                continue
             with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-                entry = json.loads(_file(self._folder, key).read_text(encoding="utf-8"))
+                entry = json.loads(_file(folder, key).read_text(encoding="utf-8"))
                 if entry["key"] == key:
                     self._values[key] = entry["value"]
         return self._values.get(key)
@@ -31,8 +34,11 @@ class Kept:
         if self._folder is not None:
             self._values[key] = value
 
-    def save(self) -> None:
+    def save(self, *, others: bool = False) -> None:
         """Writes the values that were asked for or put; removes those that nobody asks for any more.
+
+        Args:
+            others: Whether these stay.
 
         Raises:
             OSError: The folder cannot be written.
@@ -41,7 +47,7 @@ class Kept:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         files = {_file(self._folder, key): {"key": key, "value": value} for key, value in self._values.items()}
-        for path in set(self._folder.glob("*.json")) - set(files):
+        for path in set() if others else set(self._folder.glob("*.json")) - set(files):
             path.unlink()
         for path, entry in files.items():
             new = path.with_suffix(".new")

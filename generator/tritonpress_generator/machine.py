@@ -1,9 +1,14 @@
-"""The machine that something was measured on."""
+"""The machine that something was measured on, and with which packages."""
 
 from __future__ import annotations
 
+import contextlib
 import platform
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+_PACKAGES = ("tritonpress", "torch", "transformers", "tokenizers", "onnx", "tritonclient", "nvidia-pytriton")
+_OF_EXTRAS = ("nncf",)
 
 
 def processor() -> str:
@@ -13,3 +18,16 @@ def processor() -> str:
     return next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that a model is made with; an engine knows its own."""
+    # Not by its package, which has another name for GPUs.
+    import onnxruntime
+
+    found = {"python": platform.python_version(), "onnxruntime": str(onnxruntime.__version__)}
+    found |= {name: version(name) for name in _PACKAGES}
+    for name in _OF_EXTRAS:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

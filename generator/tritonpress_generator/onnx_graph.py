@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ OPSET = 17
 IR_VERSION = 8
 DOMAIN = "tritonpress"
 """Of the functions that the exports write."""
-_TO_SOFTMAX = {"Add", "Mul", "Div", "Where", "Cast"}
+_WORTH_SHARING = 1024
+"""The least bytes of a constant that is looked for among those that were added."""
 
 
 class GraphEditor:
@@ -23,6 +25,7 @@ class GraphEditor:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
+        self._added: dict[tuple[int, tuple[int, ...], bytes], str] = {}
         self.refresh()
 
     def refresh(self) -> None:
@@ -54,8 +57,18 @@ class GraphEditor:
         return readers[0] if alone else None
 
     def add_constant(self, name: str, value: NDArray[Any]) -> str:
-        """Adds `value` as an initializer and returns its name."""
-        self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
+        """Adds `value` as an initializer and returns its name, or that of an equal one that was added before.
+
+        Layers that share their weights (ALBERT) share what is made of them. Small constants and zeros are not looked
+        for: they are alike by chance, and save nothing.
+        """
+        tensor = numpy_helper.from_array(np.asarray(value, order="C"), name)
+        if value.nbytes >= _WORTH_SHARING and value.any():
+            key = tensor.data_type, tuple(tensor.dims), hashlib.sha256(tensor.raw_data).digest()
+            if key in self._added:
+                return self._added[key]
+            self._added[key] = name
+        self.model.graph.initializer.append(tensor)
         return name
 
     def replace(self, old: onnx.NodeProto, new: list[onnx.NodeProto]) -> None:
@@ -83,6 +96,7 @@ class GraphEditor:
         functions = [function for function in self.model.functions if function.domain in used]
         del self.model.functions[:]
         self.model.functions.extend(functions)
+        self._added.clear()
         self.refresh()
 
     def use_opset(self, domain: str, version: int) -> None:
@@ -200,41 +214,6 @@ def _quantized_product(editor: GraphEditor, node: onnx.NodeProto) -> bool:
             return True
         made = editor.producer.get(made.input[0])
     return False
-
-
-def encoder_products(editor: GraphEditor, *, fewest_columns: int) -> list[onnx.NodeProto]:
-    """Returns the products with constant weights, and attention's own, of what is in front of the task's head.
-
-    The head is what is behind the last residual connection.
-    """
-    adds = residuals(editor)
-    head = behind(editor, adds[-1].output) if adds else set()
-    of_attention = set().union(*attention_products(editor).values())
-    return [
-        node
-        for node in editor.model.graph.node
-        if node.output[0] not in head
-        and node.input
-        and editor.constant(node.input[0]) is None
-        and (node.output[0] in of_attention or linear_product(editor, node, fewest_columns=fewest_columns))
-    ]
-
-
-def attention_products(editor: GraphEditor) -> dict[str, set[str]]:
-    """Returns the answers of the products in front of and behind each Softmax, by the Softmax's."""
-    return {node.output[0]: _around(editor, node) for node in editor.model.graph.node if node.op_type == "Softmax"}
-
-
-def _around(editor: GraphEditor, softmax: onnx.NodeProto) -> set[str]:
-    found = {node.output[0] for node in editor.consumers.get(softmax.output[0], []) if node.op_type == "MatMul"}
-    waiting = [softmax.input[0]]
-    while waiting:
-        node = editor.producer.get(waiting.pop())
-        if node is not None and node.op_type == "MatMul" and all(editor.constant(i) is None for i in node.input):
-            found.add(node.output[0])
-        elif node is not None and node.op_type in _TO_SOFTMAX:
-            waiting += node.input
-    return found
 
 
 def behind(editor: GraphEditor, names: Sequence[str]) -> set[str]:

@@ -14,9 +14,10 @@ from collections.abc import Collection, Sequence
 import onnx
 
 from tritonpress_generator import calibration
+from tritonpress_generator.encoder_products import attention_products, encoder_products, views
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.graph.quantize import FEWEST_COLUMNS
-from tritonpress_generator.onnx_graph import GraphEditor, attention_products, encoder_products, residuals, skipping
+from tritonpress_generator.onnx_graph import GraphEditor, residuals, skipping
 
 
 class Places:
@@ -57,8 +58,8 @@ class Places:
         self._found = [node for node in included if node.output[0] not in left_out]
         self._linear, self._own = linear, own
         self._adds = {node.output[0] for node in adds}
-        self.probabilities = set(of_softmax)
-        """What every Softmax gives."""
+        self.probabilities = {view for name in of_softmax for view in views(editor, name)}
+        """What every Softmax gives, in any shape."""
         self.skipping = {node.output[0]: skipping(editor, node) for node in adds}
         """Of each residual connection what goes past its block, by what the Add gives."""
         self.groups: dict[str, list[onnx.NodeProto]] = {}

@@ -8,6 +8,7 @@ for Large Language Models", equation 4; the strength is chosen for each product 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +62,12 @@ class Observed:
         scale = symmetric_scale(np.array(self.largest(scales)), INT8_MAX)
         rows: Floats = symmetric_codes(self.rows / scales, scale, INT8_MAX) * scale
         return rows
+
+
+def together(observed: Sequence[Observed]) -> Observed:
+    """Returns what several activations of as many channels take."""
+    low, high, rows = zip(*((one.low, one.high, one.rows) for one in observed), strict=True)
+    return Observed(np.min(low, axis=0), np.max(high, axis=0), np.concatenate(rows))
 
 
 def channel_scales(observed: Observed, weight: Floats, *, largest_code: int, symmetric: bool = False) -> Floats | None:

@@ -188,3 +188,14 @@ def test_what_a_score_depends_on_has_the_content_of_every_file(tmp_path: Path) -
     weights = tmp_path / "checkpoint" / "model.safetensors"
     save_file({name: -tensor for name, tensor in load_file(weights).items()}, weights, metadata={"format": "pt"})
     assert material_of(recipe)[1].held_out_hash() not in {before, changed}
+
+
+def test_what_a_score_depends_on_is_neither_comments_nor_where_the_recipe_lies(tmp_path: Path) -> None:
+    """So that the build of a point finds what the search has measured."""
+    recipe = write_training(tmp_path, "recommendation")
+    (tmp_path / "recipe.search").mkdir()
+    other = tmp_path / "recipe.search" / "front-01.yaml"
+    other.write_text(f"# Point 1.\n{recipe.read_text()}folder: ..\nsearch: {{budget_minutes: 7}}\n")
+    assert material_of(other)[1].held_out_hash() == material_of(recipe)[1].held_out_hash()
+    change(other, gate={"dataset": "test.jsonl", "metric": "ndcg@10", "keep": 0.5, "confidence": "point"})
+    assert material_of(other)[1].held_out_hash() != material_of(recipe)[1].held_out_hash()

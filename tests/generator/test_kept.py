@@ -40,6 +40,26 @@ def test_what_nobody_asks_for_any_more_goes(tmp_path: Path) -> None:
     assert Kept(tmp_path).get("b") is None
 
 
+def test_others_stay_where_they_are_asked_to(tmp_path: Path) -> None:
+    for key, value in (("a", 1), ("b", 2)):
+        kept = Kept(tmp_path)
+        kept.put(key, value)
+        kept.save(others=True)
+    assert [Kept(tmp_path).get(key) for key in "ab"] == [1, 2]
+
+
+def test_what_lies_elsewhere_is_found_and_kept_here(tmp_path: Path) -> None:
+    search = Kept(tmp_path / "search")
+    search.put("a", 1)
+    search.put("b", 2)
+    search.save()
+    here = Kept(tmp_path / "here", also=tmp_path / "search")
+    assert here.get("a") == 1
+    here.save()
+    assert [Kept(tmp_path / "here").get(key) for key in "ab"] == [1, None]
+    assert Kept(tmp_path / "search").get("b") == 2
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"key": "b", "value": 1}', '{"key": "a"}', "\x00"])
 def test_what_cannot_be_read_is_computed_again(tmp_path: Path, content: str) -> None:
     kept = Kept(tmp_path)

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
+import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nncf_graphs import BOUND, FEED, FP32, GIVES, in_fp32, quantized, trained_like, worst
 from onnx import TensorProto, helper, numpy_helper
-from tiny_encoders import PACKED, asked, feed, make, mostly_slow, pairs, signature
+from tiny_encoders import FAMILIES, PACKED, Reader, asked, feed, make, mostly_slow, pairs, signature
 from tritonpress_generator import export
 from tritonpress_generator.engines import openvino as engine
 from tritonpress_generator.engines.onnxruntime import session_infer
@@ -100,6 +102,21 @@ def test_openvino_runs_products_in_int8(int8: onnx.ModelProto, tmp_path: Path) -
     for name, answer in expected.items():
         exact, near = (np.ravel(tensor * FEED["attention_mask"]) for tensor in (answer, got[name]))
         assert exact @ near / np.linalg.norm(exact) / np.linalg.norm(near) >= 0.999
+
+
+def test_scores_that_are_reshaped_are_quantised_too() -> None:
+    """DeBERTa's, with a normalisation of what positions are embedded in, as its checkpoints have it."""
+    torch.manual_seed(0)
+    config_class, values = FAMILIES["deberta-v2"]
+    encoder = hf.AutoModel.from_config(config_class(**values, norm_rel_ebd="layer_norm", position_buckets=8))
+    model = Reader(encoder.eval()).eval()
+    gives = signature(model)
+    fp32 = export.export(model, gives)
+    graph = nncf.apply(fp32, nncf.Config(), [feed([1 + i % 50], seed=i) for i in range(8)])
+    scores = [f"/model/encoder/encoder/layer.{layer}/attention/self/MatMul" for layer in (0, 1)]
+    assert {*scores} <= {node.name for node in graph.graph.node}
+    assert not {*scores} & {*in_fp32(graph)}
+    assert worst(graph, fp32, feed([3, 17, 1, 30], seed=99)) <= BOUND
 
 
 def test_done_again_it_is_the_same(int8: onnx.ModelProto) -> None:

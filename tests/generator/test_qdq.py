@@ -113,6 +113,29 @@ def test_probabilities_are_never_clipped(calibration: str) -> None:
     assert scales == [pytest.approx(1 / 127)] * 2
 
 
+def test_attention_between_reshapes_is_quantised_too() -> None:
+    """DeBERTa's products are of three dimensions, its Softmax of four."""
+    model = make("deberta-v2", "own", "span")
+    gives = signature(model)
+    fp32 = export.export(model, gives)
+    samples = [{name: sample[name] for name in gives.inputs} for sample in SAMPLES]
+    graph = qdq.apply(fp32, qdq.Config(calibration="percentile", smooth=False), samples)
+    editor = GraphEditor(graph)
+    products = [node for node in graph.graph.node if node.op_type == "MatMul"]
+    assert sum(behind_pairs(editor, node) == [True, True] for node in products) == 16
+    softmaxes = [node.output[0] for node in graph.graph.node if node.op_type == "Softmax"]
+    assert len(softmaxes) == 2
+    for name in softmaxes:
+        (reshape,) = [node for node in editor.consumers[name] if node.op_type == "Reshape"]
+        pair = editor.only_consumer(reshape.output[0], "QuantizeLinear")
+        assert pair is not None
+        assert float(np.asarray(editor.constant(pair.input[1]))) == pytest.approx(1 / 127)
+    sample = {name: FEED[name] for name in gives.inputs}
+    expected, got = (session_infer(model.SerializeToString())(sample) for model in (fp32, graph))
+    for name, answer in expected.items():
+        assert 1e-4 < np.abs((got[name] - answer) * sample["attention_mask"]).max() <= BOUND
+
+
 def test_products_of_one_activation_share_its_pair() -> None:
     graph = quantized()
     query, key, value = (

@@ -64,6 +64,7 @@ def test_budget_too_short_for_one_candidate_is_said_in_a_line(
         ({"engine": {"tensorrt": {"release": "24.10"}}, "graph": ["qdq"]}, "tensorrt does not run on this machine"),
         ({"data": None}, "must have 'data'; add it"),
         ({"search": {"space": {"layers": [3]}}}, "search.space.layers must be at most 2 (the model's), got 3"),
+        ({"search": {"space": {"lengths": ["auto"]}}}, "search.space: lengths must be forms, got auto; leave them out"),
     ],
 )
 def test_input_at_fault_is_said_in_a_line(

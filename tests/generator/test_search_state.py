@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 
 from tiny_search import QUICK, trained
+from tritonpress_generator import repository
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.search.run import search
 
@@ -43,3 +45,22 @@ def test_edited_catalogue_is_searched_anew(tmp_path: Path) -> None:
     after = search(recipe, tmp_path / "out", work=tmp_path / "work", progress=Progress(shown=False))
     assert after.points[0].build != before.points[0].build
     assert len([*(tmp_path / "work").glob("search-*")]) == 2
+
+
+def test_what_a_precision_leaves_out_is_measured_once(tmp_path: Path) -> None:
+    precisions = [["fuse", {"quantize": {"samples": 64, "keep": 0.5}}]]
+    space = {"layers": [2], "flops": [0.0], "vocabulary": [False], "precisions": precisions}
+    recipe = trained(tmp_path, search={**QUICK, "space": space})
+    out, work = tmp_path / "out", tmp_path / "work"
+    search(recipe, out, work=work, progress=Progress(shown=False))
+    (path,) = [path for path in work.glob("kept/*.json") if '"left_out"' in path.read_text(encoding="utf-8")]
+    # Were it measured again, this would be gone.
+    marked = path.read_text(encoding="utf-8").replace('"metrics": {', '"metrics": {"99": 1, ')
+    path.write_text(marked, encoding="utf-8")
+    shutil.rmtree(out)
+    (engines,) = work.glob("search-*/engines")
+    shutil.rmtree(engines)
+    search(recipe, out, work=work, progress=Progress(shown=False))
+    # Neither for the candidate, which is made anew, nor for the build of its point.
+    assert path.read_text(encoding="utf-8") == marked
+    assert "99" in repository.read_manifest(out, "recommendation")["graph"]["quantize"]["metrics"]

@@ -25,11 +25,12 @@ import onnx
 from pydantic import Field
 
 from tritonpress_generator import calibration, sensitivity
+from tritonpress_generator.encoder_products import encoder_products
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.graph import NO_MATERIAL, GraphMaterial
 from tritonpress_generator.graph.quantize import FEWEST_COLUMNS
 from tritonpress_generator.infer import Array
-from tritonpress_generator.onnx_graph import DOMAIN, GraphEditor, encoder_products, normalized, with_own_vectors
+from tritonpress_generator.onnx_graph import DOMAIN, GraphEditor, normalized, with_own_vectors
 from tritonpress_generator.quantized_pairs import described, folded, reading_pairs, rebuilt, undone
 from tritonpress_generator.recipe_text import Settings
 
@@ -86,8 +87,7 @@ def apply(
         # Before the calibration, which takes long: without labelled examples there is no metric.
         material.held_out()
     samples = calibration.spread(samples, config.samples)
-    settings = f"{nncf.__version__} {config.model_dump_json(exclude={'keep'})}"
-    key = calibration.kept_key("nncf", fp32, settings, samples)
+    key = calibration.kept_key("nncf", fp32, config.model_dump_json(exclude={"keep"}), samples)
     description = material.kept.get(key)
     if description is None:
         description = described(_calibrated(nncf, fp32, names, config, samples), fp32)

@@ -125,11 +125,16 @@ def _calibrated(
     observed = calibration.observe(model, list(places.groups), samples)
     scales: dict[str, Any] = {}
     if config.smooth and config.precision == "int8":
+        # Layers that share their weights (ALBERT) divide by the same, so that they share the smoothed ones too.
+        sharing: dict[tuple[str, ...], list[str]] = {}
         for name, nodes in places.groups.items():
-            weight = np.concatenate([np.asarray(editor.constant(node.input[1])) for node in nodes], axis=1)
-            found = smoothing.channel_scales(observed[name], weight, largest_code=INT8_MAX, symmetric=True)
+            sharing.setdefault(tuple(node.input[1] for node in nodes), []).append(name)
+        for weights, names in sharing.items():
+            weight = np.concatenate([np.asarray(editor.constant(name)) for name in weights], axis=1)
+            read = smoothing.together([observed[name] for name in names])
+            found = smoothing.channel_scales(read, weight, largest_code=INT8_MAX, symmetric=True)
             if found is not None:
-                scales[name] = found
+                scales |= dict.fromkeys(names, found)
     plain = list(dict.fromkeys([*places.plain(), *(name for name in places.groups if name not in scales)]))
     bounded = dict.fromkeys((name for name in plain if name in places.probabilities), 1.0)
     largest = calibration.largest(model, [name for name in plain if name not in bounded], samples)
@@ -185,7 +190,7 @@ class _Pairs:
     def _weight(self, name: str, source: str) -> str:
         """Returns the name of the weight `name`, which meets the activation `source`, behind its pair."""
         by = self._ranges["scales"].get(source)
-        # Layers may share a weight (ALBERT), but not the scales of what it meets.
+        # Layers may share a weight (ALBERT), but not always the scales of what it meets.
         prefix = f"{name}/qdq" if by is None else f"{name}/{source}/qdq"
         if (prefix, False) in self._made:
             return self._made[prefix, False]

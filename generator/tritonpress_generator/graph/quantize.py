@@ -96,8 +96,10 @@ def _quantized(
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
     editor = GraphEditor(quantized)
-    for node in [node for node in quantized.graph.node if node.output[0] in products]:
-        _quantize_product(editor, node, observed[node.input[0]], config)
+    nodes = [node for node in quantized.graph.node if node.output[0] in products]
+    scales = _channel_scales(editor, nodes, observed, config) if config.smooth else {}
+    for node in nodes:
+        _quantize_product(editor, node, observed[node.input[0]], scales.get(node.output[0]), config)
     for node in [node for node in quantized.graph.node if node.op_type == "Gather"]:
         quantize_table(editor, node)
     editor.use_opset("com.microsoft", 1)
@@ -105,12 +107,39 @@ def _quantized(
     return quantized
 
 
-def _quantize_product(editor: GraphEditor, node: onnx.NodeProto, observed: smoothing.Observed, config: Config) -> None:
+def _channel_scales(
+    editor: GraphEditor, products: Sequence[onnx.NodeProto], observed: Mapping[str, smoothing.Observed], config: Config
+) -> dict[str, smoothing.Floats | None]:
+    """Returns what the channels of each product's activation are divided by, by what the product gives.
+
+    Layers that share a weight (ALBERT) divide by the same, so that they share its codes too.
+    """
+    sharing: dict[str, list[onnx.NodeProto]] = {}
+    for node in products:
+        sharing.setdefault(editor.constants[node.input[1]].name or node.input[1], []).append(node)
+    found: dict[str, smoothing.Floats | None] = {}
+    for nodes in sharing.values():
+        read = smoothing.together([observed[node.input[0]] for node in nodes])
+        weight = np.asarray(editor.constant(nodes[0].input[1]))
+        scales = smoothing.channel_scales(read, weight, largest_code=_largest_code(config))
+        found |= dict.fromkeys((node.output[0] for node in nodes), scales)
+    return found
+
+
+def _largest_code(config: Config) -> int:
+    return INT7_MAX if config.reduce_range else INT8_MAX
+
+
+def _quantize_product(
+    editor: GraphEditor,
+    node: onnx.NodeProto,
+    observed: smoothing.Observed,
+    scales: smoothing.Floats | None,
+    config: Config,
+) -> None:
     """Replaces a MatMul, and the bias's Add behind it, by QuantizeLinear and MatMulIntegerToFloat."""
     name = node.name or node.output[0]
     weight = np.asarray(editor.constant(node.input[1]))
-    largest_code = INT7_MAX if config.reduce_range else INT8_MAX
-    scales = smoothing.channel_scales(observed, weight, largest_code=largest_code) if config.smooth else None
     source, nodes = node.input[0], []
     if scales is not None:
         source = f"{name}/int8/smoothed"
@@ -119,7 +148,7 @@ def _quantize_product(editor: GraphEditor, node: onnx.NodeProto, observed: smoot
     else:
         scales = np.ones(len(weight), np.float32)
     scale, zero_point = observed.parameters(scales)
-    codes, weight_scales = quantize_symmetric(weight * scales[:, None], axis=1, largest_code=largest_code)
+    codes, weight_scales = quantize_symmetric(weight * scales[:, None], axis=1, largest_code=_largest_code(config))
     constants: dict[str, Array] = {
         "scale": np.array(scale),
         "zero_point": np.array(zero_point),

@@ -69,7 +69,8 @@ class Workshop:
         self._workload, self._material, self._space, self._config = workload, material, space, config
         self._folder = folder
         self._quiet = Progress(shown=False)
-        self._kept = Kept(folder / "kept")
+        # Where the builds of its points look too, and what is thrown away is not.
+        self._kept = Kept(None if material.work is None else material.work / "kept")
         self._passed: dict[str, tuple[Workload, dict[str, float]]] = {}
 
     def baseline(self) -> float:
@@ -140,7 +141,7 @@ class Workshop:
     def throw_away(self, others: set[str]) -> None:
         """Removes all engines but those of the candidates with the keys `others`."""
         for folder in self._folder.iterdir():
-            if folder.name not in {*others, "kept"}:
+            if folder.name not in others:
                 shutil.rmtree(folder)
 
     def score(self, candidate: Candidate) -> float:
@@ -240,8 +241,10 @@ class Workshop:
         """Writes the candidate's engine, and what `Made` says of it, into `folder`."""
         recipe = self.recipe(candidate)
         workload, stages = self._after_passes(candidate)
-        source = workload.source(self._kept, self._material)
+        # By its own recipe it is known what was kept, as in the build of its point.
+        source = workload.source(self._kept, replace(self._material, recipe=recipe))
         (form,) = forms.compile_forms(recipe, source).values()
+        self._kept.save(others=True)
         recipe.engine.module.build(form.rungs(recipe.engine), folder / "1", recipe.engine.config, form.asked)
         workload.tokenizer.save(str(folder / "tokenizer.json"))
         few = self._scored(form.loaded(recipe.engine, folder / "1"), workload.tokenizer, self._config.examples)

@@ -7,7 +7,6 @@ import json
 import os
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from tritonpress_generator import form_choice, forms, named_files, repository, workplace
@@ -16,7 +15,7 @@ from tritonpress_generator.build import build
 from tritonpress_generator.compression import Material
 from tritonpress_generator.errors import GateError, InputError, VerificationError
 from tritonpress_generator.journal import Journal
-from tritonpress_generator.machine import processor
+from tritonpress_generator.machine import processor, versions
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.search.budget import Budget
 from tritonpress_generator.search.estimate import Estimator, prunable
@@ -181,11 +180,11 @@ def _fingerprint(workload: Workload, material: Material, config: Config) -> str:
     raw = {name: value for name, value in recipe.raw.items() if name not in {"search", "graph"}}
     measured = [config.examples, config.rounds, config.slice_s]
     machine = [processor(), len(os.sched_getaffinity(0))]
-    versions = {name: version(name) for name in ("tritonpress", "torch", "onnxruntime")}
+    made_with = versions() | recipe.engine.module.versions()
     weights = [checkpoint.sha256, checkpoint.adapter_sha256]
     files = [
         named_files.digest(recipe, material.folder),
         named_files.checkpoint_digest(checkpoint.folder, checkpoint.adapter),
     ]
-    known = [raw, measured, machine, versions, weights, files]
+    known = [raw, measured, machine, made_with, weights, files]
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()

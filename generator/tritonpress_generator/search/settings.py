@@ -37,6 +37,12 @@ class SpaceConfig(Settings):
             raise ValueError("give flops, or heads and ffn")
         return self
 
+    @model_validator(mode="after")
+    def _names_forms(self) -> SpaceConfig:
+        if "auto" in (self.lengths or ()):
+            raise ValueError("lengths must be forms, got auto; leave them out, and the fastest is chosen by measuring")
+        return self
+
 
 class Config(Settings):
     objective: Literal["throughput", "latency", "size"] = "throughput"
