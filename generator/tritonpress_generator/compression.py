@@ -164,7 +164,7 @@ class Material:
         return chosen
 
     def held_out_hash(self) -> str:
-        """Returns what says all that `score` depends on beside the model: recipe, engine, settings, files, the original.
+        """Returns what says all that `score` depends on beside the model: recipe, engine, files, the original.
 
         Raises:
             InputError: There are none, or they cannot be read.
