@@ -24,6 +24,14 @@ STAGES = [{"users": 1, "duration_s": 0.5}, {"rate_per_s": 20, "duration_s": 4}]
 
 
 @pytest.fixture
+def unterminated() -> Iterator[None]:
+    """What a test sends to its own process to end a run ends nothing else, should the run have ended before."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
 def server(tmp_path: Path) -> Iterator[TritonServer]:
     """A server of a model that does nothing, which a test may kill."""
     with TritonServer(write_noop(tmp_path / "repository"), settings=AT_ONCE) as started:
@@ -47,6 +55,7 @@ def results_of(folder: Path) -> dict[str, Any]:
     return results
 
 
+@pytest.mark.usefixtures("unterminated")
 def test_a_server_that_dies_is_in_the_figures(tmp_path: Path, server: TritonServer) -> None:
     def kill(event: dict[str, Any]) -> None:
         # Once a request of the stage is answered.
