@@ -56,12 +56,14 @@ def choose(recipe: Recipe, encoder: Encoder, data: Any, folder: Path) -> Calibra
     module = recipe.finetune.module
     files = [folder / file for file in recipe.data.train] if recipe.data else []
     if files and all(file.is_file() for file in files):
-        source, texts = "data.train", _servable(encoder, thinned(module.texts(module.load(files, recipe))))
+        source, texts = "data.train", module.texts(module.load(files, recipe))
     elif recipe.serve.samples is not None:
         source, texts = "serve.samples", _texts(recipe, recipe.serve.samples, encoder)
     else:
         source, texts = recipe.task.module.CALIBRATES_ON, data.calibration
     texts = thinned(texts)
+    if source == "data.train":
+        texts = _servable(encoder, texts)
     count = len(next(iter(texts.values())))
     word = next((stage.word for stage in recipe.graph if "samples" in type(stage.config).model_fields), None)
     if word is not None and count < FEWEST:
