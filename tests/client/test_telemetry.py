@@ -77,11 +77,16 @@ def test_triton_goes_on_with_the_clients_trace(
     server.start()
     try:
         with Recommender(server.grpc_url, options=Options(observers=(tracing,))) as recommender:
-            recommender.recommend("red lamp")
-        (span,) = named(exporter, "ModelInfer recommendation")
-        trace_id = f"{span.get_span_context().trace_id:032x}".encode()
-        # Triton may send a call's spans one after another.
-        assert until(lambda: any(trace_id in body and b"recommendation" in body for body in bodies))
+
+            def sent() -> bool:
+                # Triton may send a call's spans one after another.
+                recommender.recommend("red lamp")
+                span = named(exporter, "ModelInfer recommendation")[-1]
+                trace_id = f"{span.get_span_context().trace_id:032x}".encode()
+                return until(lambda: any(trace_id in body and b"recommendation" in body for body in bodies), seconds=5)
+
+            # Of some 30 calls one is never seen: Triton 2.51 loses the whole of what it was to send (docs/operations.md).
+            assert until(sent), bodies
     finally:
         os.kill(server.pid, signal.SIGKILL)
         server.stop()
