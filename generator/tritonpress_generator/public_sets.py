@@ -39,7 +39,8 @@ def write(name: str, data: Path, out: Path, *, recipe: Path) -> Path:
         name: `scifact`, `retail` or `movies`.
         data: The folder with the public files.
         out: Where the catalogue, the queries and the recipe are written.
-        recipe: The recipe to start from; its name, catalogue and gate's data set are replaced.
+        recipe: The recipe to start from; its name, catalogue and gate's data set are replaced. What it crops the
+            vocabulary to has the words of the set's catalogue too.
 
     Raises:
         InputError: A file of the set is missing or otherwise than published.
@@ -56,6 +57,10 @@ def write(name: str, data: Path, out: Path, *, recipe: Path) -> Path:
     settings["name"] = name
     settings["task"]["recommendation"]["catalogue"] = "catalogue.jsonl"
     settings["gate"]["dataset"] = "queries.jsonl"
+    for stage in settings.get("passes", []):
+        if vocabulary := stage.get("crop", {}).get("vocabulary"):
+            folder = recipe.resolve().parent
+            vocabulary["corpus"] = ["catalogue.jsonl", *(str(folder / file) for file in vocabulary.get("corpus", []))]
     path = out / "recipe.yaml"
     path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return path

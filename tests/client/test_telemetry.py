@@ -85,7 +85,7 @@ def test_triton_goes_on_with_the_clients_trace(
                 trace_id = f"{span.get_span_context().trace_id:032x}".encode()
                 return until(lambda: any(trace_id in body and b"recommendation" in body for body in bodies), seconds=5)
 
-            # Of some 30 calls one is never seen: Triton 2.51 loses the whole of what it was to send (docs/operations.md).
+            # Of some 30 calls one is never seen: Triton 2.51 loses all that it was to send (docs/operations.md).
             assert until(sent), bodies
     finally:
         os.kill(server.pid, signal.SIGKILL)
