@@ -9,7 +9,7 @@ import onnx.inliner
 import openvino
 import pytest
 from tiny_encoders import make, pairs, signature
-from tritonpress_generator import export, ragged
+from tritonpress_generator import export, ragged, signal_stack
 from tritonpress_generator.infer import Array, Infer
 
 FEEDS = [pairs(lengths) for lengths in ([1], [2], [64], [5, 5], [3, 17, 1, 30], [60] * 10)]
@@ -20,7 +20,8 @@ def openvino_infer(model: onnx.ModelProto) -> Infer:
     plain = onnx.inliner.inline_local_functions(model)
     # The CPU plugin computes in BF16 where the processor can, unless it is told not to.
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = core.compile_model(core.read_model(plain.SerializeToString()), "CPU", settings)
+    with signal_stack.kept():
+        compiled = core.compile_model(core.read_model(plain.SerializeToString()), "CPU", settings)
     names = [tensor.name for tensor in model.graph.input]
     outputs = [tensor.name for tensor in model.graph.output]
 

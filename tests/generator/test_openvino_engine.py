@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -49,6 +50,34 @@ def test_built_and_verified(
         assert repository.read_config(model.parents[1]).backend == "openvino"
     assert cli.main(["verify", str(tmp_path / "out")]) == 0
     assert "are those of the build" in capsys.readouterr().out
+
+
+SIGNALLED = """
+import gc, os, signal, sys
+from pathlib import Path
+import openvino
+from tritonpress_generator.engines import openvino as engine
+
+folder = Path(sys.argv[1])
+add = openvino.opset8.parameter([2])
+openvino.save_model(openvino.Model([openvino.opset8.add(add, add)], [add], "add"), str(folder / "model.xml"))
+first = engine.load(folder, engine.Config(), threads=1)
+second = engine.load(folder, engine.Config(), threads=1)
+del first, second  # the first one first
+gc.collect()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.pause()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interrupt_is_one_after_engines_are_gone(tmp_path: Path) -> None:
+    """OpenVINO leaves a signal stack that is no longer mapped."""
+    command = [sys.executable, "-c", SIGNALLED, str(tmp_path)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "interrupted"), done.stderr
 
 
 @pytest.fixture(scope="module")

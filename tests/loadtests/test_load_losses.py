@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from at_once import AT_ONCE
 from noop_model import write_noop
 from scenarios import write_noop_scenario
 from tritonpress_loadtests.cli import summary
+from tritonpress_loadtests.run import RunOptions, run
 from tritonpress_server import TritonServer
 
 STAGES = [{"users": 1, "duration_s": 0.5}, {"rate_per_s": 20, "duration_s": 4}]
@@ -44,38 +47,25 @@ def results_of(folder: Path) -> dict[str, Any]:
     return results
 
 
-KILLS_THE_SERVER = """
-import os, signal, sys
-from pathlib import Path
-from tritonpress_loadtests.run import RunOptions, run
-
-scenario, out, url, metrics_url, server = sys.argv[1:]
-killed, ended = [], []
-
-def kill(event):
-    # Once a request of the stage is answered.
-    if event["event"] != "tick" or event["label"] != "20/s":
-        return
-    if event["requests"] > event["failed"] and not killed:
-        killed.append(server)
-        os.kill(int(server), signal.SIGKILL)
-    elif killed and event["failed"] and not ended:
-        ended.append(event["failed"])
-        os.kill(os.getpid(), signal.SIGTERM)  # ends the run in good order: the stage would go on for a minute
-
-run(Path(scenario), url, Path(out), options=RunOptions(metrics_url=metrics_url), progress=kill)
-sys.exit(0 if killed else 3)
-"""
-"""In a process of its own, which what it sends to itself may end."""
-
-
 def test_a_server_that_dies_is_in_the_figures(tmp_path: Path, server: TritonServer) -> None:
+    def kill(event: dict[str, Any]) -> None:
+        # Once a request of the stage is answered.
+        if event["event"] != "tick" or event["label"] != "20/s":
+            return
+        if event["requests"] > event["failed"] and not killed:
+            killed.append(server.pid)
+            os.kill(server.pid, signal.SIGKILL)
+        elif killed and event["failed"] and not ended:
+            ended.append(event["failed"])
+            os.kill(os.getpid(), signal.SIGTERM)  # ends the run in good order: the stage would go on for a minute
+
+    killed: list[int] = []
+    ended: list[int] = []
     stages = [STAGES[0], STAGES[1] | {"duration_s": 60}]
     scenario = write_noop_scenario(tmp_path, stages=stages, warm_up_s=0)
-    arguments = [scenario, tmp_path / "out", server.grpc_url, server.metrics_url, server.pid]
-    command = [sys.executable, "-c", KILLS_THE_SERVER, *map(str, arguments)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240, start_new_session=True)
-    assert done.returncode == 0, done.stderr
+    options = RunOptions(metrics_url=server.metrics_url)
+    run(scenario, server.grpc_url, tmp_path / "out", options=options, progress=kill)
+    assert killed
     results = results_of(tmp_path)
     first, second = results["stages"]
     assert first["requests"] > first["failed"] == 0

@@ -16,6 +16,7 @@ import onnx
 from pydantic import Field
 from tritonclient.grpc import model_config_pb2 as pb
 
+from tritonpress_generator import signal_stack
 from tritonpress_generator.engines import Asked
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array, Infer
@@ -94,7 +95,8 @@ def load(version_dir: Path, config: Config, *, threads: int | None = None) -> In
         **({"INFERENCE_PRECISION_HINT": "bf16"} if config.precision == "bf16" else {}),
     }
     try:
-        compiled = openvino.Core().compile_model(str(version_dir / "model.xml"), "CPU", settings)
+        with signal_stack.kept():
+            compiled = openvino.Core().compile_model(str(version_dir / "model.xml"), "CPU", settings)
     except RuntimeError as exc:
         raise InputError(f"engine.openvino: OpenVINO refuses the model ({' '.join(str(exc).split())[:300]})") from exc
     inputs = [port.any_name for port in compiled.inputs]
