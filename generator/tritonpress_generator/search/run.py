@@ -9,11 +9,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tritonpress_generator import form_choice, forms, named_files, repository, workplace
+from tritonpress_generator import form_choice, forms, gate, named_files, repository, workplace
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.build import build
 from tritonpress_generator.compression import Material
 from tritonpress_generator.errors import GateError, InputError, VerificationError
+from tritonpress_generator.first_checks import check_search
 from tritonpress_generator.journal import Journal
 from tritonpress_generator.machine import processor, versions
 from tritonpress_generator.progress import Progress
@@ -23,7 +24,7 @@ from tritonpress_generator.search.loop import Loop
 from tritonpress_generator.search.measure import Workshop
 from tritonpress_generator.search.points import REFERENCE, Point, write
 from tritonpress_generator.search.rounds import Rounds
-from tritonpress_generator.search.settings import Config
+from tritonpress_generator.search.settings import Config, results_of
 from tritonpress_generator.search.space import Candidate, Space
 from tritonpress_generator.search.trials import Trial
 from tritonpress_generator.structure import depth
@@ -79,6 +80,7 @@ def search(
     began = time.monotonic()
     say = progress or Progress()
     repository.check_writable(out)
+    check_search(recipe_path, work)
     recipe = recipes.load(recipe_path)
     if not recipe.engine.module.runs_here():
         raise InputError(
@@ -87,6 +89,7 @@ def search(
         )
     config = recipe.search or Config()
     workload = Workload.load(recipe, say)
+    gate.check_examples(recipe.gate, len(next(iter(workload.data.inputs.values()))))
     with workplace.scratch() as temporary:
         own = work or temporary
         material = workload.material(data, own)
@@ -99,7 +102,7 @@ def search(
         if not points:
             raise _nothing(recipe, loop)
         say.stage("recipes of the front")
-        target = recipe_path.parent / f"{recipe_path.stem}.search"
+        target = results_of(recipe_path)
         written = write(points, loop.passed, times, workshop, recipe, target)
         say.stage(f"the best of {len(written)} points: {points[0].candidate.label}")
         again = build(written[0].recipe, out, data=material.folder, work=own, progress=Progress(shown=False))
