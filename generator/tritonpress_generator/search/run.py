@@ -97,8 +97,7 @@ def search(
         loop, workshop = _begun(workload, material, config, folder, say, began=began)
         reference = loop.begin()
         loop.run()
-        loop.gate_front()
-        points, times = _in_turn(loop.front(), reference, workshop, config)
+        points, times = _in_turn(loop.gate_front(), reference, workshop, config)
         if not points:
             raise _nothing(recipe, loop)
         say.stage("recipes of the front")
@@ -168,7 +167,9 @@ def _nothing(recipe: recipes.Recipe, loop: Loop) -> GateError:
     tried = f"{len(loop.full) + len(loop.gone)} candidates"
     if loop.gone:
         why = next(iter(loop.gone.values()))
-        return GateError(f"search: none of {tried} has passed the gate; {why}", "lower gate.keep")
+        unbuilt = f", {len(loop.unbuilt)} were not built in the time" if loop.unbuilt else ""
+        more = "raise search.budget_minutes, or " if loop.unbuilt else ""
+        return GateError(f"search: none of {tried} has passed the gate{unbuilt}; {why.reason}", f"{more}{why.remedy}")
     metric = recipe.finetune.module.METRIC
     return GateError(
         f"search: none of {tried} keeps {metric} at or above {loop.floor:.4f} on the held-out examples; the nearest, "
