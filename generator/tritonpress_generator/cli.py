@@ -38,7 +38,7 @@ _DATA = "the folder of the data files (default: the recipe's)"
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 it ran and the verdict is no, 2 the input is at fault."""
-    options = _parser().parse_args(arguments)
+    options = _parsed(arguments)
     # The server's errors are known only where it is needed.
     try:
         if "recipe" in options:
@@ -48,11 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "build":
             _build(options)
         elif options.command == "search":
-            _search(options.recipe, options.out, options.data, _work(options))
+            _search(options.recipe, options.out, options.data, options.work)
         elif options.command == "finetune":
             _finetune(options.recipe, options.out, options.data)
         elif options.command == "distill":
-            _distill(options.recipe, _work(options), options.data, options.out)
+            _distill(options.recipe, options.work, options.data, options.out)
         elif options.command == "evaluate":
             return _evaluate(options)
         elif options.command == "pack":
@@ -70,6 +70,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\ntritonpress {options.command}: interrupted; {_INTERRUPTED[options.command]}", file=sys.stderr)
         return 130
     return 0
+
+
+def _parsed(arguments: list[str] | None) -> argparse.Namespace:
+    options = _parser().parse_args(arguments)
+    if "recipe" in options and "work" in options:
+        options.work = options.work or Path("distilled") / options.recipe.stem
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -128,18 +135,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _work(options: argparse.Namespace) -> Path:
-    """Returns where the trainings of a recipe's passes keep their states."""
-    work: Path = options.work or Path("distilled") / options.recipe.stem
-    return work
-
-
 def _build(options: argparse.Namespace) -> None:
     from tritonpress_generator.build import build
     from tritonpress_generator.build_report import print_built
 
     recipe, out = options.recipe, options.out
-    built = build(recipe, out, data=options.data, work=_work(options), canary=options.canary, keep=options.keep)
+    built = build(recipe, out, data=options.data, work=options.work, canary=options.canary, keep=options.keep)
     print_built(built, recipe, out)
     switch_command.bring_up(options, built.manifest["workload"], built.folder.name)
 
@@ -158,8 +159,9 @@ def _search(recipe: Path, out: Path, data: Path | None, work: Path) -> None:
     print(
         f"wrote {os.fspath(found.folder)}: {len(found.points)} recipes, and {path.name}, after {found.minutes:.1f} min"
     )
-    more = f" --data {os.fspath(data)}" if data else ""
-    print(f"another point: tritonpress build {os.fspath(best.recipe)}{more} --work {os.fspath(work)}")
+    if len(found.points) > 1:
+        another, more = found.points[1].recipe, f" --data {os.fspath(data)}" if data else ""
+        print(f"another point: tritonpress build {os.fspath(another)}{more} --work {os.fspath(work)}")
 
 
 def _finetune(recipe: Path, out: Path | None, data: Path | None) -> None:
@@ -201,7 +203,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             options.target,
             dataset=options.dataset,
             data=options.data,
-            work=_work(options),
+            work=options.work,
             repository=options.repository,
             wait_s=options.wait_s,
         )

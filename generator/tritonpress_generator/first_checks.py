@@ -10,10 +10,11 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from tritonpress_generator import checkpoint, records, repository
+from tritonpress_generator import checkpoint, records, repository, workplace
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.recipe_text import RecipeText
+from tritonpress_generator.search.settings import results_of
 
 IN_PROCESS = ("torch", "onnx", "engine")
 """What `evaluate` runs by itself; any other target is a server."""
@@ -51,8 +52,14 @@ def _check_arguments(options: argparse.Namespace, written: RecipeText) -> None:
         check_target(options.target, dataset=options.dataset, repository=options.repository)
         if options.repository is not None:
             repository.read_manifest(options.repository, written.name)
+    words = [recipes.divided(stage, where=str(path))[0] for stage in written.passes]
     if command == "distill":
-        check_distills((recipes.divided(stage, where=str(path))[0] for stage in written.passes), path=path)
+        check_distills(words, path=path)
+    applied = command in ("build", "distill") or (command == "evaluate" and options.target in ("onnx", "engine"))
+    if command == "search":
+        check_search(path, options.work)
+    elif applied and "distill" in words:
+        check_work(options.work)
     if options.data is not None:
         check_data(options.data)
 
@@ -83,6 +90,20 @@ def check_data(data: Path) -> None:
     """Refuses what is no folder of data files."""
     if not data.is_dir():
         raise InputError(f"--data {data}: must be the folder of the data files, is none; correct the path")
+
+
+def check_search(recipe: Path, work: Path | None) -> None:
+    """Refuses a search that could not write what it has found, or not keep it until then."""
+    target = results_of(recipe)
+    remedy = "the recipes of the points are written there; move what is in the way, or the recipe"
+    workplace.check_writable(target, what=str(target), remedy=remedy)
+    if work is not None:
+        check_work(work)
+
+
+def check_work(work: Path) -> None:
+    """Refuses a place for states that cannot be written."""
+    workplace.check_writable(work, what=f"--work {work}", remedy="give another")
 
 
 def check_folder(out: Path) -> None:

@@ -88,6 +88,28 @@ def check_baseline(config: GateConfig, baseline: Scores) -> float:
     return before
 
 
+def check_examples(config: GateConfig, examples: int) -> None:
+    """Refuses examples so few that the baseline's own answers would not pass, before a search among models like it.
+
+    A build does not ask this: its one model may be so much better than the baseline that they suffice.
+
+    Raises:
+        InputError: They are too few.
+    """
+    if config.confidence == "point":
+        return
+    limits = {"gate.keep": config.keep} | ({} if config.agreement is None else {"gate.agreement": config.agreement})
+    key = max(limits, key=lambda name: limits[name])
+    # The exact low end of `interval`, where the baseline has all of them right.
+    fewest = math.ceil(math.log((1 - config.confidence) / 2) / math.log(limits[key]))
+    if examples < fewest:
+        raise InputError(
+            f"gate: {config.dataset} must have at least {fewest:,} examples for a search, since of fewer not even "
+            f"FP32's own answers are certain at {config.confidence:.0%} to keep {limits[key]:g}, has {examples:,}; "
+            f"add examples, lower {key}, or ask for the point estimate alone (gate.confidence: point)"
+        )
+
+
 def _held(
     name: str, keep: float, baseline: Scores, served: Scores, confidence: float | None, wanted: str, key: str
 ) -> tuple[float, float] | None:

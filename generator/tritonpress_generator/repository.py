@@ -120,11 +120,7 @@ def check_writable(repository: Path) -> None:
     Raises:
         InputError: `repository` is not a folder, or could not be made or written.
     """
-    nearest = next(path for path in (repository, *repository.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError(
-            f"repository {repository}: must be a folder that can be written, {nearest} is none; give another --out"
-        )
+    workplace.check_writable(repository, what=f"repository {repository}", remedy="give another --out")
 
 
 def check_canary(repository: Path, name: str) -> None:

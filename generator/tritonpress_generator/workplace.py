@@ -53,6 +53,22 @@ def at_work(repository: Path, name: str, *, wait: bool) -> Iterator[Path]:
         os.close(lock)
 
 
+def check_writable(folder: Path, *, what: str, remedy: str) -> None:
+    """Says before what takes long what would be said when its results are written.
+
+    Args:
+        folder: Gets them; it need not exist.
+        what: It is, for the message.
+        remedy: Likewise.
+
+    Raises:
+        InputError: It is no folder, or could not be made or written.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"{what}: must be a folder that can be written, {nearest} is none; {remedy}")
+
+
 def _remove_litter(target: Path, prefix: str) -> None:
     """Removes what processes that were killed have left; one that still runs keeps its own."""
     for folder in target.glob(f"{prefix}*-*"):

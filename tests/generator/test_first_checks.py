@@ -94,6 +94,8 @@ def test_wrong_argument_and_file_that_is_not_there_are_refused_before_what_compu
     unasked = recipe_of(folder, "unasked", gate={"dataset": "none.jsonl", "metric": "ndcg@10"})
     uncatalogued = recipe_of(folder, "uncatalogued", task={"recommendation": {"catalogue": "no.jsonl"}})
     unfound = recipe_of(folder, "unfound", checkpoint={"source": "./none"})
+    searched = recipe_of(folder, "searched")
+    (folder / "searched.search").write_text("")
     samples = recipe_of(folder, "samples", serve={"samples": "none.txt"})
     plain = recipe_of(folder, "plain", data=None, passes=[])
     elsewhere = recipe_of(folder, "elsewhere", data={"train": ["none.jsonl"], "validation": ["queries.jsonl"]})
@@ -109,6 +111,12 @@ def test_wrong_argument_and_file_that_is_not_there_are_refused_before_what_compu
         *(([command, good, "--data", "none"], "--data none: must be the folder") for command in RECIPES),
         *(([command, good, "--out", file], "is a file") for command in ("finetune", "distill")),
         *(([command, good, "--out", file], "must be a folder that can be written") for command in ("build", "search")),
+        (["search", searched], f"{folder / 'searched.search'}: must be a folder that can be written"),
+        *(
+            ([command, good, "--work", file], f"--work {file}: must be a folder that can be written")
+            for command in ("build", "search", "distill")
+        ),
+        (["evaluate", good, "--target", "engine", "--work", file], "must be a folder that can be written"),
         *(([command, samples], "none.txt: cannot be read") for command in ("build", "search")),
         (["build", good, "--canary"], "build it without --canary"),
         (["finetune", plain], "must have 'data'"),

@@ -87,6 +87,28 @@ def test_the_same_answers_pass_if_a_model_that_keeps_less_would_hardly_give_them
         assert fewest <= examples + named(caught.value) <= fewest * 1.1
 
 
+@pytest.mark.parametrize(
+    ("changes", "fewest"),
+    [({}, 368), ({"keep": 0.9}, 36), ({"confidence": 0.9}, 299), ({"keep": 0.9, "agreement": 0.99}, 368)],
+)
+def test_examples_by_which_the_same_answers_do_not_pass_are_too_few_for_a_search(
+    changes: dict[str, float], fewest: int
+) -> None:
+    config = SURE.model_copy(update=changes)
+    for examples in (fewest - 1, fewest):
+        right = answered(examples, 0)
+        same = scores(right, right)
+        if examples < fewest:
+            with pytest.raises(InputError, match=f"at least {fewest} examples for a search.*has {examples}; add"):
+                gate.check_examples(config, examples)
+            with pytest.raises(UndecidedError):
+                gate.check(config, same, same)
+        else:
+            gate.check_examples(config, examples)
+            gate.check(config, same, same)
+    gate.check_examples(config.model_copy(update={"confidence": "point"}), 1)
+
+
 def test_the_same_answers_say_less_where_the_baseline_is_seldom_right() -> None:
     """Of those that it has wrong, none can be lost: where it has half of them right, twice as many are needed."""
     same = scores(answered(720, 360))

@@ -141,6 +141,9 @@ def test_search_that_is_done_is_read_again_without_computing(
     printed = capsys.readouterr().out
     assert re.search(rf"^01 {re.escape(found.points[0].label)} ", printed, re.M)
     assert f"build {found.points[0].build}" in printed
+    # The first is built already.
+    another = re.findall(r"^another point: tritonpress build (\S+)", printed, re.M)
+    assert another == [str(point.recipe) for point in found.points[1:2]]
     page = (found.folder / "report.html").read_text(encoding="utf-8")
     # The reference may be one of them: by times as short as this tiny model's it is at times.
     assert len(re.findall(r"<circle class='front(?: reference)?'", page)) == len(found.points)

@@ -259,6 +259,18 @@ def test_pass_that_is_not_searched_is_refused(tmp_path: Path) -> None:
         space_of(path, {})
 
 
+def test_several_passes_of_one_word_are_refused(tmp_path: Path) -> None:
+    """They would become one, with the settings of all of them."""
+    trained = {"distill": {"fake_quantize": 7, "epochs": 2, "dropout": 0.0}}
+    passes = [{"prune": {"flops": 0.3}}, {"distill": {"epochs": 5}}, trained]
+    path = change(write_training(tmp_path, "recommendation"), passes=passes)
+    with pytest.raises(
+        InputError,
+        match="passes: a search makes its passes of one setting of each, got distill 2 times; leave all of them out",
+    ):
+        space_of(path, {})
+
+
 def test_space_that_is_left_out_has_defaults(tmp_path: Path) -> None:
     path = change(write_training(tmp_path, "recommendation"), graph=["fuse", "quantize"])
     assert space_of(path, {}).dimensions == {

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from tiny_search import COARSE, PRUNE, QUICK, SPACE, copied, trained
 from tiny_training import change
 from tritonpress_generator import cli
+from tritonpress_generator.errors import InputError
+from tritonpress_generator.search.run import search
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,54 @@ def test_input_at_fault_is_said_in_a_line(
     assert cli.main(["search", str(recipe), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("gate", "message"),
+    [
+        (
+            {"keep": 0.99},
+            "gate: test.jsonl must have at least 368 examples for a search, since of fewer not even FP32's own answers "
+            "are certain at 95% to keep 0.99, has 12; add examples, lower gate.keep, or ask for the point estimate "
+            "alone (gate.confidence: point)",
+        ),
+        ({"keep": 0.5, "agreement": 0.9, "confidence": 0.9}, "must have at least 29 examples"),
+    ],
+)
+def test_gate_that_the_checkpoint_itself_would_not_pass_is_refused_before_the_search(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], gate: dict[str, Any], message: str
+) -> None:
+    recipe = copied(source, "few", gate={"dataset": "test.jsonl", "metric": "ndcg@10", **gate})
+    work = tmp_path / "work"
+    assert cli.main(["search", str(recipe), "--out", str(tmp_path / "out"), "--work", str(work)]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not work.exists()
+
+
+def test_gate_that_is_undecided_says_what_decides_it(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gate = {"dataset": "test.jsonl", "metric": "ndcg@10", "keep": 0.01, "agreement": 0.73, "confidence": 0.95}
+    space = {"layers": [2], "flops": [0.0], "vocabulary": [False], "precisions": [["fuse", COARSE]]}
+    recipe = copied(source, "undecided", passes=[], gate=gate, search={**QUICK, "trials": 1, "space": space})
+    arguments = ["search", str(recipe), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    assert cli.main(arguments) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "agreement with FP32's answers must stay at or above 0.73" in error
+    assert "undecided at 95% with 12 examples" in error
+    assert error.endswith(
+        "nothing was written; add examples, compress less, lower gate.agreement, or ask for the point estimate alone "
+        "(gate.confidence: point)"
+    )
+
+
+def test_place_that_cannot_be_written_is_refused_before_the_search(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.search"
+    file.write_text("mine")
+    with pytest.raises(InputError, match=r"recipe\.search: must be a folder that can be written, .* is none; the rec"):
+        search(tmp_path / "recipe.yaml", tmp_path / "out")
+    with pytest.raises(InputError, match=r"--work .*recipe\.search: must be a folder that can be written"):
+        search(tmp_path / "other.yaml", tmp_path / "out", work=file)
 
 
 def test_metric_that_is_no_number_is_said_in_a_line(

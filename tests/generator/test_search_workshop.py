@@ -211,6 +211,50 @@ def test_what_is_built_at_once_is_not_built_again(source: Path, tmp_path: Path) 
     assert (tmp_path / "journal.jsonl").read_text(encoding="utf-8").splitlines() == lines
 
 
+def kinds(folder: Path) -> list[str]:
+    """Returns what was computed, in its order."""
+    return [json.loads(line)["kind"] for line in (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def used_up(space: Space, folder: Path) -> Budget:
+    """Returns a budget of which nothing is left."""
+    journal = Journal(folder / "other.jsonl")
+    return Budget(10, space, journal, began=time.monotonic() - 3600, training_s=lambda _: 0.0)
+
+
+def test_no_build_is_begun_when_the_time_is_over(source: Path, tmp_path: Path) -> None:
+    space, _, loop = parts(copied(source, "over", passes=[{"prune": PRUNE}]), tmp_path)
+    reference = loop.begin()
+    smaller = replace(space.reference, layers=1)
+    loop.settle(smaller)
+    assert smaller in [trial.candidate for trial in loop.front()]
+    before = kinds(tmp_path)
+    loop.budget = used_up(space, tmp_path)
+    assert loop.gate_front() == [reference]
+    assert kinds(tmp_path) == before
+    assert loop.unbuilt == {smaller.key}
+    assert re.fullmatch(r"not built: takes about [\d.]+ min, 0\.00 are left of the budget", loop.refused[smaller.label])
+    # Where nothing has passed, one build is begun in any case: that was foreseen.
+    loop.passed.clear()
+    loop.unbuilt.clear()
+    loop.gate_front()
+    assert kinds(tmp_path) == [*before, "build"]
+
+
+def test_no_training_is_begun_when_the_gate_has_refused_all_and_the_time_is_over(source: Path, tmp_path: Path) -> None:
+    space, _, loop = parts(source, tmp_path)
+    reference = loop.begin()
+    before = kinds(tmp_path)
+    loop.budget = used_up(space, tmp_path)
+    loop.full.clear()
+    (candidate,) = space.all()
+    loop.settle(space.trained(candidate, first=True))
+    assert (loop.full, kinds(tmp_path)) == ({}, before)
+    # The model as it is, by which a search begins, is judged however little there is.
+    loop.settle(reference.candidate)
+    assert [*loop.full] == [reference.candidate.key]
+
+
 @pytest.mark.parametrize("quantised", [{"samples": 64}, {"samples": 64, "keep": 0.5}])
 def test_layer_that_a_precision_disturbs_the_most_is_found(
     source: Path, tmp_path: Path, quantised: dict[str, Any]

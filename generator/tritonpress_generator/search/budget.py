@@ -91,13 +91,11 @@ class Budget:
         return self._untrained_s() + self._training_s(candidate.epochs) * times
 
     def left_s(self, builds: int) -> float:
-        """Returns the time that is left besides so many builds.
+        """Returns the time that is left besides so many builds."""
+        return self._minutes * 60 - self.spent_s - builds * self.build_s()
 
-        A build takes as long as that of the model as it is, and as its passes take; it finds trainings done.
-        """
-        return self._minutes * 60 - self.spent_s - builds * self._expected_build_s()
-
-    def _expected_build_s(self) -> float:
+    def build_s(self) -> float:
+        """Returns how long a build takes, as that of the model as it is and as passes take; trainings are done."""
         if self._build_s is None:
             return self._untrained_s()
         passes_s = max(0.0, self._untrained_s() - self._untrained[0]) if self._untrained else 0.0

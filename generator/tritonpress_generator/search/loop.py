@@ -6,7 +6,6 @@ Optimization" (successive halving): of each round's candidates the better half g
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -14,16 +13,18 @@ from typing import Any
 from tritonpress_generator.errors import GateError, InputError
 from tritonpress_generator.journal import Journal
 from tritonpress_generator.progress import Progress
-from tritonpress_generator.search import front, relaxing
+from tritonpress_generator.search import relaxing
 from tritonpress_generator.search.budget import Budget, minutes
-from tritonpress_generator.search.estimate import Estimate, Estimator
+from tritonpress_generator.search.estimate import Estimator
 from tritonpress_generator.search.measure import GRAPH, Workshop
 from tritonpress_generator.search.sampler import propose
 from tritonpress_generator.search.settings import Config
 from tritonpress_generator.search.space import Candidate, Space
-from tritonpress_generator.search.trials import Trial, expected_cost, said
+from tritonpress_generator.search.trials import Trial, attempted, best, front_of, likely, said
 
 _REFERENCE = "reference"
+_REMEDY = "let the space have milder candidates"
+"""Where what could not be built says nothing better."""
 
 
 class Loop:
@@ -56,11 +57,13 @@ class Loop:
         self.full: dict[str, Trial] = {}
         """What was scored on all held-out examples, by key."""
         self.refused: dict[str, str] = {}
-        """Why others could not be made, or not be trained in the time, by label."""
-        self.gone: dict[str, str] = {}
+        """Why others could not be made, or not be trained or built in the time, by label."""
+        self.gone: dict[str, GateError] = {}
         """Those that the gate has refused, and why, by key."""
         self.passed: dict[str, dict[str, Any]] = {}
         """What was found of those that were built and have passed the gate, by key."""
+        self.unbuilt: set[str] = set()
+        """Keys of those of the front for whose builds there was no time."""
 
     def begin(self) -> Trial:
         """Returns the trial of the model as it is, against which all others are timed.
@@ -109,14 +112,15 @@ class Loop:
     def _round(self, number: int) -> list[Candidate] | None:
         """Returns the better half of new candidates; where there are none, the best that was left behind, or None."""
         seed = self._config.seed * 10_007 + number
-        known = [(trial.candidate, trial.score, self._cost(trial)) for trial in self._first.values()]
+        known = [(t.candidate, t.score, t.cost(self._config.objective)) for t in self._first.values()]
         proposed = propose(self._space, known, self._seen, self._config.proposals, seed=seed)
         if proposed:
             self._seen |= {candidate.key for candidate in proposed}
-            made = [trial for candidate in self._likely(proposed) if (trial := self._tried(candidate)) is not None]
+            chosen = likely(proposed, [*self._first.values()], self._estimator, self._config.objective)
+            made = [trial for candidate in chosen if (trial := self._tried(candidate)) is not None]
             return [trial.candidate for trial in self._better_half(made)]
         behind = [trial for trial in self._first.values() if trial.candidate.key not in self._gone_on]
-        return [behind[i].candidate for i in front.best(self._points(behind), 1)] or None
+        return [trial.candidate for trial in best(behind, 1, self._config.objective)] or None
 
     def gate(self, candidate: Candidate) -> None:
         """Builds a candidate and asks the gate; one that it refuses leaves the front, and milder ones are tried."""
@@ -125,17 +129,25 @@ class Loop:
         if "build" in result:
             self.passed[candidate.key] = result
         else:
-            self._refuse(candidate, result.get("gate") or result["refused"], result.get("stage", ""))
+            reason = self.refused[candidate.label] = result.get("gate") or result["refused"]
+            self.gone[candidate.key] = GateError(f"{candidate.label}: {reason}", result.get("remedy", _REMEDY))
+            self.settle(self.relaxed(self.full.pop(candidate.key), blamed=result.get("stage", "")))
 
-    def gate_front(self) -> None:
-        """Asks the gate of each point of the front, until all that are left have passed."""
-        while pending := [trial for trial in self.front() if trial.candidate.key not in self.passed]:
-            self.gate(pending[0].candidate)
+    def gate_front(self) -> list[Trial]:
+        """Returns the front of what has passed the gate, which each point is asked of that there is time to build.
 
-    def _refuse(self, candidate: Candidate, reason: str, stage: str) -> None:
-        self.refused[candidate.label] = reason
-        self.gone[candidate.key] = f"{candidate.label}: {reason}"
-        self.settle(self.relaxed(self.full.pop(candidate.key), blamed=stage))
+        Where nothing has passed, one is built in any case: the time for it was kept.
+        """
+        in_any_case = not self.passed
+        while pending := [t for t in self.front() if t.candidate.key not in {*self.passed, *self.unbuilt}]:
+            candidate = pending[0].candidate
+            if in_any_case or self._is_known("build", candidate) or self._has_time("build", candidate):
+                self.gate(candidate)
+            else:
+                self.unbuilt.add(candidate.key)
+            in_any_case = False
+        passed = [trial for trial in self.passing() if trial.candidate.key in self.passed]
+        return front_of(passed, self._config.objective)
 
     def settle(self, candidate: Candidate | None) -> None:
         """Judges a candidate, and milder ones in its place until one keeps the metric or there is no time."""
@@ -164,13 +176,11 @@ class Loop:
 
     def front(self) -> list[Trial]:
         """Returns those of them that no other is better than; the objective's best first."""
-        trials = self.passing()
-        kept = front.front([trial.point(self._config.objective) for trial in trials])
-        return sorted((trials[i] for i in kept), key=self._cost)
+        return front_of(self.passing(), self._config.objective)
 
-    def over(self, expected_s: float = 0.0) -> bool:
-        """Says whether there is no time for what takes so long."""
-        return self._left_s() <= expected_s
+    def over(self) -> bool:
+        """Says whether the time is used up."""
+        return self._left_s() <= 0
 
     def _left_s(self) -> float:
         """Returns the time that is left besides the end: the builds of the front, its times, its best once more.
@@ -183,8 +193,11 @@ class Loop:
 
     def _known(self, kind: str, candidate: Candidate, compute: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
         """Returns a result that is known, or computes it; None if there is no time left."""
-        is_known = self._journal.get(f"{kind} {candidate.key}") is not None
-        return self._found(kind, candidate, compute) if is_known or self._has_time(kind, candidate) else None
+        possible = self._is_known(kind, candidate) or self._has_time(kind, candidate)
+        return self._found(kind, candidate, compute) if possible else None
+
+    def _is_known(self, kind: str, candidate: Candidate) -> bool:
+        return self._journal.get(f"{kind} {candidate.key}") is not None
 
     def _found(self, kind: str, candidate: Candidate, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Returns a result that is known, or computes it."""
@@ -192,14 +205,7 @@ class Loop:
         result = self._journal.get(key)
         if result is None:
             self._say.stage(f"[{self.budget.label}] {kind}: {candidate.label}")
-            began = time.monotonic()
-            try:
-                result = compute()
-            except InputError as exc:
-                result = {"refused": str(exc)}
-            except GateError as exc:  # of a graph pass that is held to the metric itself
-                result = {"refused": exc.reason}
-            result["seconds"] = time.monotonic() - began
+            result = attempted(compute)
             self._journal.put(key, {"kind": kind, "candidate": asdict(candidate)}, result)
             self._say.found(said(result))
         if "refused" in result:
@@ -207,13 +213,18 @@ class Loop:
         return result
 
     def _has_time(self, kind: str, candidate: Candidate) -> bool:
-        """Says whether there is time for a candidate; notes a training for which there is none."""
-        expected_s = self.budget.expected_s(candidate)
-        if not self.over(expected_s):
+        """Says whether there is time for a candidate; notes a training or a build for which there is none."""
+        if kind == "build":
+            # The best is built once more, and what has passed is timed in turn with the reference.
+            expected_s = self.budget.build_s()
+            left_s = self.budget.left_s(1) - self._workshop.timing_s(len(self.passed) + 2)
+        else:
+            expected_s, left_s = self.budget.expected_s(candidate), self._left_s()
+        if left_s > expected_s:
             return True
-        if kind == "score" and candidate.epochs:
-            left = minutes(max(0.0, self._left_s()))
-            why = f"not trained: takes about {minutes(expected_s)} min, {left} are left of the budget"
+        if kind == "build" or (kind == "score" and candidate.epochs):
+            done, left = "built" if kind == "build" else "trained", minutes(max(0.0, left_s))
+            why = f"not {done}: takes about {minutes(expected_s)} min, {left} are left of the budget"
             self.refused[candidate.label] = why
             self._say.stage(f"[{self.budget.label}] {kind}: {candidate.label}")
             self._say.found(why)
@@ -240,7 +251,8 @@ class Loop:
         def compute() -> dict[str, Any]:
             return self._timed(candidate, self._workshop.score(candidate))
 
-        look = self._known if self.full else self._found  # the model as it is, however little time there is
+        # The model as it is, however little time there is.
+        look = self._found if candidate == self._space.reference else self._known
         trial = self._trial(candidate, look("score", candidate, compute))
         if trial is not None:
             self.full[candidate.key] = trial
@@ -271,27 +283,8 @@ class Loop:
         """Says whether as many candidates were built as may be."""
         return self._config.trials is not None and len(self._first) > self._config.trials
 
-    def _cost(self, trial: Trial) -> float:
-        return trial.cost(self._config.objective)
-
     def _better_half(self, trials: Sequence[Trial]) -> list[Trial]:
-        return [trials[i] for i in front.best(self._points(trials), (len(trials) + 1) // 2)]
-
-    def _points(self, trials: Sequence[Trial]) -> list[tuple[float, float]]:
-        return [(-trial.score, self._cost(trial)) for trial in trials]
-
-    def _likely(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Returns the half of the candidates that is the better one by estimate."""
-        expected = [(candidate, self._estimator(candidate)) for candidate in candidates]
-        found = [(candidate, estimate) for candidate, estimate in expected if estimate is not None]
-        points = [(estimate.loss, self._expected_cost(candidate, estimate)) for candidate, estimate in found]
-        return [found[i][0] for i in front.best(points, (len(points) + 1) // 2)]
-
-    def _expected_cost(self, candidate: Candidate, estimate: Estimate) -> float:
-        """Returns what the objective is expected to be, by what was measured of the same precision, or else of all."""
-        trials = [t for t in self._first.values() if t.candidate.graph == candidate.graph] or [*self._first.values()]
-        known = [(trial, own) for trial in trials if (own := self._estimator(trial.candidate)) is not None]
-        return expected_cost(estimate, known, self._config.objective)
+        return best(trials, (len(trials) + 1) // 2, self._config.objective)
 
     def _of_higher_precision(self, candidate: Candidate) -> Candidate | None:
         """Returns the candidate with one more layer left out of its precision."""

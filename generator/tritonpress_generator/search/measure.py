@@ -157,7 +157,8 @@ class Workshop:
     def built(self, candidate: Candidate) -> dict[str, Any]:
         """Builds the candidate's recipe as `tritonpress build` would; returns its hash, the gate's verdict, its size.
 
-        What the gate refuses has the reason in their place, under `gate`, and the pass that broke it under `stage`.
+        What the gate refuses has the reason in their place, under `gate`, the pass that broke it under `stage`, and
+        what may be done under `remedy`.
         """
         scratch = self._folder.parent / "built"
         shutil.rmtree(scratch, ignore_errors=True)
@@ -167,7 +168,7 @@ class Workshop:
                 self.recipe(candidate), scratch, data=material.folder, work=material.work, progress=self._quiet
             ).manifest
         except GateError as exc:
-            return {"gate": exc.reason, "stage": exc.stage}
+            return {"gate": exc.reason, "stage": exc.stage, "remedy": exc.remedy}
         shutil.rmtree(scratch)
         size = repository.size_bytes(manifest)
         return {"build": manifest["build"], "verdict": manifest["gate"], "size_bytes": size}

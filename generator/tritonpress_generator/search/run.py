@@ -9,11 +9,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tritonpress_generator import form_choice, forms, named_files, repository, workplace
+from tritonpress_generator import form_choice, forms, gate, named_files, repository, workplace
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.build import build
 from tritonpress_generator.compression import Material
 from tritonpress_generator.errors import GateError, InputError, VerificationError
+from tritonpress_generator.first_checks import check_search
 from tritonpress_generator.journal import Journal
 from tritonpress_generator.machine import processor, versions
 from tritonpress_generator.progress import Progress
@@ -23,7 +24,7 @@ from tritonpress_generator.search.loop import Loop
 from tritonpress_generator.search.measure import Workshop
 from tritonpress_generator.search.points import REFERENCE, Point, write
 from tritonpress_generator.search.rounds import Rounds
-from tritonpress_generator.search.settings import Config
+from tritonpress_generator.search.settings import Config, results_of
 from tritonpress_generator.search.space import Candidate, Space
 from tritonpress_generator.search.trials import Trial
 from tritonpress_generator.structure import depth
@@ -79,6 +80,7 @@ def search(
     began = time.monotonic()
     say = progress or Progress()
     repository.check_writable(out)
+    check_search(recipe_path, work)
     recipe = recipes.load(recipe_path)
     if not recipe.engine.module.runs_here():
         raise InputError(
@@ -87,6 +89,7 @@ def search(
         )
     config = recipe.search or Config()
     workload = Workload.load(recipe, say)
+    gate.check_examples(recipe.gate, len(next(iter(workload.data.inputs.values()))))
     with workplace.scratch() as temporary:
         own = work or temporary
         material = workload.material(data, own)
@@ -94,12 +97,11 @@ def search(
         loop, workshop = _begun(workload, material, config, folder, say, began=began)
         reference = loop.begin()
         loop.run()
-        loop.gate_front()
-        points, times = _in_turn(loop.front(), reference, workshop, config)
+        points, times = _in_turn(loop.gate_front(), reference, workshop, config)
         if not points:
             raise _nothing(recipe, loop)
         say.stage("recipes of the front")
-        target = recipe_path.parent / f"{recipe_path.stem}.search"
+        target = results_of(recipe_path)
         written = write(points, loop.passed, times, workshop, recipe, target)
         say.stage(f"the best of {len(written)} points: {points[0].candidate.label}")
         again = build(written[0].recipe, out, data=material.folder, work=own, progress=Progress(shown=False))
@@ -165,7 +167,9 @@ def _nothing(recipe: recipes.Recipe, loop: Loop) -> GateError:
     tried = f"{len(loop.full) + len(loop.gone)} candidates"
     if loop.gone:
         why = next(iter(loop.gone.values()))
-        return GateError(f"search: none of {tried} has passed the gate; {why}", "lower gate.keep")
+        unbuilt = f", {len(loop.unbuilt)} were not built in the time" if loop.unbuilt else ""
+        more = "raise search.budget_minutes, or " if loop.unbuilt else ""
+        return GateError(f"search: none of {tried} has passed the gate{unbuilt}; {why.reason}", f"{more}{why.remedy}")
     metric = recipe.finetune.module.METRIC
     return GateError(
         f"search: none of {tried} keeps {metric} at or above {loop.floor:.4f} on the held-out examples; the nearest, "

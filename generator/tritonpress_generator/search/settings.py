@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -9,6 +10,11 @@ from pydantic import Field, model_validator
 from tritonpress_generator.recipe_text import Settings
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+def results_of(recipe: Path) -> Path:
+    """Returns the folder into which a search of the recipe writes those of its points."""
+    return recipe.parent / f"{recipe.stem}.search"
 
 
 class SpaceConfig(Settings):

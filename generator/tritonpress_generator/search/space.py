@@ -88,13 +88,19 @@ class Space:
             lengths: The form of the lengths, where the recipe's `search` names none.
 
         Raises:
-            InputError: The space has what this model has not.
+            InputError: The space has what this model has not, or the recipe passes that a search does not make.
         """
         given, where = config.space, f"{recipe.path}: search.space"
-        if others := [stage.word for stage in recipe.passes if stage.word not in _SEARCHED]:
+        passes = [stage.word for stage in recipe.passes]
+        if others := [word for word in passes if word not in _SEARCHED]:
             raise InputError(
                 f"{recipe.path}: passes: a search tries {', '.join(_SEARCHED)}, got {others[0]}; leave it out, and add "
                 "it to the recipe of the point that is chosen"
+            )
+        if several := [word for word in _SEARCHED if passes.count(word) > 1]:
+            raise InputError(
+                f"{recipe.path}: passes: a search makes its passes of one setting of each, got {several[0]} "
+                f"{passes.count(several[0])} times; leave all of them out but one, or build the recipe as it is"
             )
         if given.layers is not None and max(given.layers) > depth:
             raise InputError(
@@ -235,15 +241,13 @@ class Space:
         """Says whether nothing of the layers is cut, so that a distillation has nothing to mend."""
         return not (candidate.layers < self.depth or candidate.heads or candidate.ffn or candidate.flops)
 
-    def _named(self, word: str) -> list[Stage]:
-        return [stage for stage in self.recipe.passes if stage.word == word]
+    def _named(self, word: str) -> Stage | None:
+        return next((stage for stage in self.recipe.passes if stage.word == word), None)
 
     def _own(self, word: str) -> dict[str, Any]:
-        """Returns what the recipe's own pass of the name says."""
-        merged: dict[str, Any] = {}
-        for stage in self._named(word):
-            merged |= stage.config.model_dump(mode="json", exclude_unset=True)
-        return merged
+        """Returns what the recipe's own pass of the name says; nothing where it has none."""
+        stage = self._named(word)
+        return {} if stage is None else stage.config.model_dump(mode="json", exclude_unset=True)
 
     def _stage(self, raw: Any) -> Stage:
         return recipes.staged("graph", raw, path=self.recipe.path, key="graph")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from tritonpress_generator.errors import GateError, InputError
 from tritonpress_generator.search import front
-from tritonpress_generator.search.estimate import Estimate
+from tritonpress_generator.search.estimate import Estimate, Estimator
 from tritonpress_generator.search.measure import GRAPH
 from tritonpress_generator.search.space import Candidate
 
@@ -47,6 +49,29 @@ class Trial:
         return (*point, self.cost(objective)) if objective == "throughput" else point
 
 
+def best(trials: Sequence[Trial], count: int, objective: str) -> list[Trial]:
+    """Returns the best by metric and objective, in the order in which they were given."""
+    return [trials[i] for i in front.best([(-trial.score, trial.cost(objective)) for trial in trials], count)]
+
+
+def front_of(trials: Sequence[Trial], objective: str) -> list[Trial]:
+    """Returns those that no other is better than; the objective's best first."""
+    kept = front.front([trial.point(objective) for trial in trials])
+    return sorted((trials[i] for i in kept), key=lambda trial: trial.cost(objective))
+
+
+def attempted(compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Returns what is computed, or under `refused` why it cannot be, with the `seconds` that it took."""
+    began = time.monotonic()
+    try:
+        result = compute()
+    except InputError as exc:
+        result = {"refused": str(exc)}
+    except GateError as exc:  # of a graph pass that is held to the metric itself
+        result = {"refused": exc.reason, "remedy": exc.remedy}
+    return {**result, "seconds": time.monotonic() - began}
+
+
 def costs(stages: Mapping[str, float]) -> dict[str, float]:
     """Returns how much of the metric each stage costs, the one that costs most first.
 
@@ -68,7 +93,29 @@ def costs(stages: Mapping[str, float]) -> dict[str, float]:
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0] != "distill")))
 
 
-def expected_cost(estimate: Estimate, known: Sequence[tuple[Trial, Estimate]], objective: str) -> float:
+def likely(
+    candidates: Sequence[Candidate], measured: Sequence[Trial], estimator: Estimator, objective: str
+) -> list[Candidate]:
+    """Returns the half of the candidates that is the better one by estimate.
+
+    Args:
+        candidates: Which were not measured.
+        measured: Others, by which it is known what a multiplication takes: those of the same precision, or else all.
+        estimator: Of both.
+        objective: The search's.
+    """
+    found, points = [], []
+    for candidate in candidates:
+        if (estimate := estimator(candidate)) is None:
+            continue
+        alike = [trial for trial in measured if trial.candidate.graph == candidate.graph] or measured
+        known = [(trial, own) for trial in alike if (own := estimator(trial.candidate)) is not None]
+        found.append(candidate)
+        points.append((estimate.loss, _expected_cost(estimate, known, objective)))
+    return [found[i] for i in front.best(points, (len(points) + 1) // 2)]
+
+
+def _expected_cost(estimate: Estimate, known: Sequence[tuple[Trial, Estimate]], objective: str) -> float:
     """Returns what the objective, as `Trial.cost` has it but not in steps, is expected to be of a candidate.
 
     Args:
