@@ -24,11 +24,12 @@ from tritonpress_generator.errors import InputError
 from tritonpress_generator.graph import NO_MATERIAL, GraphMaterial
 from tritonpress_generator.infer import Array
 from tritonpress_generator.mixed_precision import OPSET
-from tritonpress_generator.onnx_graph import DOMAIN, GraphEditor, normalized
+from tritonpress_generator.onnx_graph import GraphEditor, normalized
 from tritonpress_generator.pair_places import Places
 from tritonpress_generator.quantization import INT8_MAX, symmetric_scale
 from tritonpress_generator.recipe_text import Settings
 
+READS = "export"
 FP8_MAX = 448.0
 """The largest E4M3 number. Source: Micikevicius et al. 2022, "FP8 Formats for Deep Learning"."""
 
@@ -67,16 +68,11 @@ def apply(
         material: Keeps the ranges for the next build of the same; measures the metric where the settings say `keep`.
 
     Raises:
-        InputError: There is nothing to calibrate with, or nothing to quantise, or a pattern is of no node, or the graph
-            has operators of ONNX Runtime's own, or the metric cannot be measured or kept.
+        InputError: There is nothing to calibrate with, or nothing to quantise, or a pattern is of no node, or the
+            metric cannot be measured or kept.
     """
     if not samples:
         raise InputError("qdq: calibration needs at least 1 text, got 0; the task must have texts")
-    own = [opset.domain for opset in model.opset_import if opset.domain not in {"", DOMAIN}]
-    if own:
-        raise InputError(f"qdq: the graph must have ONNX's operators alone, has some of {own[0]}; leave fuse out")
-    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
-        raise InputError("qdq: the graph must not be quantised yet; name qdq once")
     plain = normalized(model)
     if config.precision == "fp8":
         plain = normalized(onnx.version_converter.convert_version(plain, OPSET))

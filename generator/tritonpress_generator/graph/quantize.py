@@ -30,6 +30,7 @@ from tritonpress_generator.onnx_graph import GraphEditor, linear_product
 from tritonpress_generator.quantization import INT7_MAX, INT8_MAX, quantize_symmetric
 from tritonpress_generator.recipe_text import Settings
 
+READS = "products"
 _SMALLEST_TABLE = 256
 FEWEST_COLUMNS = 16
 
