@@ -1,13 +1,19 @@
-"""A range that is chosen by a share of the values holds that share, whichever side of 0 they are on."""
+"""A range that is chosen by a share of the values holds that share; what is rare and large is clipped in INT8 too."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
-from tritonpress_generator import calibration
+from onnx import TensorProto, helper, numpy_helper
+from tiny_encoders import feed, make, signature
+from tritonpress_generator import calibration, export
+from tritonpress_generator.engines.onnxruntime import session_infer
+from tritonpress_generator.graph import fuse, quantize
 from tritonpress_generator.infer import Array
+from tritonpress_generator.onnx_graph import GraphEditor
 
 BINS = 512
 """Of magnitudes."""
@@ -39,3 +45,97 @@ def test_the_share_is_held_and_little_more(values: Array, percentile: float) -> 
     assert np.mean(magnitudes <= found * (1 + 1e-6)) >= wanted
     if largest:
         assert np.mean(magnitudes < found - 1.001 * largest / BINS) < wanted
+
+
+def product(weight: Array) -> onnx.ModelProto:
+    """Returns y = x @ weight."""
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None]) for name in ("x", "y")]
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")]
+    graph = helper.make_graph(nodes, "graph", ends[:1], ends[1:], [numpy_helper.from_array(weight, "w")])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def grids(graph: onnx.ModelProto) -> list[tuple[float, float]]:
+    """Returns the ends of the range of every activation that is quantised."""
+    editor = GraphEditor(graph)
+    found = []
+    for node in graph.graph.node:
+        if node.op_type == "QuantizeLinear":
+            scale, zero_point = (float(np.asarray(editor.constant(name))) for name in node.input[1:])
+            found.append((-zero_point * scale, (255 - zero_point) * scale))
+    return found
+
+
+def ranges_of(graph: onnx.ModelProto, samples: list[dict[str, Array]], **config: Any) -> list[tuple[float, float]]:
+    return grids(quantize.apply(graph, quantize.Config(**config), samples))
+
+
+METHODS: list[dict[str, Any]] = [{"calibration": "entropy"}, {"calibration": "percentile", "percentile": 99.9}]
+WEIGHT = np.random.default_rng(1).normal(size=(64, 24)).astype(np.float32)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=["entropy", "percentile"])
+@pytest.mark.parametrize("large", [1, 50], ids=["plain", "smoothed"])
+def test_a_rare_large_value_does_not_widen_the_range(method: dict[str, Any], large: int) -> None:
+    rows = np.random.default_rng(0).normal(size=(2000, 64)).astype(np.float32)
+    rows[:, 0] *= large
+    usual = rows.copy()
+    rows[7, 5] = 80
+    model, samples = product(WEIGHT), [{"x": part} for part in np.split(rows, 20)]
+    graphs = [quantize.apply(model, quantize.Config(**config), samples) for config in ({}, method)]
+    assert all(any(node.op_type == "Mul" for node in graph.graph.node) == (large > 1) for graph in graphs)
+    ((low, high),), ((low_clipped, high_clipped),) = map(grids, graphs)
+    assert high_clipped < 0.5 * high
+    # Of what was seen below 0 nothing is as far away, so that this end is clipped no further than the other.
+    assert low_clipped >= low * 1.01
+    exact = usual @ WEIGHT
+    errors = [np.abs(session_infer(graph.SerializeToString())({"x": usual})["y"] - exact).mean() for graph in graphs]
+    assert errors[1] < 0.5 * errors[0]
+    assert errors[1] < 0.03 * np.abs(exact).mean()
+
+
+@pytest.mark.parametrize("method", METHODS, ids=["entropy", "percentile"])
+def test_an_end_that_lies_near_0_stays(method: dict[str, Any]) -> None:
+    rows = np.maximum(np.random.default_rng(0).normal(size=(2000, 64)), -0.17).astype(np.float32)
+    rows[7, 5] = 80
+    ((low, high),) = ranges_of(product(WEIGHT), [{"x": part} for part in np.split(rows, 20)], **method)
+    assert low == pytest.approx(-0.17, abs=(high - low) / 255)
+    assert 2 < high < 40
+
+
+def test_products_that_read_one_tensor_are_clipped_each_as_it_is_smoothed() -> None:
+    rows = np.random.default_rng(0).normal(size=(2000, 64)).astype(np.float32)
+    rows[:, 0] *= 50
+    rows[7, 5] = 80
+    model = product(WEIGHT)
+    # By this weight, which has what the first channel needs, that channel is no larger than the others.
+    other = WEIGHT / np.array([50] + [1] * 63, np.float32)[:, None]
+    model.graph.initializer.append(numpy_helper.from_array(other, "other"))
+    model.graph.node.append(helper.make_node("MatMul", ["x", "other"], ["z"], name="second"))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [None, None]))
+    samples = [{"x": part} for part in np.split(rows, 20)]
+    together = ranges_of(model, samples, calibration="percentile", percentile=99.9)
+    alone = [
+        ranges_of(product(weight), samples, calibration="percentile", percentile=99.9) for weight in (WEIGHT, other)
+    ]
+    assert together == [ends for (ends,) in alone]
+    assert together[0] != together[1]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=["entropy", "percentile"])
+def test_a_models_answers_stay_near_fp32s(method: dict[str, Any]) -> None:
+    model = make("bert", export.ATTENTION, "mean")
+    fp32 = fuse.apply(export.export(model, signature(model)), fuse.Config(), [])
+    samples = [feed([1 + i % 50], seed=i) for i in range(24)]
+    asked = feed([3, 17, 1, 30], seed=99)
+    seen, (expected,) = ranges_of(fp32, samples), session_infer(fp32.SerializeToString())(asked).values()
+    clipped = quantize.apply(fp32, quantize.Config(**method), samples)
+    found = grids(clipped)
+    assert len(found) == len(seen)
+    assert all(
+        low >= least * 1.01 and high <= most * 1.01 for (low, high), (least, most) in zip(found, seen, strict=True)
+    )
+    assert found != seen
+    (got,) = session_infer(clipped.SerializeToString())(asked).values()
+    cosines = (got * expected).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(expected, axis=1)
+    assert cosines.min() > 0.99

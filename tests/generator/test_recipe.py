@@ -35,6 +35,14 @@ def test_shipped_recipe_loads(path: Path) -> None:
         ),
         ({"graph": [{"quantize": {"samples": 0}}]}, "graph[0].quantize: samples: input should be greater than"),
         ({"graph": [{"quantize": {"precision": "int3"}}]}, "graph[0].quantize: precision: input should be 'int8'"),
+        (
+            {"graph": [{"quantize": {"calibration": "mse"}}]},
+            "graph[0].quantize: calibration: input should be 'min_max', 'entropy' or 'percentile', got 'mse'",
+        ),
+        (
+            {"graph": [{"quantize": {"percentile": 50.0}}]},
+            "graph[0].quantize: percentile: input should be greater than",
+        ),
         ({"graph": [{"fuse": {}, "quantize": {}}]}, "graph[0]: give one word"),
         ({"passes": ["prune_everything"]}, "passes[0]: unknown word 'prune_everything'"),
         ({"task": "translation"}, "task: unknown word 'translation'; available: classification, question"),

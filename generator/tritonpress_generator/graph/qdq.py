@@ -20,6 +20,7 @@ from onnx import TensorProto, helper
 from pydantic import Field
 
 from tritonpress_generator import calibration, sensitivity, smoothing
+from tritonpress_generator.calibration import Method
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.graph import NO_MATERIAL, GraphMaterial
 from tritonpress_generator.infer import Array
@@ -37,8 +38,8 @@ FP8_MAX = 448.0
 class Config(Settings):
     precision: Literal["int8", "fp8"] = "int8"
     """The type of weights and activations; `fp8` (E4M3) from Ada and Hopper on, and TensorRT 10."""
-    calibration: Literal["min_max", "entropy", "percentile"] = "entropy"
-    """How an activation's range is chosen: all that was seen, the least divergence, or a share of it."""
+    calibration: Method = "entropy"
+    """How an activation's range is chosen."""
     percentile: float = Field(default=99.99, gt=50, le=100)
     """The share of values, in %, that `percentile` does not clip."""
     smooth: bool = True
@@ -135,10 +136,9 @@ def _calibrated(
     bounded = dict.fromkeys((name for name in plain if name in places.probabilities), 1.0)
     largest = calibration.largest(model, [name for name in plain if name not in bounded], samples)
     smoothed = {name: observed[name].largest(by) for name, by in scales.items()}
-    if config.calibration != "min_max":
-        how: Any = {"method": config.calibration, "percentile": config.percentile}
-        largest = calibration.clipped(model, largest, samples, divided=lambda _, tensor: tensor, **how)
-        smoothed = calibration.clipped(model, smoothed, samples, divided=lambda name, x: x / scales[name], **how)
+    how: Any = {"method": config.calibration, "percentile": config.percentile}
+    largest = calibration.clipped(model, largest, samples, divided=lambda _, tensor: tensor, **how)
+    smoothed = calibration.clipped(model, smoothed, samples, divided=lambda name, x: x / scales[name], **how)
     return {
         "largest": largest | bounded,
         "smoothed": smoothed,
