@@ -33,6 +33,15 @@ def test_shipped_recipe_loads(path: Path) -> None:
             "graph[0]: unknown word 'fuze'; did you mean 'fuse'? available: fixed_point, fuse, nncf, qdq, quantize, "
             "weight_only",
         ),
+        (
+            {"graph": ["fuse", "fp16"]},
+            "graph[1]: unknown word 'fp16'; FP16 is a setting of engines: precision: fp16 of tensorrt or "
+            "onnxruntime_gpu; available: fixed_point, fuse",
+        ),
+        (
+            {"graph": [{"bf16": {}}]},
+            "BF16 is a setting of engines: precision: bf16 of tensorrt or openvino; available: ",
+        ),
         ({"graph": [{"quantize": {"samples": 0}}]}, "graph[0].quantize: samples: input should be greater than"),
         ({"graph": [{"quantize": {"precision": "int3"}}]}, "graph[0].quantize: precision: input should be 'int8'"),
         (
