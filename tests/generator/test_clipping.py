@@ -74,46 +74,64 @@ METHODS: list[dict[str, Any]] = [{"calibration": "entropy"}, {"calibration": "pe
 WEIGHT = np.random.default_rng(1).normal(size=(64, 24)).astype(np.float32)
 
 
+def with_one_large(least: float, *, first: float = 1) -> tuple[Array, list[dict[str, Array]]]:
+    """Returns activations of at least `least`, whose first channel is `first` times the others; the samples have one
+    that is larger than all of them."""
+    rows = np.maximum(np.random.default_rng(0).normal(size=(2000, 64)), least).astype(np.float32)
+    rows[:, 0] *= first
+    seen = rows.copy()
+    seen[7, 5] = 80
+    return rows, [{"x": part} for part in np.split(seen, 20)]
+
+
+def error(graph: onnx.ModelProto, rows: Array) -> float:
+    """Returns the mean error of x @ `WEIGHT`, relative to the mean magnitude."""
+    exact = rows @ WEIGHT
+    return float(
+        np.abs(session_infer(graph.SerializeToString())({"x": rows})["y"] - exact).mean() / np.abs(exact).mean()
+    )
+
+
 @pytest.mark.parametrize("method", METHODS, ids=["entropy", "percentile"])
-@pytest.mark.parametrize("large", [1, 50], ids=["plain", "smoothed"])
-def test_a_rare_large_value_does_not_widen_the_range(method: dict[str, Any], large: int) -> None:
-    rows = np.random.default_rng(0).normal(size=(2000, 64)).astype(np.float32)
-    rows[:, 0] *= large
-    usual = rows.copy()
-    rows[7, 5] = 80
-    model, samples = product(WEIGHT), [{"x": part} for part in np.split(rows, 20)]
-    graphs = [quantize.apply(model, quantize.Config(**config), samples) for config in ({}, method)]
-    assert all(any(node.op_type == "Mul" for node in graph.graph.node) == (large > 1) for graph in graphs)
-    ((low, high),), ((low_clipped, high_clipped),) = map(grids, graphs)
-    assert high_clipped < 0.5 * high
-    # Of what was seen below 0 nothing is as far away, so that this end is clipped no further than the other.
-    assert low_clipped >= low * 1.01
-    exact = usual @ WEIGHT
-    errors = [np.abs(session_infer(graph.SerializeToString())({"x": usual})["y"] - exact).mean() for graph in graphs]
-    assert errors[1] < 0.5 * errors[0]
-    assert errors[1] < 0.03 * np.abs(exact).mean()
+def test_a_rare_large_value_does_not_widen_the_range(method: dict[str, Any]) -> None:
+    rows, samples = with_one_large(-9)
+    configs = [quantize.Config(smooth=False, **config) for config in ({}, method)]
+    every, clipped = (quantize.apply(product(WEIGHT), config, samples) for config in configs)
+    (((low, high),), ((low_clipped, high_clipped),)) = grids(every), grids(clipped)
+    assert 0 < high_clipped < 0.5 * high
+    assert 1.01 * low <= low_clipped < 0
+    assert error(clipped, rows) < 0.5 * error(every, rows)
+    assert error(clipped, rows) < 0.03
+
+
+@pytest.mark.parametrize("method", METHODS, ids=["entropy", "percentile"])
+def test_a_smoothed_range_is_clipped_as_it_is_smoothed(method: dict[str, Any]) -> None:
+    rows, samples = with_one_large(-9, first=50)
+    every, clipped = (quantize.apply(product(WEIGHT), quantize.Config(**config), samples) for config in ({}, method))
+    for graph in (every, clipped):
+        assert [node.op_type for node in graph.graph.node] == ["Mul", "QuantizeLinear", "MatMulIntegerToFloat"]
+    (((low, high),), ((low_clipped, high_clipped),)) = grids(every), grids(clipped)
+    assert 0 < high_clipped < 0.9 * high
+    assert 0.9 * low < low_clipped < 0
+    assert error(clipped, rows) < 0.05
 
 
 @pytest.mark.parametrize("method", METHODS, ids=["entropy", "percentile"])
 def test_an_end_that_lies_near_0_stays(method: dict[str, Any]) -> None:
-    rows = np.maximum(np.random.default_rng(0).normal(size=(2000, 64)), -0.17).astype(np.float32)
-    rows[7, 5] = 80
-    ((low, high),) = ranges_of(product(WEIGHT), [{"x": part} for part in np.split(rows, 20)], **method)
+    _, samples = with_one_large(-0.17)
+    ((low, high),) = ranges_of(product(WEIGHT), samples, smooth=False, **method)
     assert low == pytest.approx(-0.17, abs=(high - low) / 255)
     assert 2 < high < 40
 
 
 def test_products_that_read_one_tensor_are_clipped_each_as_it_is_smoothed() -> None:
-    rows = np.random.default_rng(0).normal(size=(2000, 64)).astype(np.float32)
-    rows[:, 0] *= 50
-    rows[7, 5] = 80
+    _, samples = with_one_large(-9, first=50)
     model = product(WEIGHT)
     # By this weight, which has what the first channel needs, that channel is no larger than the others.
     other = WEIGHT / np.array([50] + [1] * 63, np.float32)[:, None]
     model.graph.initializer.append(numpy_helper.from_array(other, "other"))
     model.graph.node.append(helper.make_node("MatMul", ["x", "other"], ["z"], name="second"))
     model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [None, None]))
-    samples = [{"x": part} for part in np.split(rows, 20)]
     together = ranges_of(model, samples, calibration="percentile", percentile=99.9)
     alone = [
         ranges_of(product(weight), samples, calibration="percentile", percentile=99.9) for weight in (WEIGHT, other)
