@@ -21,6 +21,8 @@ from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array
 from tritonpress_generator.machine import versions
 
+Method = Literal["min_max", "entropy", "percentile"]
+"""How an activation's range is chosen: all that was seen, the least divergence, or a share of it."""
 _ROWS_OF_SAMPLE = 2
 """Tokens of each text on which a product's error is measured."""
 _BINS = 1024
@@ -72,29 +74,32 @@ def clipped(
     largest: Mapping[str, float],
     samples: Sequence[Mapping[str, Array]],
     *,
-    method: Literal["entropy", "percentile"],
+    method: Method,
     percentile: float,
     divided: Callable[[str, Array], Array],
+    tensors: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
-    """Returns the largest magnitude that each tensor's codes should hold, chosen from a histogram.
+    """Returns the largest magnitude that each activation's codes should hold, chosen from a histogram.
 
     Args:
         model: The graph.
-        largest: The largest magnitude of each tensor that is calibrated, by name.
+        largest: The largest magnitude of each activation that is calibrated, by name.
         samples: What it is run on.
         method: `entropy` (the least Kullback-Leibler divergence, as ONNX Runtime searches for it; after Migacz 2017,
-            "8-bit Inference with TensorRT") or `percentile`.
+            "8-bit Inference with TensorRT"), `percentile`, or `min_max`: `largest`, and nothing is run.
         percentile: The share of values that are not clipped, in %.
-        divided: Gives a tensor as it will be quantised.
+        divided: Gives an activation, of its tensor, as it will be quantised.
+        tensors: Names of the activations' tensors; default: their own.
     """
     from onnxruntime.quantization.calibrate import HistogramCollector
 
-    if not largest:
-        return {}
+    if method == "min_max" or not largest:
+        return dict(largest)
+    read = {name: name if tensors is None else tensors[name] for name in largest}
     counts = {name: np.zeros(_BINS, np.int64) for name in largest}
-    for tensors in _run(model, list(largest), samples):
-        for name, tensor in tensors.items():
-            counts[name] += np.histogram(divided(name, tensor), _BINS, (-largest[name], largest[name]))[0]
+    for given in _run(model, list(read.values()), samples):
+        for name, most in largest.items():
+            counts[name] += np.histogram(divided(name, given[read[name]]), _BINS, (-most, most))[0]
     if method == "percentile":
         # ONNX Runtime's leaves out half of that at each end, of which tensors behind an activation have one.
         return {name: _holding(counts[name], value, percentile) for name, value in largest.items()}

@@ -248,20 +248,3 @@ def every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 yield from every_node(attribute.g)
-
-
-def signed_activations(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Returns the nodes that make signed bytes of computed values."""
-    editor = GraphEditor(model)
-    makers = [node for node in model.graph.node if node.op_type == "QuantizeLinear" and len(node.input) == 3]
-    computed = [node for node in makers if editor.constant(node.input[0]) is None]
-    zero_points = [editor.constants.get(node.input[2]) for node in computed]
-    signed = [zero is not None and zero.data_type == onnx.TensorProto.INT8 for zero in zero_points]
-    return [node for node, is_signed in zip(computed, signed, strict=True) if is_signed]
-
-
-def code_weights(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Returns the nodes that make values of constant codes."""
-    editor = GraphEditor(model)
-    back = [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
-    return [node for node in back if editor.constant(node.input[0]) is not None]

@@ -9,6 +9,12 @@ from types import ModuleType
 
 from tritonpress_generator.errors import InputError
 
+_OF_ENGINES = {
+    ("graph", "fp16"): "FP16 is a setting of engines: precision: fp16 of tensorrt or onnxruntime_gpu; ",
+    ("graph", "bf16"): "BF16 is a setting of engines: precision: bf16 of tensorrt or openvino; ",
+}
+"""What is looked for in the wrong place, by kind and word."""
+
 
 def names(kind: str) -> list[str]:
     """Returns the words that a recipe may use for `kind` (`tasks`, `passes`, `graph`, `engines`), sorted."""
@@ -30,7 +36,7 @@ def check(kind: str, word: str, *, path: str) -> None:
     known = names(kind)
     if word not in known:
         close = difflib.get_close_matches(word, known, n=1)
-        remedy = f"did you mean {close[0]!r}? " if close else ""
+        remedy = _OF_ENGINES.get((kind, word)) or (f"did you mean {close[0]!r}? " if close else "")
         raise InputError(f"{path}: unknown word {word!r}; {remedy}available: {', '.join(known) or 'none yet'}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -10,7 +11,7 @@ from typing import Any
 import yaml
 from tritonpress_server import strict_yaml
 
-from tritonpress_generator import pass_order, plugins
+from tritonpress_generator import graph_order, pass_order, plugins
 from tritonpress_generator.checked import checked
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.recipe_text import CheckpointConfig, DataConfig, GateConfig, RecipeText, ServeConfig
@@ -131,13 +132,17 @@ def of(data: dict[str, Any], *, path: Path, text: str | None = None) -> Recipe:
 
     Raises:
         InputError: A key is unknown, a value is out of range, a word names no file, passes are in an order that makes
-            no sense.
+            no sense, graph passes cannot work together or for the engine.
     """
     raw = _written(data, path=path)
     # Those whose files import the most come last, so that what is wrong in the others is said before.
     engine = staged("engines", raw.engine, path=path, key="engine")
     forms = _forms(raw.serve.lengths, engine, path=path)
-    graph = tuple(staged("graph", stage, path=path, key=f"graph[{i}]") for i, stage in enumerate(raw.graph))
+    graph = _graph(raw.graph, engine, path=path, key="graph")
+    search = _search(raw.search, path=path)
+    if search is not None:
+        for i, precision in enumerate(search.space.precisions or ()):
+            _graph(precision, engine, path=path, key=f"search.space.precisions[{i}]")
     task = staged("tasks", raw.task, path=path, key="task")
     _check_metric(raw.gate, task, path=path)
     _check_turns(raw.serve, engine, path=path)
@@ -160,11 +165,18 @@ def of(data: dict[str, Any], *, path: Path, text: str | None = None) -> Recipe:
         layout=layout,
         data=raw.data,
         finetune=finetune,
-        search=_search(raw.search, path=path),
+        search=search,
         folder=path.parent / raw.folder,
         raw=data,
         text=yaml.safe_dump(data, sort_keys=False) if text is None else text,
     )
+
+
+def _graph(raw: Sequence[str | dict[str, Any]], engine: Stage, *, path: Path, key: str) -> tuple[Stage, ...]:
+    """Returns the graph passes at `key`; refuses what cannot work together, or for the engine."""
+    graph = tuple(staged("graph", stage, path=path, key=f"{key}[{i}]") for i, stage in enumerate(raw))
+    graph_order.check(graph, engine, path=path, key=key)
+    return graph
 
 
 def _check_metric(gate: GateConfig, task: Stage, *, path: Path) -> None:

@@ -8,6 +8,7 @@ for Large Language Models", equation 4; the strength is chosen for each product 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,9 +43,13 @@ class Observed:
     rows: Floats
     """Some of its tokens, `(tokens, channels)`."""
 
-    def parameters(self, scales: Floats) -> tuple[np.float32, np.uint8]:
-        """Returns the scale and zero point of the whole, each channel divided by its own of `scales`."""
-        return uint8_parameters(float((self.low / scales).min()), float((self.high / scales).max()))
+    def parameters(self, scales: Floats, largest: float = math.inf) -> tuple[np.float32, np.uint8]:
+        """Returns the scale and zero point of the whole, each channel divided by its own of `scales`.
+
+        Magnitudes beyond `largest` are clipped.
+        """
+        low, high = float((self.low / scales).min()), float((self.high / scales).max())
+        return uint8_parameters(max(low, -largest), min(high, largest))
 
     def largest(self, scales: Floats) -> float:
         """Returns the largest magnitude, each channel divided by its own of `scales`."""

@@ -142,6 +142,9 @@ def test_wrong_settings_are_refused_before_torch_where_their_files_do_without(tm
     wrong = [
         (recipe_of(folder, "engine", engine={"onnxruntime": {"instance": 2}}), "engine.onnxruntime: instance: unknown"),
         (recipe_of(folder, "graph", graph=[{"quantize": {"sample": 2}}]), "graph[0].quantize: sample: unknown key"),
+        # Behind passes, one of which trains.
+        (recipe_of(folder, "behind", graph=["fuse", "nncf"], engine="openvino"), "graph[1]: nncf must not come behind"),
+        (recipe_of(folder, "lacking", graph=["quantize"], engine="openvino"), "graph: the engine openvino cannot take"),
         (
             recipe_of(folder, "task", **task | {"task": {"classification": {"multilabel": True}}}),
             "task.classification: multilabel: unknown key",

@@ -15,9 +15,8 @@ from tiny_encoders import make, pairs, signature
 from tiny_sources import write_task
 from tiny_training import LEARNT, change, of_written, run, write_training
 from tritonpress_generator import cli, export, repository
-from tritonpress_generator.engines import onnxruntime, onnxruntime_gpu, tensorrt
 from tritonpress_generator.errors import GateError, InputError
-from tritonpress_generator.graph import GraphMaterial, fuse, nncf
+from tritonpress_generator.graph import GraphMaterial, nncf
 from tritonpress_generator.infer import Array
 from tritonpress_generator.kept import NOTHING, Kept
 
@@ -112,24 +111,18 @@ def test_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("model", "config", "samples", "message"),
+    ("config", "samples", "message"),
     [
-        (FP32, {}, [], "needs at least 1 text, got 0"),
-        (FP32, {"exclude": ["*"]}, SAMPLES, r"exclude: must leave a product to quantise, all 16 match; leave nncf out"),
-        (FP32, {"exclude": ["*layer.9*"]}, SAMPLES, r"'\*layer.9\*' matches none of 16"),
-        (fuse.apply(FP32, fuse.Config(), []), {}, SAMPLES, "must have ONNX's operators alone, has some of com.micro"),
-        (None, {}, SAMPLES, "must not be quantised yet; name one of nncf and qdq, once"),
+        ({}, [], "needs at least 1 text, got 0"),
+        ({"exclude": ["*"]}, SAMPLES, r"exclude: must leave a product to quantise, all 16 match; leave nncf out"),
+        ({"exclude": ["*layer.9*"]}, SAMPLES, r"'\*layer.9\*' matches none of 16"),
     ],
 )
 def test_what_cannot_be_quantised_is_refused(
-    int8: onnx.ModelProto,
-    model: onnx.ModelProto | None,
-    config: dict[str, object],
-    samples: list[dict[str, Array]],
-    message: str,
+    config: dict[str, object], samples: list[dict[str, Array]], message: str
 ) -> None:
     with pytest.raises(InputError, match=message) as raised:
-        nncf.apply(model or int8, nncf.Config(**config), samples)  # type: ignore[arg-type]
+        nncf.apply(FP32, nncf.Config(**config), samples)  # type: ignore[arg-type]
     assert "\n" not in str(raised.value)
 
 
@@ -138,17 +131,6 @@ def test_a_product_of_two_constants_is_refused() -> None:
     gives = signature(model)
     with pytest.raises(InputError, match=r"NNCF takes no product of two constants, has .*; use qdq for INT8"):
         nncf.apply(export.export(model, gives), nncf.Config(), [pairs([9])])
-
-
-def test_engines_with_other_kernels_refuse_it(int8: onnx.ModelProto) -> None:
-    with pytest.raises(InputError, match=r"activations must be unsigned bytes.*; use quantize for INT8"):
-        onnxruntime.rungs(FP32, int8, onnxruntime.Config())
-    with pytest.raises(
-        InputError, match=r"weights must be in FP32 in front of their pairs.*; use qdq in place of nncf"
-    ):
-        tensorrt.rungs(FP32, int8, tensorrt.Config())
-    with pytest.raises(InputError, match="wants weights in FP32 in front of pairs; use qdq, not nncf"):
-        onnxruntime_gpu.rungs(FP32, int8, onnxruntime_gpu.Config(provider="tensorrt"))
 
 
 QUIET = """

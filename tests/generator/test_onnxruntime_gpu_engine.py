@@ -85,12 +85,12 @@ def test_provider_of_tensorrt_is_named_with_its_settings() -> None:
         (
             {"provider": "tensorrt"},
             ["fuse"],
-            "TensorRT has no MultiHeadAttention; leave fuse and weight_only out of `graph`",
+            "TensorRT has none of ONNX Runtime's own operators that fuse makes; leave fuse and weight_only out",
         ),
         (
             {"precision": "fp16"},
             ["fuse"],
-            "MultiHeadAttention computes in FP32; leave fuse and weight_only out, or take precision fp32",
+            "what fuse makes computes in FP32; leave fuse and weight_only out, or take precision fp32",
         ),
         (
             {"provider": "tensorrt"},

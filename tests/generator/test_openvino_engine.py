@@ -136,17 +136,6 @@ def test_every_family_is_taken(tmp_path: Path) -> None:
         assert np.abs(got["embedding"] - expected["embedding"]).max() <= 0.03
 
 
-@pytest.mark.parametrize("graph", ["fuse", "quantize"])
-def test_graphs_of_onnx_runtime_are_refused(tmp_path: Path, graph: str, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = recipe_for(tmp_path)
-    text = yaml.safe_load(recipe.read_text()) | {"graph": [graph]}
-    recipe.write_text(yaml.safe_dump(text))
-    assert cli.main(["build", str(recipe), "--out", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert "engine.openvino: OpenVINO has no " in error
-    assert "leave fuse and quantize out" in error
-
-
 def test_packed_sequences_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = recipe_for(tmp_path, lengths="ragged")
     assert cli.main(["build", str(recipe), "--out", str(tmp_path / "out")]) == 2

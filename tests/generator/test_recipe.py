@@ -33,8 +33,25 @@ def test_shipped_recipe_loads(path: Path) -> None:
             "graph[0]: unknown word 'fuze'; did you mean 'fuse'? available: fixed_point, fuse, nncf, qdq, quantize, "
             "weight_only",
         ),
+        (
+            {"graph": ["fuse", "fp16"]},
+            "graph[1]: unknown word 'fp16'; FP16 is a setting of engines: precision: fp16 of tensorrt or "
+            "onnxruntime_gpu; available: fixed_point, fuse",
+        ),
+        (
+            {"graph": [{"bf16": {}}]},
+            "BF16 is a setting of engines: precision: bf16 of tensorrt or openvino; available: ",
+        ),
         ({"graph": [{"quantize": {"samples": 0}}]}, "graph[0].quantize: samples: input should be greater than"),
         ({"graph": [{"quantize": {"precision": "int3"}}]}, "graph[0].quantize: precision: input should be 'int8'"),
+        (
+            {"graph": [{"quantize": {"calibration": "mse"}}]},
+            "graph[0].quantize: calibration: input should be 'min_max', 'entropy' or 'percentile', got 'mse'",
+        ),
+        (
+            {"graph": [{"quantize": {"percentile": 50.0}}]},
+            "graph[0].quantize: percentile: input should be greater than",
+        ),
         ({"graph": [{"fuse": {}, "quantize": {}}]}, "graph[0]: give one word"),
         ({"passes": ["prune_everything"]}, "passes[0]: unknown word 'prune_everything'"),
         ({"task": "translation"}, "task: unknown word 'translation'; available: classification, question"),
@@ -127,10 +144,10 @@ def test_layout_of_one_execution_is_refused_for_windows(tmp_path: Path) -> None:
         ("training", ["Config", "METRIC", "load", "texts", "augmented", "check", "deciding", "as_served",
                       "model_settings", "features",
                       "outputs", "outputs_as_served", "losses", "distances", "answers", "judge", "chosen"]),
-        ("graph", ["Config", "apply"]),
+        ("graph", ["Config", "READS", "apply"]),
         ("passes", ["Config", "apply"]),
         ("engines", ["Config", "PACKAGES", "LAYOUTS", "FORMS", "INTEGERS", "SPARSE",
-                     "runs_here", "rungs", "build", "load",
+                     "refusal", "runs_here", "rungs", "build", "load",
                      "threads", "measured", "model_config", "versions"]),
         ("lengths", ["Config", "ATTENTION", "POSTPROCESSING_BATCHES", "export", "native", "as_padded", "engine_inputs",
                      "declare_outputs", "tokenizer_settings"]),

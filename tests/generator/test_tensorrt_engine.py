@@ -243,8 +243,10 @@ def test_server_is_gated_and_its_answers_recorded(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"graph": ["fuse"]}, r"TensorRT has none of these operators: .*; leave fuse, quantize and weight_only out"),
-        ({"graph": ["quantize"]}, r"TensorRT has none of these operators: MatMulIntegerToFloat \(.*\).* more; leave"),
+        (
+            {"graph": ["fuse"]},
+            "TensorRT has none of ONNX Runtime's own operators that fuse makes; leave fuse, quantize",
+        ),
         ({"engine": {"tensorrt": {"release": "2024"}}}, "engine.tensorrt.release: must be a release"),
         ({"engine": {"tensorrt": {"builder_optimization_level": 6}}}, "builder_optimization_level: input should be"),
         ({"engine": {"tensorrt": {"precision": "int8"}}}, "precision: input should be 'fp32', 'fp16' or 'bf16'"),

@@ -18,7 +18,7 @@ from tiny_sources import write_recipe, write_task
 from tiny_training import change
 from tritonpress_generator import cli, export, repository
 from tritonpress_generator import recipe as recipes
-from tritonpress_generator.engines import onnxruntime, onnxruntime_gpu, openvino
+from tritonpress_generator.engines import openvino
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.graph import fuse, weight_only
@@ -218,9 +218,6 @@ def test_what_cannot_be_quantised_is_refused() -> None:
     for wrong in ({"bits": 3}, {"bits": 4, "block_size": 24}, {"bits": 4, "accuracy_level": 2}):
         with pytest.raises(InputError, match=r"recipe: graph\[0\].weight_only.*should be"):
             recipes.staged("graph", {"weight_only": wrong}, path=Path("recipe"), key="graph[0]")
-    with pytest.raises(InputError, match="MatMulNBits computes in FP32; leave fuse and weight_only out"):
-        onnxruntime_gpu.rungs(FP32, weight_only.apply(FP32, weight_only.Config(bits=4), []), onnxruntime_gpu.Config())
-    assert onnxruntime.rungs(FUSED, once, onnxruntime.Config()) == {"onnxruntime": once}
 
 
 def test_excluded_products_stay_in_fp32() -> None:

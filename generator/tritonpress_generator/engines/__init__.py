@@ -8,6 +8,8 @@ An engine's file has:
     LAYOUTS, FORMS                          the divisions into models and forms of the lengths it takes, the best first
     INTEGERS                                the type of the token ids it reads
     SPARSE                                  the patterns of zeros that it computes faster
+    refusal(graph, config) -> str | None    why it cannot run what graph passes make, by their words and settings, and
+                                            what to do about it
     runs_here() -> bool                     whether this machine can run it
     rungs(fp32, model, config) -> {...}     the graphs to choose from by name, the most accurate first: the export
                                             before the recipe's graph passes and after them, as the engine wants them

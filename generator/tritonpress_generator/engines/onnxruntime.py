@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from tritonclient.grpc import model_config_pb2 as pb
 from tritonpress_generator.engines import Asked
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array, Infer
-from tritonpress_generator.onnx_graph import signed_activations
 from tritonpress_generator.recipe_text import Settings
 
 PLATFORM = "onnxruntime_onnx"
@@ -61,23 +60,24 @@ def sizing(config: Config) -> Sizing:
     return Sizing(instances, config.intra_op_thread_count or max(1, cores // instances))
 
 
+def refusal(graph: Sequence[tuple[str, Any]], config: Config) -> str | None:
+    """Returns why a CPU should not run what `graph` makes: it has no fast kernels for products of signed bytes."""
+    for word, settings in graph:
+        if word == "nncf" or (word == "qdq" and settings.precision == "int8"):
+            return (
+                "activations must be unsigned bytes, since products of signed ones take longer than FP32's, "
+                f"{word} makes signed ones; use quantize for INT8 in place of nncf or qdq"
+            )
+    return None
+
+
 def runs_here() -> bool:
     """Says whether this machine can run the engine."""
     return True
 
 
 def rungs(fp32: onnx.ModelProto, model: onnx.ModelProto, config: Config) -> dict[str, onnx.ModelProto]:
-    """Returns the graphs to choose from: what the recipe's graph passes have made.
-
-    Raises:
-        InputError: Its products are of signed with signed bytes, which ONNX Runtime has no fast kernels for on a CPU.
-    """
-    signed = signed_activations(model)
-    if signed:
-        raise InputError(
-            "engine.onnxruntime: activations must be unsigned bytes, since products of signed ones take longer than "
-            f"FP32's, {signed[0].name} makes signed ones; use quantize for INT8 in place of nncf or qdq"
-        )
+    """Returns the graphs to choose from: what the recipe's graph passes have made."""
     return {"onnxruntime": model}
 
 

@@ -11,14 +11,13 @@ pairs has no FP16 in it here; `engine: tensorrt` sets both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import onnx
 import onnxruntime
-from onnx import TensorProto
 from pydantic import Field, model_validator
 from tritonclient.grpc import model_config_pb2 as pb
 
@@ -27,7 +26,7 @@ from tritonpress_generator.engines import Asked
 from tritonpress_generator.engines.onnxruntime import check_native, session_infer
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Infer
-from tritonpress_generator.onnx_graph import code_weights, every_node
+from tritonpress_generator.onnx_graph import every_node
 from tritonpress_generator.recipe_text import Settings
 
 PLATFORM = "onnxruntime_onnx"
@@ -36,8 +35,6 @@ LAYOUTS = ("ensemble", "scripting")
 FORMS = ("buckets", "exact")
 INTEGERS = "int64"
 SPARSE: tuple[str, ...] = ()
-_OF_THE_CPU = {"MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
-"""What `quantize` makes, for which no provider has a kernel on a GPU."""
 
 
 class Config(Settings):
@@ -60,6 +57,44 @@ class Config(Settings):
         return self
 
 
+def refusal(graph: Sequence[tuple[str, Any]], config: Config) -> str | None:
+    """Returns why the provider cannot run what `graph` makes, or what it needs and `graph` does not make."""
+    for word, settings in graph:
+        own = word in {"fuse", "weight_only"} or (word == "fixed_point" and settings.bits == 16)
+        tensorrt = config.provider == "tensorrt"
+        rules = (
+            (word == "quantize", "quantize makes INT8 for the CPU; leave it out of `graph`"),
+            (
+                own and tensorrt,
+                f"TensorRT has none of ONNX Runtime's own operators that {word} makes; leave fuse and weight_only out "
+                "of `graph`, or take provider cuda",
+            ),
+            (
+                own and config.precision != "fp32",
+                f"what {word} makes computes in FP32; leave fuse and weight_only out, or take precision fp32",
+            ),
+            (
+                word in {"fixed_point", "nncf"} and tensorrt,
+                f"TensorRT wants weights in FP32 in front of pairs; use qdq, not {word}",
+            ),
+            (
+                word == "qdq" and settings.precision == "fp8",
+                "Triton's backend cannot tell a provider of FP8; take qdq with precision int8, or engine: tensorrt",
+            ),
+            (
+                word == "qdq" and tensorrt and config.precision != "int8",
+                f"precision must be int8 with qdq, got {config.precision}: Triton's backend tells TensorRT of FP16 or "
+                "of INT8; take int8, which leaves the rest in FP32, or engine: tensorrt for both",
+            ),
+        )
+        for applies, reason in rules:
+            if applies:
+                return reason
+    if config.precision == "int8" and all(word != "qdq" for word, _ in graph):
+        return "precision int8 needs pairs in the graph; add qdq to `graph`"
+    return None
+
+
 def runs_here() -> bool:
     """Says no: here the graph is run on the CPU, and its speed where it is served is another.
 
@@ -71,30 +106,10 @@ def runs_here() -> bool:
 
 
 def rungs(fp32: onnx.ModelProto, model: onnx.ModelProto, config: Config) -> dict[str, onnx.ModelProto]:
-    """Returns the graphs to choose from: what the recipe's graph passes have made, in the recipe's precision.
-
-    Raises:
-        InputError: It has operators that run on a CPU alone, or that the provider does not take.
-    """
-    nodes = list(every_node(model.graph))
-    own = [node for node in nodes if node.domain == "com.microsoft"]
-    if any(node.op_type in _OF_THE_CPU for node in own):
-        raise InputError("engine.onnxruntime_gpu: quantize makes INT8 for the CPU; leave it out of `graph`")
-    if own and config.provider == "tensorrt":
-        raise InputError(
-            f"engine.onnxruntime_gpu: TensorRT has no {own[0].op_type}; leave fuse and weight_only out of `graph`, "
-            "or take provider cuda"
-        )
-    if config.provider == "tensorrt" and code_weights(model):
-        raise InputError("engine.onnxruntime_gpu: TensorRT wants weights in FP32 in front of pairs; use qdq, not nncf")
-    if own and config.precision != "fp32":
-        raise InputError(
-            f"engine.onnxruntime_gpu: {own[0].op_type} computes in FP32; leave fuse and weight_only out, or take "
-            "precision fp32"
-        )
-    _check_pairs(model, config)
+    """Returns the graphs to choose from: what the recipe's graph passes have made, in the recipe's precision."""
     precision: mixed_precision.Precision = "fp16" if config.precision == "fp16" else "fp32"
-    return {"onnxruntime_gpu": mixed_precision.typed(model, precision) if not own else model}
+    own = any(node.domain == "com.microsoft" for node in every_node(model.graph))
+    return {"onnxruntime_gpu": model if own else mixed_precision.typed(model, precision)}
 
 
 def build(graphs: Mapping[str, onnx.ModelProto], version_dir: Path, config: Config, asked: Asked) -> None:
@@ -156,29 +171,6 @@ def model_config(config: Config, asked: Asked) -> pb.ModelConfig:
 def versions() -> dict[str, str]:
     """Returns what the engine was built and gated with, for the manifest."""
     return {"onnxruntime": onnxruntime.__version__}
-
-
-def _check_pairs(model: onnx.ModelProto, config: Config) -> None:
-    """Refuses pairs that the provider is not told of, and to be told of pairs that are not there.
-
-    Raises:
-        InputError: It is so.
-    """
-    if any(tensor.data_type == TensorProto.FLOAT8E4M3FN for tensor in model.graph.initializer):
-        raise InputError(
-            "engine.onnxruntime_gpu: Triton's backend cannot tell a provider of FP8; take qdq with precision int8, or "
-            "engine: tensorrt"
-        )
-    if config.provider != "tensorrt":
-        return
-    pairs = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
-    if pairs and config.precision != "int8":
-        raise InputError(
-            f"engine.onnxruntime_gpu: precision must be int8 with qdq, got {config.precision}: Triton's backend tells "
-            "TensorRT of FP16 or of INT8; take int8, which leaves the rest in FP32, or engine: tensorrt for both"
-        )
-    if not pairs and config.precision == "int8":
-        raise InputError("engine.onnxruntime_gpu: precision int8 needs pairs in the graph; add qdq to `graph`")
 
 
 def _one_package() -> None:

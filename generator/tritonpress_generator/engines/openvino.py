@@ -8,7 +8,7 @@ runs in what OpenVINO chooses for this machine's processor.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from tritonpress_generator import signal_stack
 from tritonpress_generator.engines import Asked
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array, Infer
-from tritonpress_generator.onnx_graph import DOMAIN, every_node, normalized
+from tritonpress_generator.onnx_graph import normalized
 from tritonpress_generator.quantized_pairs import folded
 from tritonpress_generator.recipe_text import Settings
 
@@ -32,8 +32,6 @@ FORMS = ("exact", "buckets")
 INTEGERS = "int64"
 SPARSE: tuple[str, ...] = ()
 _MOST_INSTANCES = 4
-_READ = {"MatMulNBits"}
-"""Operators of ONNX Runtime's own that OpenVINO takes."""
 
 
 class Config(Settings):
@@ -45,24 +43,24 @@ class Config(Settings):
     """What products are computed in: BF16 (of a processor that has it), or what OpenVINO chooses for the processor."""
 
 
+def refusal(graph: Sequence[tuple[str, Any]], config: Config) -> str | None:
+    """Returns why OpenVINO cannot run what `graph` makes: of ONNX Runtime's own operators it has `weight_only`'s."""
+    for word, settings in graph:
+        if word in {"fuse", "quantize"} or (word == "fixed_point" and settings.bits == 16):
+            return (
+                f"OpenVINO has none of ONNX Runtime's own operators that {word} makes; leave {word} out, and use nncf "
+                "or qdq for INT8"
+            )
+    return None
+
+
 def runs_here() -> bool:
     """Says whether this machine can run the engine."""
     return True
 
 
 def rungs(fp32: onnx.ModelProto, model: onnx.ModelProto, config: Config) -> dict[str, onnx.ModelProto]:
-    """Returns the graphs to choose from: what the recipe's graph passes have made.
-
-    Raises:
-        InputError: It has operators of ONNX Runtime's own that OpenVINO lacks.
-    """
-    nodes = every_node(model.graph)
-    foreign = [node for node in nodes if node.domain not in {"", DOMAIN} and node.op_type not in _READ]
-    if foreign:
-        raise InputError(
-            f"engine.openvino: OpenVINO has no {foreign[0].op_type} ({foreign[0].name}) of {foreign[0].domain}; leave "
-            "fuse and quantize out of `graph`, and use nncf or qdq for INT8"
-        )
+    """Returns the graphs to choose from: what the recipe's graph passes have made."""
     return {"openvino": folded(normalized(model))}
 
 

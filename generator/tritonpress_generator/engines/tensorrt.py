@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,6 @@ from tritonpress_generator.engines import Asked
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array, Infer
-from tritonpress_generator.onnx_graph import DOMAIN, code_weights, every_node
 from tritonpress_generator.plans import builder, pending, releases, runner
 from tritonpress_generator.plans.profiles import Profile, profiles
 from tritonpress_generator.quantized_pairs import folded
@@ -39,8 +38,6 @@ INTEGERS = "int32"
 SPARSE: tuple[str, ...] = ("2:4",)
 """TensorRT takes INT64 inputs from release 10 on."""
 _LOW = {"fp32": None, "fp16": "FLOAT16", "bf16": "BFLOAT16"}
-_LACKING = {"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul", "Loop"}
-"""ONNX's own operators that quantise as TensorRT does not, and what only the fused forms have."""
 
 
 class Config(Settings):
@@ -70,6 +67,22 @@ class Config(Settings):
     """Whether the executions of the borders' shapes are captured as CUDA graphs."""
 
 
+def refusal(graph: Sequence[tuple[str, Any]], config: Config) -> str | None:
+    """Returns why TensorRT cannot run what `graph` makes: it has none of ONNX Runtime's operators, nor codes."""
+    for word, _ in graph:
+        if word in {"fuse", "quantize", "weight_only"}:
+            return (
+                f"TensorRT has none of ONNX Runtime's own operators that {word} makes; leave fuse, quantize and "
+                "weight_only out of `graph`, and use qdq for INT8"
+            )
+        if word in {"fixed_point", "nncf"}:
+            return (
+                "weights must be in FP32 in front of their pairs, as qdq leaves them, "
+                f"{word} makes codes of them; use qdq in place of {word}"
+            )
+    return None
+
+
 def runs_here() -> bool:
     """Says whether TensorRT and a GPU are here."""
     try:
@@ -81,17 +94,12 @@ def runs_here() -> bool:
 
 
 def rungs(fp32: onnx.ModelProto, model: onnx.ModelProto, config: Config) -> dict[str, onnx.ModelProto]:
-    """Returns the ladder: FP32, the recipe's precision, and last what its graph passes have made, in that precision.
-
-    Raises:
-        InputError: The graph has operators that TensorRT lacks.
-    """
+    """Returns the ladder: FP32, the recipe's precision, and last what its graph passes have made, in that precision."""
     # Where the builder's flags choose the types, the graph says FP32 alone, in an opset that the parser knows.
     low = "fp32" if releases.weakly_typed(config.release) else config.precision
     graphs: dict[str, tuple[onnx.ModelProto, mixed_precision.Precision]] = {"fp32": (fp32, "fp32")}
     if config.precision != "fp32":
         graphs[config.precision] = (fp32, low)
-    _check(model)
     kinds = set(pending.types(model)) & {"INT8", "FLOAT8E4M3FN"}
     if kinds:
         name = "fp8" if "FLOAT8E4M3FN" in kinds else "int8"
@@ -274,26 +282,3 @@ def with_int32_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
     for cast in casts:
         graph.node.insert(0, cast)
     return model
-
-
-def _check(model: onnx.ModelProto) -> None:
-    """Refuses operators that TensorRT does not take, by name and node.
-
-    Raises:
-        InputError: There are some.
-    """
-    nodes = list(every_node(model.graph))
-    foreign = [node for node in nodes if node.domain not in {"", "ai.onnx", DOMAIN} or node.op_type in _LACKING]
-    if foreign:
-        names = ", ".join(f"{node.op_type} ({node.name})" for node in foreign[:3])
-        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
-        raise InputError(
-            f"engine.tensorrt: TensorRT has none of these operators: {names}{more}; leave fuse, quantize and "
-            "weight_only out of `graph`, and use qdq for INT8"
-        )
-    codes = code_weights(model)
-    if codes:
-        raise InputError(
-            "engine.tensorrt: weights must be in FP32 in front of their pairs, as qdq leaves them, "
-            f"{codes[0].name} reads codes; use qdq in place of nncf"
-        )

@@ -1,6 +1,13 @@
 """One file a graph pass (ONNX to ONNX); the file's name is the word in the recipe's `graph:` list.
 
-A pass's file has `Config` and `apply(model, config, samples, material) -> model`.
+A pass's file has:
+
+    Config                                          its settings in the recipe
+    READS                                           what it must find, by which a recipe may be refused
+                                                    (`graph_order.py`): the `export` as it is; `products` with constant
+                                                    weights in FP32, of which it leaves those that its settings say; or
+                                                    `any` graph
+    apply(model, config, samples, material) -> model
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ from tritonpress_generator.onnx_graph import GraphEditor, linear_product
 from tritonpress_generator.quantization import INT7_MAX, INT8_MAX, INT16_MAX, quantize_symmetric, symmetric_scale
 from tritonpress_generator.recipe_text import Settings
 
+READS = "products"
 _ACTIVATIONS: dict[int, tuple[int, Array]] = {
     8: (INT8_MAX, np.array(128, np.uint8)),
     16: (INT16_MAX // 2, np.array(0, np.int16)),

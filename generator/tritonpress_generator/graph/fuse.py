@@ -24,6 +24,8 @@ from tritonpress_generator.infer import Array
 from tritonpress_generator.onnx_graph import DOMAIN, GraphEditor
 from tritonpress_generator.recipe_text import Settings
 
+READS = "any"
+
 
 class Config(Settings):
     """Has no settings."""

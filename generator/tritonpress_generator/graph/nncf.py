@@ -30,10 +30,11 @@ from tritonpress_generator.errors import InputError
 from tritonpress_generator.graph import NO_MATERIAL, GraphMaterial
 from tritonpress_generator.graph.quantize import FEWEST_COLUMNS
 from tritonpress_generator.infer import Array
-from tritonpress_generator.onnx_graph import DOMAIN, GraphEditor, normalized, with_own_vectors
+from tritonpress_generator.onnx_graph import GraphEditor, normalized, with_own_vectors
 from tritonpress_generator.quantized_pairs import described, folded, reading_pairs, rebuilt, undone
 from tritonpress_generator.recipe_text import Settings
 
+READS = "export"
 _WEIGHTED = {"MatMul", "Gemm"}
 _NO_SMOOTHING = -1.0
 """NNCF's word for it."""
@@ -75,11 +76,6 @@ def apply(
     """
     if not samples:
         raise InputError("nncf: calibration needs at least 1 text, got 0; the task must have texts")
-    own = [opset.domain for opset in model.opset_import if opset.domain not in {"", DOMAIN}]
-    if own:
-        raise InputError(f"nncf: the graph must have ONNX's operators alone, has some of {own[0]}; leave fuse out")
-    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
-        raise InputError("nncf: the graph must not be quantised yet; name one of nncf and qdq, once")
     nncf = _nncf()
     fp32 = with_own_vectors(normalized(model))
     names = _quantised(GraphEditor(fp32), config)

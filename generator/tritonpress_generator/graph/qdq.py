@@ -20,15 +20,17 @@ from onnx import TensorProto, helper
 from pydantic import Field
 
 from tritonpress_generator import calibration, sensitivity, smoothing
+from tritonpress_generator.calibration import Method
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.graph import NO_MATERIAL, GraphMaterial
 from tritonpress_generator.infer import Array
 from tritonpress_generator.mixed_precision import OPSET
-from tritonpress_generator.onnx_graph import DOMAIN, GraphEditor, normalized
+from tritonpress_generator.onnx_graph import GraphEditor, normalized
 from tritonpress_generator.pair_places import Places
 from tritonpress_generator.quantization import INT8_MAX, symmetric_scale
 from tritonpress_generator.recipe_text import Settings
 
+READS = "export"
 FP8_MAX = 448.0
 """The largest E4M3 number. Source: Micikevicius et al. 2022, "FP8 Formats for Deep Learning"."""
 
@@ -36,8 +38,8 @@ FP8_MAX = 448.0
 class Config(Settings):
     precision: Literal["int8", "fp8"] = "int8"
     """The type of weights and activations; `fp8` (E4M3) from Ada and Hopper on, and TensorRT 10."""
-    calibration: Literal["min_max", "entropy", "percentile"] = "entropy"
-    """How an activation's range is chosen: all that was seen, the least divergence, or a share of it."""
+    calibration: Method = "entropy"
+    """How an activation's range is chosen."""
     percentile: float = Field(default=99.99, gt=50, le=100)
     """The share of values, in %, that `percentile` does not clip."""
     smooth: bool = True
@@ -67,16 +69,11 @@ def apply(
         material: Keeps the ranges for the next build of the same; measures the metric where the settings say `keep`.
 
     Raises:
-        InputError: There is nothing to calibrate with, or nothing to quantise, or a pattern is of no node, or the graph
-            has operators of ONNX Runtime's own, or the metric cannot be measured or kept.
+        InputError: There is nothing to calibrate with, or nothing to quantise, or a pattern is of no node, or the
+            metric cannot be measured or kept.
     """
     if not samples:
         raise InputError("qdq: calibration needs at least 1 text, got 0; the task must have texts")
-    own = [opset.domain for opset in model.opset_import if opset.domain not in {"", DOMAIN}]
-    if own:
-        raise InputError(f"qdq: the graph must have ONNX's operators alone, has some of {own[0]}; leave fuse out")
-    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
-        raise InputError("qdq: the graph must not be quantised yet; name qdq once")
     plain = normalized(model)
     if config.precision == "fp8":
         plain = normalized(onnx.version_converter.convert_version(plain, OPSET))
@@ -139,10 +136,9 @@ def _calibrated(
     bounded = dict.fromkeys((name for name in plain if name in places.probabilities), 1.0)
     largest = calibration.largest(model, [name for name in plain if name not in bounded], samples)
     smoothed = {name: observed[name].largest(by) for name, by in scales.items()}
-    if config.calibration != "min_max":
-        how: Any = {"method": config.calibration, "percentile": config.percentile}
-        largest = calibration.clipped(model, largest, samples, divided=lambda _, tensor: tensor, **how)
-        smoothed = calibration.clipped(model, smoothed, samples, divided=lambda name, x: x / scales[name], **how)
+    how: Any = {"method": config.calibration, "percentile": config.percentile}
+    largest = calibration.clipped(model, largest, samples, divided=lambda _, tensor: tensor, **how)
+    smoothed = calibration.clipped(model, smoothed, samples, divided=lambda name, x: x / scales[name], **how)
     return {
         "largest": largest | bounded,
         "smoothed": smoothed,

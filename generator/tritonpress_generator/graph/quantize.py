@@ -15,6 +15,7 @@ their answer is the model's. Embedding tables keep a scale a row.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -23,6 +24,7 @@ from onnx import TensorProto, helper
 from pydantic import Field
 
 from tritonpress_generator import calibration, sensitivity, smoothing
+from tritonpress_generator.calibration import Method
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.graph import NO_MATERIAL, GraphMaterial
 from tritonpress_generator.infer import Array
@@ -30,6 +32,7 @@ from tritonpress_generator.onnx_graph import GraphEditor, linear_product
 from tritonpress_generator.quantization import INT7_MAX, INT8_MAX, quantize_symmetric
 from tritonpress_generator.recipe_text import Settings
 
+READS = "products"
 _SMALLEST_TABLE = 256
 FEWEST_COLUMNS = 16
 
@@ -37,8 +40,10 @@ FEWEST_COLUMNS = 16
 class Config(Settings):
     precision: Literal["int8"] = "int8"
     """The type of the weights and activations of matrix products."""
-    calibration: Literal["min_max"] = "min_max"
-    """How an activation's range is chosen: the smallest and largest value seen."""
+    calibration: Method = "min_max"
+    """How an activation's range is chosen; what is clipped is so on both sides of 0."""
+    percentile: float = Field(default=99.99, gt=50, le=100)
+    """The share of values, in %, that `percentile` does not clip."""
     reduce_range: bool = True
     """Whether weights of products have 7 bits, which no CPU saturates, rather than 8."""
     smooth: bool = True
@@ -75,10 +80,11 @@ def apply(
     if not products:
         raise InputError("quantize: the graph has no product with constant weights; quantise it only once")
     products = calibration.included(products, config.exclude, where="quantize")
-    observed = calibration.observe(model, [node.input[0] for node in products], samples)
+    grids = _calibrated(model, editor, products, config, samples)
 
     def made(left_out: Collection[str]) -> onnx.ModelProto:
-        return _quantized(model, config, {node.output[0] for node in products}.difference(left_out), observed)
+        left = {product: grid for product, grid in grids.items() if product not in left_out}
+        return _quantized(model, config, left)
 
     if config.keep is None:
         return made(())
@@ -89,17 +95,51 @@ def apply(
     )
 
 
-def _quantized(
-    model: onnx.ModelProto, config: Config, products: Collection[str], observed: Mapping[str, smoothing.Observed]
-) -> onnx.ModelProto:
-    """Returns a copy of `model` with quantised embedding tables and products, which give one of `products`."""
+@dataclass(frozen=True)
+class _Grid:
+    """The codes of what a product reads."""
+
+    channels: smoothing.Floats | None
+    """What its channels are divided by before."""
+    scale: np.float32
+    zero_point: np.uint8
+
+
+def _calibrated(
+    model: onnx.ModelProto,
+    editor: GraphEditor,
+    products: Sequence[onnx.NodeProto],
+    config: Config,
+    samples: Sequence[Mapping[str, Array]],
+) -> dict[str, _Grid]:
+    """Returns the codes of what each of `products` reads, by what it gives."""
+    tensors = {node.output[0]: node.input[0] for node in products}
+    observed = calibration.observe(model, list(tensors.values()), samples)
+    channels = _channel_scales(editor, products, observed, config) if config.smooth else {}
+    one = np.ones(1, np.float32)
+    by = {name: one if (scales := channels.get(name)) is None else scales for name in tensors}
+    largest = calibration.clipped(
+        model,
+        {name: observed[tensor].largest(by[name]) for name, tensor in tensors.items()},
+        samples,
+        method=config.calibration,
+        percentile=config.percentile,
+        divided=lambda name, tensor: tensor / by[name],
+        tensors=tensors,
+    )
+    return {
+        name: _Grid(channels.get(name), *observed[tensor].parameters(by[name], largest[name]))
+        for name, tensor in tensors.items()
+    }
+
+
+def _quantized(model: onnx.ModelProto, config: Config, grids: Mapping[str, _Grid]) -> onnx.ModelProto:
+    """Returns a copy of `model` with quantised embedding tables and products, which give one of `grids`."""
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
     editor = GraphEditor(quantized)
-    nodes = [node for node in quantized.graph.node if node.output[0] in products]
-    scales = _channel_scales(editor, nodes, observed, config) if config.smooth else {}
-    for node in nodes:
-        _quantize_product(editor, node, observed[node.input[0]], scales.get(node.output[0]), config)
+    for node in [node for node in quantized.graph.node if node.output[0] in grids]:
+        _quantize_product(editor, node, grids[node.output[0]], config)
     for node in [node for node in quantized.graph.node if node.op_type == "Gather"]:
         quantize_table(editor, node)
     editor.use_opset("com.microsoft", 1)
@@ -130,28 +170,20 @@ def _largest_code(config: Config) -> int:
     return INT7_MAX if config.reduce_range else INT8_MAX
 
 
-def _quantize_product(
-    editor: GraphEditor,
-    node: onnx.NodeProto,
-    observed: smoothing.Observed,
-    scales: smoothing.Floats | None,
-    config: Config,
-) -> None:
+def _quantize_product(editor: GraphEditor, node: onnx.NodeProto, grid: _Grid, config: Config) -> None:
     """Replaces a MatMul, and the bias's Add behind it, by QuantizeLinear and MatMulIntegerToFloat."""
     name = node.name or node.output[0]
     weight = np.asarray(editor.constant(node.input[1]))
     source, nodes = node.input[0], []
-    if scales is not None:
+    if grid.channels is not None:
         source = f"{name}/int8/smoothed"
-        inverse = editor.add_constant(f"{name}/int8/inverse_scales", 1 / scales)
+        inverse = editor.add_constant(f"{name}/int8/inverse_scales", 1 / grid.channels)
         nodes.append(helper.make_node("Mul", [node.input[0], inverse], [source], name=f"{name}/int8/smooth"))
-    else:
-        scales = np.ones(len(weight), np.float32)
-    scale, zero_point = observed.parameters(scales)
-    codes, weight_scales = quantize_symmetric(weight * scales[:, None], axis=1, largest_code=_largest_code(config))
+        weight = weight * grid.channels[:, None]
+    codes, weight_scales = quantize_symmetric(weight, axis=1, largest_code=_largest_code(config))
     constants: dict[str, Array] = {
-        "scale": np.array(scale),
-        "zero_point": np.array(zero_point),
+        "scale": np.array(grid.scale),
+        "zero_point": np.array(grid.zero_point),
         "weight": codes,
         "weight_scales": weight_scales,
     }

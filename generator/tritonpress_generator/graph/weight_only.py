@@ -34,6 +34,8 @@ from tritonpress_generator.onnx_graph import GraphEditor, linear_product
 from tritonpress_generator.quantization import quantize_blocks
 from tritonpress_generator.recipe_text import Settings
 
+READS = "products"
+
 
 class Config(Settings):
     bits: Literal[4, 8]

@@ -113,9 +113,6 @@ class Space:
         flops = given.flops or (_FLOPS if default and both else (0.0,))
         ffn = _FLOPS if default and not both else given.ffn
         precisions = given.precisions or _precisions(recipe)
-        for i, precision in enumerate(precisions):
-            for j, word in enumerate(precision):
-                recipes.staged("graph", word, path=recipe.path, key=f"search.space.precisions[{i}][{j}]")
         for form in given.lengths or ():
             recipes.lengths_of(form, recipe.engine, path=recipe.path)
         layers = given.layers or range(depth, (depth - 1) // 2, -1)
