@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import onnx
+import onnx.parser
 import pytest
 from at_once import AT_ONCE
 from onnx import TensorProto
@@ -18,6 +18,8 @@ from tiny_sources import write_task
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonpress_generator import cli, repository
 from tritonpress_generator import recipe as recipes
+from tritonpress_generator.engines import tensorrt
+from tritonpress_generator.errors import InputError
 from tritonpress_generator.plans import pending
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.workload import Workload
@@ -238,6 +240,15 @@ def test_server_is_gated_and_its_answers_recorded(
     capsys.readouterr()
     assert cli.main([*command[:5], str(tmp_path / "none"), "--wait-s", "60"]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_operators_that_tensorrt_lacks_are_named() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (uint8[2] y)
+        { [code] y, scale, zero = DynamicQuantizeLinear(x) }"""
+    )
+    with pytest.raises(InputError, match=r"TensorRT has none of these operators: DynamicQuantizeLinear \(code\); take"):
+        tensorrt.rungs(model, model, tensorrt.Config())
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from tritonpress_generator.engines import Asked
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array, Infer
+from tritonpress_generator.onnx_graph import DOMAIN, every_node
 from tritonpress_generator.plans import builder, pending, releases, runner
 from tritonpress_generator.plans.profiles import Profile, profiles
 from tritonpress_generator.quantized_pairs import folded
@@ -38,6 +39,8 @@ INTEGERS = "int32"
 SPARSE: tuple[str, ...] = ("2:4",)
 """TensorRT takes INT64 inputs from release 10 on."""
 _LOW = {"fp32": None, "fp16": "FLOAT16", "bf16": "BFLOAT16"}
+_LACKING = {"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul", "Loop"}
+"""ONNX's own operators that TensorRT does not take, or quantises otherwise."""
 
 
 class Config(Settings):
@@ -94,7 +97,17 @@ def runs_here() -> bool:
 
 
 def rungs(fp32: onnx.ModelProto, model: onnx.ModelProto, config: Config) -> dict[str, onnx.ModelProto]:
-    """Returns the ladder: FP32, the recipe's precision, and last what its graph passes have made, in that precision."""
+    """Returns the ladder: FP32, the recipe's precision, and last what its graph passes have made, in that precision.
+
+    Raises:
+        InputError: The graph has operators that TensorRT lacks.
+    """
+    lacking = [n for n in every_node(model.graph) if n.domain not in {"", "ai.onnx", DOMAIN} or n.op_type in _LACKING]
+    if lacking:  # of the checkpoint's own: those of graph passes are refused before
+        names = ", ".join(f"{node.op_type} ({node.name})" for node in lacking[:3]) + ", …" * (len(lacking) > 3)
+        raise InputError(
+            f"engine.tensorrt: TensorRT has none of these operators: {names}; take engine: onnxruntime_gpu"
+        )
     # Where the builder's flags choose the types, the graph says FP32 alone, in an opset that the parser knows.
     low = "fp32" if releases.weakly_typed(config.release) else config.precision
     graphs: dict[str, tuple[onnx.ModelProto, mixed_precision.Precision]] = {"fp32": (fp32, "fp32")}
