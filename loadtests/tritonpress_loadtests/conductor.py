@@ -70,12 +70,12 @@ class Conductor:
 
     def interrupt(self) -> None:
         """Ends the stage in hand early; may be called from a signal's handler, a second time to end everything."""
+        again, self.interrupted = self.interrupted, True
         for generator in self._all():
-            if self.interrupted:
+            if again:
                 generator.process.kill()
             else:
                 generator.say({"stop": True})
-        self.interrupted = True
 
     @contextlib.contextmanager
     def interrupted_by_signals(self) -> Iterator[None]:

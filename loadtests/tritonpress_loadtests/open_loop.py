@@ -15,7 +15,7 @@ import selectors
 import sys
 import time
 from collections.abc import Iterator
-from typing import IO
+from io import FileIO
 
 import grpc
 import grpc.aio
@@ -73,7 +73,7 @@ class _Sender:
         """How many requests the whole stage has for this process."""
         return len(self._due_s)
 
-    def stop(self, lines: IO[bytes]) -> None:
+    def stop(self, lines: FileIO) -> None:
         """Sends nothing more; the line that says so is left to whoever reads the next order."""
         asyncio.get_running_loop().remove_reader(lines)
         self._stopped.set()
@@ -183,7 +183,7 @@ def stage_schedule(loaded: LoadedScenario, order: Order) -> Schedule:
     return schedule(stage.arrivals, stage.rate_per_s or 0.0, stage.duration_s, seed=seed, folder=loaded.path.parent)
 
 
-async def _run_stage(loaded: LoadedScenario, url: str, options: Options, order: Order, lines: IO[bytes]) -> bool:
+async def _run_stage(loaded: LoadedScenario, url: str, options: Options, order: Order, lines: FileIO) -> bool:
     """Runs a stage between two of the conductor's lines; returns whether it wants more."""
     async with wire.channel(AsyncioTransport(), url, options) as channel:
         sender = _Sender(loaded, order, channel.unary_unary(wire.METHOD), options)
@@ -226,7 +226,7 @@ def main() -> None:
     # Timers fire when they are due, not up to 50 µs later; and select() waits for microseconds, where epoll rounds up.
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
     # Without a buffer: a line that was read ahead, with the one before it, would wake nobody.
-    lines = open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
+    lines = FileIO(sys.stdin.fileno(), closefd=False)
     try:
         while line := lines.readline():
             if (order := Order.parse(line, loaded)) is None:

@@ -74,7 +74,7 @@ def _drain(server: TritonServer) -> int:
         server.stop()
     except KeyboardInterrupt:
         print(
-            "tritonpress-serve: told to stop again while it drained: Triton was killed, what was still in flight is lost",
+            "tritonpress-serve: told to stop again while it drained: Triton was killed; what was in flight is lost",
             file=sys.stderr,
         )
         return INTERRUPTED
