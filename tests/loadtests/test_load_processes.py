@@ -42,7 +42,7 @@ def test_a_process_that_begins_late_holds_its_load_for_as_long(folder: Path, tin
     assert event["began_late_s"] >= 100
 
 
-@pytest.mark.parametrize("load", [{"users": 2}, {"rate_per_s": 5.0}], ids=["closed", "open"])
+@pytest.mark.parametrize("load", [{"users": 50}, {"rate_per_s": 5.0}], ids=["closed", "open"])
 def test_a_wish_to_stop_that_comes_with_the_start_is_heard(
     load: dict[str, Any], folder: Path, tiny_server: TritonServer
 ) -> None:

@@ -68,7 +68,7 @@ def test_it_ends_its_child_where_nobody_hears_the_first_line(private: Path) -> N
     os.close(hears)
     try:
         done = subprocess.run(
-            guarding(private, "/bin/sleep", "600"), stdout=says, stderr=subprocess.PIPE, timeout=60, check=False
+            guarding(private, "/bin/sleep", "60"), stdout=says, stderr=subprocess.PIPE, timeout=60, check=False
         )
     finally:
         os.close(says)
@@ -77,7 +77,7 @@ def test_it_ends_its_child_where_nobody_hears_the_first_line(private: Path) -> N
 
 
 def test_it_kills_its_child_at_an_order(private: Path) -> None:
-    with subprocess.Popen(guarding(private, "/bin/sleep", "600"), stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(guarding(private, "/bin/sleep", "60"), stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         child = int(process.stdout.readline())
         process.send_signal(guard.KILL)
