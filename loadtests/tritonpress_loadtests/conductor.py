@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any
 
 from tritonpress_loadtests.errors import LoadGeneratorError
@@ -67,12 +70,31 @@ class Conductor:
 
     def interrupt(self) -> None:
         """Ends the stage in hand early; may be called from a signal's handler, a second time to end everything."""
+        again, self.interrupted = self.interrupted, True
         for generator in self._all():
-            if self.interrupted:
+            if again:
                 generator.process.kill()
             else:
                 generator.say({"stop": True})
-        self.interrupted = True
+
+    @contextlib.contextmanager
+    def interrupted_by_signals(self) -> Iterator[None]:
+        """Takes SIGINT and SIGTERM as a wish to end, and the second one as an order."""
+
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            self.interrupt()
+
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals belong to the main thread
+            return
+        # A handler that is None is not Python's, and could not be given back.
+        numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
+        before = {number: signal.signal(number, pass_on) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def run(self, stage: Stage, number: int, *, progress: Progress, before: Callable[[], None]) -> list[dict[str, Any]]:
         """Returns each process's `stage` event.
@@ -175,11 +197,13 @@ class _Generator:
         """What it said that is no event."""
 
     def say(self, order: dict[str, Any]) -> None:
-        # A process that has ended is found by its end of output.
+        stdin: IO[str] = self.process.stdin  # type: ignore[assignment]
+        if stdin.closed:  # the load is over
+            return
+        # A process that has ended is found by its end of output. One write, past the buffer: a signal's handler may say
+        # something while this one waits for room.
         with contextlib.suppress(BrokenPipeError):
-            stdin: IO[str] = self.process.stdin  # type: ignore[assignment]
-            stdin.write(json.dumps(order) + "\n")
-            stdin.flush()
+            os.write(stdin.fileno(), f"{json.dumps(order)}\n".encode())
 
     def last_words(self) -> str:
         if self.stray:

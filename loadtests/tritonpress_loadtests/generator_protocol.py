@@ -49,7 +49,7 @@ class Order:
     of: int
 
     @classmethod
-    def parse(cls, line: str, loaded: LoadedScenario) -> Order | None:
+    def parse(cls, line: str | bytes, loaded: LoadedScenario) -> Order | None:
         """Returns the order of a line; None if it is to stop.
 
         Ends the process where the order is of another scenario than the one that was read here.
@@ -68,12 +68,12 @@ class Order:
         return users // self.of + (self.process < users % self.of)
 
 
-def is_stop(line: str) -> bool:
+def is_stop(line: str | bytes) -> bool:
     """Says whether a line ends the stage in hand; the end of standard input does so too."""
     return not line or "stop" in json.loads(line)
 
 
-def start_of(next_line: Callable[[], str]) -> float | None:
+def start_of(next_line: Callable[[], str | bytes]) -> float | None:
     """Returns when to go, by the monotonic clock in s; None for not at all. Until then it tells the time if asked."""
     while not is_stop(line := next_line()):
         order = json.loads(line)

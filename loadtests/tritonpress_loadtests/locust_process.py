@@ -28,7 +28,6 @@ class _LoadGenerator:
     def __init__(self, loaded: LoadedScenario, url: str, options: Options) -> None:
         self._loaded = loaded
         self._stop = Event()
-        self._measuring = False
         self._user = user_class(loaded)
         self._user.host, self._user.options = url, options
         environment = Environment(user_classes=[self._user], catch_exceptions=False)
@@ -38,20 +37,23 @@ class _LoadGenerator:
         gevent.spawn(self._read)
 
     def _read(self) -> None:
-        """Takes lines without keeping Locust's greenlets from running; a wish to stop reaches the stage in hand."""
+        """Takes lines without keeping Locust's greenlets from running; a wish to stop reaches the stage in hand.
+
+        Or that which is about to begin: until its line has its turn, behind the stage, it holds.
+        """
         line = "first"
         while line:
             line = str(gevent.get_hub().threadpool.apply(sys.stdin.readline))
-            if self._measuring and is_stop(line):
+            if is_stop(line):
                 self._stop.set()
-            if not self._measuring or not line:
-                self._lines.put(line)
+            self._lines.put(line)
 
     def run(self) -> None:
         """Runs what is ordered until there are no more orders."""
         try:
             while line := self._lines.get():
                 if (order := Order.parse(line, self._loaded)) is None:
+                    self._stop.clear()
                     continue
                 self._user.first = order.process * USERS_A_PROCESS
                 self._resize(order.users)
@@ -68,7 +70,6 @@ class _LoadGenerator:
         A process that wakes late begins then, and holds its load for the whole duration.
         """
         duration_s = order.stage.duration_s
-        self._measuring = True
         self._recorder = Recorder(self._loaded.models, duration_s, self._loaded.scenario.timeout_s)
         self._stop.wait(max(0.0, start_s - time.monotonic()))
         cpu_s = time.process_time()
@@ -82,7 +83,6 @@ class _LoadGenerator:
         elapsed_s = time.monotonic() - self._start_s
         self._user.gate.drain()
         beat.kill()
-        self._measuring = False
         emit(
             {
                 "event": "stage",
@@ -94,7 +94,6 @@ class _LoadGenerator:
                 **self._recorder.state(),
             }
         )
-        self._stop.clear()
 
     def _on_request(self, *, exception: BaseException | None, context: dict[str, Any], **_: Any) -> None:
         drawn, at_s = context["drawn"], context["started_s"] - self._start_s

@@ -15,6 +15,7 @@ import selectors
 import sys
 import time
 from collections.abc import Iterator
+from io import FileIO
 
 import grpc
 import grpc.aio
@@ -72,9 +73,9 @@ class _Sender:
         """How many requests the whole stage has for this process."""
         return len(self._due_s)
 
-    def stop(self) -> None:
-        """Sends nothing more; what says so on standard input is left to whoever reads the next order."""
-        asyncio.get_running_loop().remove_reader(sys.stdin)
+    def stop(self, lines: FileIO) -> None:
+        """Sends nothing more; the line that says so is left to whoever reads the next order."""
+        asyncio.get_running_loop().remove_reader(lines)
         self._stopped.set()
 
     async def run(self, start_s: float) -> float:
@@ -182,15 +183,15 @@ def stage_schedule(loaded: LoadedScenario, order: Order) -> Schedule:
     return schedule(stage.arrivals, stage.rate_per_s or 0.0, stage.duration_s, seed=seed, folder=loaded.path.parent)
 
 
-async def _run_stage(loaded: LoadedScenario, url: str, options: Options, order: Order) -> bool:
-    """Runs a stage between two lines of the conductor; returns whether it wants more."""
+async def _run_stage(loaded: LoadedScenario, url: str, options: Options, order: Order, lines: FileIO) -> bool:
+    """Runs a stage between two of the conductor's lines; returns whether it wants more."""
     async with wire.channel(AsyncioTransport(), url, options) as channel:
         sender = _Sender(loaded, order, channel.unary_unary(wire.METHOD), options)
         # A server that cannot be reached shows in the requests.
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(channel.channel_ready(), _READY_S)
         emit({"event": "ready"})
-        start_s = start_of(sys.stdin.readline)
+        start_s = start_of(lines.readline)
         if start_s is None:
             return False
         # The schedule and the payloads are not garbage: the collector need not look at them during the load.
@@ -199,9 +200,9 @@ async def _run_stage(loaded: LoadedScenario, url: str, options: Options, order: 
         cpu_s = time.process_time()
         loop = asyncio.get_running_loop()
         # Nothing but a wish to stop comes before the stage has been reported.
-        loop.add_reader(sys.stdin, sender.stop)
+        loop.add_reader(lines, sender.stop, lines)
         duration_s = await sender.run(start_s)
-        loop.remove_reader(sys.stdin)
+        loop.remove_reader(lines)
         emit(
             {
                 "event": "stage",
@@ -224,13 +225,15 @@ def main() -> None:
     loaded, options = load_scenario(arguments.scenario), connecting.options(arguments)
     # Timers fire when they are due, not up to 50 µs later; and select() waits for microseconds, where epoll rounds up.
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+    # Without a buffer: a line that was read ahead, with the one before it, would wake nobody.
+    lines = FileIO(sys.stdin.fileno(), closefd=False)
     try:
-        while line := sys.stdin.readline():
+        while line := lines.readline():
             if (order := Order.parse(line, loaded)) is None:
                 continue
             loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
             try:
-                if not loop.run_until_complete(_run_stage(loaded, arguments.url, options, order)):
+                if not loop.run_until_complete(_run_stage(loaded, arguments.url, options, order, lines)):
                     break
             finally:
                 loop.close()

@@ -5,14 +5,10 @@ from __future__ import annotations
 import math
 import shlex
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -101,6 +97,7 @@ def run(
         ScenarioError: The scenario or an argument is at fault.
         LoadGeneratorError: The load generator ended before a stage was measured; later, `failure` says so.
         NothingMeasuredError: The run was interrupted before its first stage.
+        KeyboardInterrupt: A signal came behind the last stage; all is written.
         TritonpressError: The server or the model cannot be reached before the run.
     """
     options = options or RunOptions()
@@ -114,33 +111,38 @@ def run(
     except OSError as exc:
         raise ScenarioError(f"cannot make the folder {out_dir}: {exc.strerror}; give another --out") from exc
     started_at = datetime.now().astimezone().isoformat(timespec="seconds")
-    with (
-        Connection(url, timeout_s=loaded.scenario.timeout_s, options=options.connection) as connection,
-        watch,
-        Conductor(loaded, url, processes=options.processes, via=options.via, security=options.security) as conductor,
-        _ended_by_signals(conductor),
-    ):
-        load = _Load(loaded, connection, watch, conductor, progress or (lambda event: None), server["served"])
-        stages = load.run(options.duration_scale)
-    command = ["tritonpress-load", "run", str(scenario), "--out", str(out_dir), "--url", url, *options.words()]
-    results: Results = {
-        "schema": "tritonpress-load/4",
-        "scenario": _as_used(loaded),
-        "url": url,
-        "command": shlex.join(command),
-        "started_at": started_at,
-        "interrupted": conductor.interrupted,
-        "failure": load.failure,
-        "duration_scale": options.duration_scale,
-        "processes": options.processes + len(options.via),
-        "stages": stages,
-        **_findings(loaded, stages),
-        **server,
-        "repository_sha256": repository_sha256(server["served"]),
-        "versions": environment.versions(),
-        "machine": environment.machine(),
-    }
-    (write_results if options.results_only else write_report)(results, out_dir)
+    conductor = Conductor(loaded, url, processes=options.processes, via=options.via, security=options.security)
+    # Until the results are written: a signal while the processes end would lose them.
+    with conductor.interrupted_by_signals():
+        with (
+            Connection(url, timeout_s=loaded.scenario.timeout_s, options=options.connection) as connection,
+            watch,
+            conductor,
+        ):
+            load = _Load(loaded, connection, watch, conductor, progress or (lambda event: None), server["served"])
+            stages = load.run(options.duration_scale)
+            interrupted = conductor.interrupted
+        command = ["tritonpress-load", "run", str(scenario), "--out", str(out_dir), "--url", url, *options.words()]
+        results: Results = {
+            "schema": "tritonpress-load/4",
+            "scenario": _as_used(loaded),
+            "url": url,
+            "command": shlex.join(command),
+            "started_at": started_at,
+            "interrupted": interrupted,
+            "failure": load.failure,
+            "duration_scale": options.duration_scale,
+            "processes": options.processes + len(options.via),
+            "stages": stages,
+            **_findings(loaded, stages),
+            **server,
+            "repository_sha256": repository_sha256(server["served"]),
+            "versions": environment.versions(),
+            "machine": environment.machine(),
+        }
+        (write_results if options.results_only else write_report)(results, out_dir)
+    if conductor.interrupted and not interrupted:
+        raise KeyboardInterrupt
     return results
 
 
@@ -280,21 +282,3 @@ def _as_used(loaded: LoadedScenario) -> dict[str, Any]:
         requests.append({**keys, **counted})
     keys = loaded.scenario.model_dump(mode="json")
     return {**keys, "requests": requests, "path": str(loaded.path), "sha256": loaded.sha256}
-
-
-@contextmanager
-def _ended_by_signals(conductor: Conductor) -> Iterator[None]:
-    """Passes SIGINT and SIGTERM on as a wish to end, and the second one as an order."""
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        conductor.interrupt()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals belong to the main thread
-        return
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

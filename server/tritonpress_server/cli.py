@@ -19,33 +19,20 @@ from tritonpress_server.errors import (
 from tritonpress_server.server import TritonServer
 from tritonpress_server.settings import LOG_FORMATS, MODES, Settings
 
-DONE, FAILED, BAD_INPUT = 0, 1, 2
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until Ctrl-C or SIGTERM and returns the exit status.
 
     0: it was told to stop and drained. 1: Triton failed. 2: the repository, a model in it, or a port is at fault.
+    130: it was told to stop again while it drained, and killed Triton.
     """
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        server = TritonServer(
-            options.repository,
-            host=options.host,
-            grpc_port=options.grpc_port,
-            http_port=options.http_port,
-            metrics_port=options.metrics_port,
-            models=options.models,
-            log_path=options.log,
-            startup_timeout_s=options.startup_timeout,
-            settings=Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)}),
-        )
-        with server:
-            _announce(server)
-            status = server.wait()
-            log = server.log_tail()
-    except KeyboardInterrupt:
+        return _serve(options)
+    except KeyboardInterrupt:  # before it served
         _say("stopped")
         return DONE
     except (ModelRepositoryError, PortInUseError, ServerNotInstalledError, SettingsError) as error:
@@ -54,8 +41,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ServerError as error:
         print(f"tritonpress-serve: {error}", file=sys.stderr)
         return FAILED
+    finally:
+        if before is not None:  # None: installed by what is not Python
+            signal.signal(signal.SIGTERM, before)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    server = TritonServer(
+        options.repository,
+        host=options.host,
+        grpc_port=options.grpc_port,
+        http_port=options.http_port,
+        metrics_port=options.metrics_port,
+        models=options.models,
+        log_path=options.log,
+        startup_timeout_s=options.startup_timeout,
+        settings=Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)}),
+    )
+    with server:
+        try:
+            _announce(server)
+            status = server.wait()
+            log = server.log_tail()
+        except KeyboardInterrupt:
+            return _drain(server)
     print(f"tritonpress-serve: Triton ended by itself with status {status}; its log ends:\n{log}", file=sys.stderr)
     return FAILED
+
+
+def _drain(server: TritonServer) -> int:
+    try:
+        server.stop()
+    except KeyboardInterrupt:
+        print(
+            "tritonpress-serve: told to stop again while it drained: Triton was killed; what was in flight is lost",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    _say("stopped")
+    return DONE
 
 
 def _announce(server: TritonServer) -> None:
@@ -80,7 +104,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tritonpress-serve",
-        description="Serve a model repository with the embedded Triton; Ctrl-C drains and stops.",
+        description="Serve a model repository with the embedded Triton; Ctrl-C drains and stops, a second one kills.",
     )
     parser.add_argument("repository", metavar="REPO", help="model repository, as `tritonpress build` writes it")
     parser.add_argument("--host", default="127.0.0.1", help="address of all endpoints (default %(default)s)")

@@ -1,7 +1,8 @@
 """Runs tritonserver as a child and ends it, and its stubs, when the process that started this one is gone.
 
 Run as a script: `guard.py PARENT_PID PRIVATE_FOLDER COMMAND...`. Its first line on stdout is the child's
-pid; its exit status is the child's, or 128 + the signal that ended it.
+pid; its exit status is the child's, or 128 + the signal that ended it. SIGTERM and SIGINT are passed on; at `KILL` the
+child is killed.
 
 It stands between the two because Linux delivers PR_SET_PDEATHSIG when the *thread* that forked ends: a server started
 from a worker thread would die with that thread. This process has one thread, so its own child is safely bound to it.
@@ -18,6 +19,8 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1
 PARENT_CHECK_S = 0.1
 FORWARDED = {signal.SIGTERM, signal.SIGINT}
+# Not a second SIGTERM: systemd sends one to every process of a service.
+KILL = signal.SIGUSR1
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -25,23 +28,30 @@ def main() -> int:
     """Guards one run of the command and returns its exit status."""
     parent_pid, private_folder, *command = sys.argv[1:]
     # Blocked, so that each arrives in sigtimedwait and none is lost between two calls.
-    watched = {*FORWARDED, signal.SIGCHLD, signal.SIGHUP}
+    watched = {*FORWARDED, KILL, signal.SIGCHLD, signal.SIGHUP}
     signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    # Whoever ignores it hands that down, and children that end are then reaped by the kernel.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     child = _spawn(command)
-    print(child, flush=True)
-    os.close(sys.stdout.fileno())
     try:
+        os.write(sys.stdout.fileno(), b"%d\n" % child)
+        os.close(sys.stdout.fileno())
         while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None and os.getppid() == int(
             parent_pid
         ):
             received = signal.sigtimedwait(watched, PARENT_CHECK_S)
+            if received is not None and received.si_signo == KILL:
+                break
             if received is not None and received.si_signo in FORWARDED:
                 os.kill(child, received.si_signo)
+    except BrokenPipeError:
+        pass  # who started this is gone, or was interrupted before it could read
     finally:
-        # The child is not reaped yet, so its group's number cannot have been given to others.
+        # Reaped last: until then neither its number nor its group's can have been given to others.
         os.killpg(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
         clean_up(Path(private_folder))
+        _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 

@@ -20,8 +20,8 @@ def launch(
     ports: Mapping[str, int],
     log: Path,
     arguments: Sequence[str],
-) -> tuple[subprocess.Popen[bytes], int]:
-    """The guard's process and tritonserver's pid (0 if the guard could not start it).
+) -> subprocess.Popen[bytes]:
+    """The guard's process; see `pid_of`.
 
     Args:
         runtime: The wheel's parts.
@@ -46,7 +46,7 @@ def launch(
         *arguments,
     ]
     with log.open("ab") as output:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             # Isolated and without site: it starts in 10 ms and cannot be disturbed by the environment.
             [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), str(private), *command],
             env=runtime.environment(),
@@ -56,10 +56,14 @@ def launch(
             # A session of its own: Ctrl-C reaches us alone, and we drain it.
             start_new_session=True,
         )
-    if process.stdout is None:
-        return process, 0
-    with process.stdout as first_line:
-        return process, int(first_line.readline() or 0)
+
+
+def pid_of(guarding: subprocess.Popen[bytes]) -> int:
+    """Tritonserver's pid, once its guard has started it; 0 if it could not."""
+    if guarding.stdout is None:
+        return 0
+    with guarding.stdout as first_line:
+        return int(first_line.readline() or 0)
 
 
 def shared_options(repository: PurePath, *, host: str, ports: Mapping[str, int]) -> list[str]:

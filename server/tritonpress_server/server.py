@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import subprocess
 import tempfile
 import time
@@ -12,7 +11,7 @@ from types import TracebackType
 
 from tritonpress_server import guard, probe, triton_log
 from tritonpress_server.errors import ModelRepositoryError, PortInUseError, ServerStartError, ServerTimeoutError
-from tritonpress_server.launch import find_models, launch, models_to_load
+from tritonpress_server.launch import find_models, launch, models_to_load, pid_of
 from tritonpress_server.ports import choose_ports
 from tritonpress_server.runtime import find_runtime
 from tritonpress_server.settings import Settings
@@ -37,7 +36,6 @@ class TritonServer:
         grpc_url: `host:port` of the gRPC endpoint; empty until started, like the other two.
         http_url: `host:port` of the HTTP endpoint.
         metrics_url: `host:port` of the Prometheus endpoint (path `/metrics`).
-        pid: Process id of tritonserver, the parent of its Python stubs; 0 while it does not run.
         log_path: Where Triton and the models write; None before the first start if none was given.
     """
 
@@ -77,7 +75,6 @@ class TritonServer:
         self.settings = settings or Settings()
         self.extra_args = tuple(extra_args)
         self.grpc_url = self.http_url = self.metrics_url = ""
-        self.pid = 0
         self.log_path = Path(log_path) if log_path is not None else None
         self._log_is_ours = log_path is None
         self._log_offset = 0
@@ -85,6 +82,7 @@ class TritonServer:
         self._private = Path()
         self._ports: dict[str, int] = {}
         self._guard: subprocess.Popen[bytes] | None = None
+        self._pid = 0
 
     def __enter__(self) -> "TritonServer":
         self.start()
@@ -95,6 +93,14 @@ class TritonServer:
     ) -> None:
         self.stop()
 
+    @property
+    def pid(self) -> int:
+        """Process id of tritonserver, the parent of its Python stubs; 0 while it does not run.
+
+        Look before you send it a signal: `os.kill` takes 0 for all processes of the caller's own group.
+        """
+        return self._pid if self._guard is not None and self._guard.poll() is None else 0
+
     def start(self) -> None:
         """Starts Triton and returns when it is ready to answer on all endpoints.
 
@@ -103,10 +109,11 @@ class TritonServer:
             PortInUseError: A port that was given is taken, or the host is no address of this machine.
             ModelRepositoryError: The repository is missing or empty, or a model in it failed to load.
             ServerTimeoutError: Loading took longer than `startup_timeout_s`.
-            ServerStartError: Anything else; also where it runs already.
+            ServerStartError: Anything else; also where it runs already, or has ended without `stop()`.
         """
         if self._guard is not None:
-            raise ServerStartError(f"this server runs already (pid {self.pid}); stop() it or make another TritonServer")
+            state = f"runs already (pid {pid})" if (pid := self.pid) else "has ended by itself"
+            raise ServerStartError(f"this server {state}; stop() it or make another TritonServer")
         models = self._models_to_load()
         for attempt in range(1, PORT_TRIES + 1):
             try:
@@ -124,7 +131,8 @@ class TritonServer:
     def stop(self, timeout_s: float | None = None) -> None:
         """Drains and ends Triton; kills it if that takes too long. Does nothing if it does not run.
 
-        It says at once that it is not ready, and refuses what is new; what is in flight is answered.
+        It says at once that it is not ready, and refuses what is new; what is in flight is answered. An exception
+        meanwhile, such as that of Ctrl-C, kills it too.
 
         Args:
             timeout_s: After how long it is killed; default: the settings' `drain_s`, and some seconds for the rest.
@@ -132,19 +140,20 @@ class TritonServer:
         if self._guard is None:
             return
         timeout_s = self.settings.drain_s + EXIT_S if timeout_s is None else timeout_s
-        clean = self._guard.poll() is None
-        self._guard.terminate()
+        ran, clean = self._guard.poll() is None, False
         try:
-            self._guard.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            clean = False
+            self._guard.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._guard.wait(timeout_s)
+                clean = ran
+        finally:
             self._kill()
-        if clean and self._log_is_ours and self.log_path is not None:
-            self.log_path.unlink(missing_ok=True)
-            self.log_path = None
-        # The guard has done it, unless somebody killed the guard.
-        guard.clean_up(self._private)
-        self._guard, self.pid = None, 0
+            if clean and self._log_is_ours and self.log_path is not None:
+                self.log_path.unlink(missing_ok=True)
+                self.log_path = None
+            # The guard has done it, unless somebody killed the guard.
+            guard.clean_up(self._private)
+            self._guard, self._pid = None, 0
 
     def wait(self) -> int:
         """Waits until Triton ends, and returns its exit status (128 + the signal, if one ended it).
@@ -195,7 +204,7 @@ class TritonServer:
         log = self._open_log()
         private = Path(tempfile.mkdtemp(prefix="tritonpress-"))
         try:
-            self._guard, self.pid = launch(
+            self._guard = launch(
                 runtime,
                 self.repository,
                 private=private,
@@ -204,11 +213,12 @@ class TritonServer:
                 log=log,
                 arguments=[*self.settings.arguments(self.repository, models), *self.extra_args],
             )
+            self._pid = pid_of(self._guard)
             self._wait_until_ready(server_id=private.name)
         except BaseException:
             # A refusal, Ctrl-C, anything: nothing may be left running or lying about, except the log.
             self._kill()
-            self._guard, self.pid = None, 0
+            self._guard, self._pid = None, 0
             guard.clean_up(private)
             raise
         self._private = private
@@ -256,8 +266,6 @@ class TritonServer:
     def _kill(self) -> None:
         if self._guard is None:
             return
-        if self._guard.poll() is None and self.pid:
-            # The guard ends the stubs as soon as the server is gone.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+        # By the guard, which alone knows that the number is still the server's; it ends the stubs too.
+        self._guard.send_signal(guard.KILL)
         self._guard.wait(KILL_TIMEOUT_S)

@@ -83,6 +83,37 @@ def test_a_server_that_dies_is_in_the_figures(tmp_path: Path, server: TritonServ
     assert (tmp_path / "out" / "report.html").exists()
 
 
+TOLD_TO_END_WHILE_IT_WRITES = """
+import os, signal, sys
+from pathlib import Path
+import tritonpress_loadtests.run as module
+
+scenario, out, url = sys.argv[1:]
+write_results = module.write_results
+
+def told_to_end(results, folder):
+    os.kill(os.getpid(), signal.SIGTERM)
+    write_results(results, folder)
+
+module.write_results = told_to_end
+try:
+    module.run(Path(scenario), url, Path(out), options=module.RunOptions(results_only=True))
+except KeyboardInterrupt:
+    print("told to end")
+"""
+
+
+def test_a_signal_behind_the_last_stage_loses_nothing(tmp_path: Path, server: TritonServer) -> None:
+    scenario = write_noop_scenario(tmp_path, stages=STAGES[:1], warm_up_s=0)
+    arguments = map(str, (scenario, tmp_path / "out", server.grpc_url))
+    command = [sys.executable, "-c", TOLD_TO_END_WHILE_IT_WRITES, *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240)
+    assert (done.returncode, done.stdout) == (0, "told to end\n"), done.stderr
+    results = results_of(tmp_path)
+    assert results["interrupted"] is False
+    assert [stage["label"] for stage in results["stages"]] == ["1 user"]
+
+
 @pytest.mark.slow
 def test_a_generator_that_dies_leaves_what_was_measured(tmp_path: Path, server: TritonServer) -> None:
     with in_second_stage(tmp_path, server) as process:

@@ -5,8 +5,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,39 +59,61 @@ def ready(url: str) -> bool:
         return False
 
 
-def test_readiness_goes_first_and_what_is_in_flight_is_answered(tmp_path: Path) -> None:
-    repository = write_slow_model(tmp_path)
-    with subprocess.Popen(
-        [*COMMAND, str(repository), *FREE_PORTS, "--drain-s", "60"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+@contextmanager
+def asked(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str, str, Future[Any]]]:
+    """The command with a request in flight: the process, its URLs of gRPC and HTTP, and the answer to come."""
+    command = [*COMMAND, str(write_slow_model(folder)), *FREE_PORTS, "--drain-s", "60", "--log", str(folder / "log")]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
+        ThreadPoolExecutor(1) as pool,
+    ):
         assert process.stdout is not None
         line = process.stdout.readline().split()
         grpc_url, http_url = line[line.index("grpc") + 1], line[line.index("http") + 1]
         assert ready(http_url)
-        with ThreadPoolExecutor(1) as pool:
-            answer = pool.submit(infer, grpc_url, "slow", {"x": ONE})
-            while not (tmp_path / "running").exists():
-                if answer.done():
-                    answer.result()  # raises what it was refused with
-                time.sleep(0.01)
-            process.send_signal(signal.SIGTERM)
-            while ready(http_url):
-                time.sleep(0.02)
-            # A balancer that asks sees it before the answer is there, and what is new is refused, not lost on the way.
-            with grpcclient.InferenceServerClient(grpc_url) as client:
-                with pytest.raises(InferenceServerException, match="Server exiting"):
-                    client.is_server_ready(client_timeout=60)
-                with pytest.raises(InferenceServerException, match="no available versions"):
-                    client.infer("slow", [tensor()], client_timeout=60)
-            assert not answer.done()
-            (tmp_path / "released").touch()
-            np.testing.assert_array_equal(answer.result()["y"], ONE)
+        answer = pool.submit(infer, grpc_url, "slow", {"x": ONE})
+        while not (folder / "running").exists():
+            if answer.done():
+                answer.result()  # raises what it was refused with
+            time.sleep(0.01)
+        try:
+            yield process, grpc_url, http_url, answer
+        finally:
+            process.kill()  # no answer keeps a test that fails
+
+
+def test_readiness_goes_first_and_what_is_in_flight_is_answered(tmp_path: Path) -> None:
+    with asked(tmp_path) as (process, grpc_url, http_url, answer):
+        process.send_signal(signal.SIGTERM)
+        while ready(http_url):
+            time.sleep(0.02)
+        # A balancer that asks sees it before the answer is there, and what is new is refused, not lost on the way.
+        with grpcclient.InferenceServerClient(grpc_url) as client:
+            with pytest.raises(InferenceServerException, match="Server exiting"):
+                client.is_server_ready(client_timeout=60)
+            with pytest.raises(InferenceServerException, match="no available versions"):
+                client.infer("slow", [tensor()], client_timeout=60)
+        assert not answer.done()
+        (tmp_path / "released").touch()
+        np.testing.assert_array_equal(answer.result()["y"], ONE)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     assert out.endswith("stopped\n")
+
+
+def test_a_second_signal_ends_it_at_once_and_not_with_status_0(tmp_path: Path) -> None:
+    with asked(tmp_path) as (process, _, http_url, answer):
+        process.send_signal(signal.SIGTERM)
+        while ready(http_url):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+        with pytest.raises(InferenceServerException):
+            answer.result()
+    assert process.returncode == 130
+    assert err.startswith("tritonpress-serve: told to stop again while it drained: Triton was killed")
+    assert err.count("\n") == 1
+    assert "stopped" not in out
 
 
 def test_what_takes_longer_than_the_time_to_drain_is_given_up(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -73,7 +74,9 @@ def test_every_setting_is_an_option_of_the_command(capsys: pytest.CaptureFixture
     text = capsys.readouterr().out
     for field in fields(Settings):
         assert f"--{field.name.replace('_', '-')}" in text
+    handler = signal.getsignal(signal.SIGTERM)
     assert main(["nowhere", "--poll-s", "3"]) == 2
+    assert signal.getsignal(signal.SIGTERM) is handler
     assert capsys.readouterr().err == (
         "tritonpress-serve: poll_s goes with model_control poll, got explicit; leave one out\n"
     )
