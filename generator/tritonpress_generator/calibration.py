@@ -21,6 +21,8 @@ from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array
 from tritonpress_generator.machine import versions
 
+FEWEST_TEXTS = 8
+"""Texts, of fewer of which a range says little."""
 _ROWS_OF_SAMPLE = 2
 """Tokens of each text on which a product's error is measured."""
 _BINS = 1024
