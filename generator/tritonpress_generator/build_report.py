@@ -73,9 +73,10 @@ def gate_line(gate: dict[str, Any]) -> str:
 
 def zeros_line(manifest: dict[str, Any]) -> str | None:
     """Returns what zeros gain in the engine that was built, None where nothing was set to 0."""
-    done = manifest["passes"].get("sparsify")
-    if done is None:
+    found = [done for name, done in manifest["passes"].items() if "sparsify" in name]
+    if not found:
         return None
+    done = found[-1]
     engine = manifest["engine"]
     gains = done["pattern"] in plugins.find("engines", engine, path="engine").SPARSE
     what = "computes this pattern faster, with sparsity: true" if gains else "computes them all the same"
