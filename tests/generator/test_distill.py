@@ -28,6 +28,8 @@ from tritonpress_generator.training.distances import divergence
 from tritonpress_generator.training.distributed import ALONE
 
 QUICK: dict[str, Any] = {"epochs": 4, "batch_size": 8, "learning_rate": 2e-3, "precision": "fp32", "evaluations": 2}
+TOO_HIGH: dict[str, Any] = {"epochs": 1, "learning_rate": 1.0}
+"""Of the rates, one that leaves nothing of what was learnt, and numbers."""
 
 
 @settings(deadline=None)
@@ -193,6 +195,27 @@ def test_killed_training_goes_on(
     monkeypatch.setattr(loop, "_step", lambda *_: pytest.fail("was trained"))
     assert all(torch.equal(whole[n], t) for n, t in distill.apply(cut, config, material).model.state_dict().items())
     assert len(list((tmp_path / "work").iterdir())) == 1
+
+
+@pytest.mark.parametrize("how", [{}, {"lora": {"rank": 2, "alpha": 4}}, {"fake_quantize": 7}])
+def test_what_came_in_is_given_back_where_training_makes_it_worse(
+    tmp_path: Path, trained: Any, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
+) -> None:
+    original, material = material_of(trained("recommendation", tmp_path), tmp_path / "work")
+    cut = prune.apply(original, prune.Config(ffn=0.25, round_to=8), material)
+    config = distill.Config.model_validate({**QUICK, **TOO_HIGH, **how})
+    done = distill.apply(cut, config, material)
+    report = done.report["distill"]
+    assert report["after"] < report["before"]
+    assert report["given_back"]
+    assert "that is less, and what came in is given back" in distill.summary(report)
+    before = cut.model.state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in done.model.state_dict().items())
+    # So it is where the training is found done.
+    monkeypatch.setattr(loop, "_step", lambda *_: pytest.fail("was trained"))
+    again = distill.apply(cut, config, material)
+    assert again.report == done.report
+    assert all(torch.equal(tensor, before[name]) for name, tensor in again.model.state_dict().items())
 
 
 def test_learning_rate_that_is_too_high_is_named_as_the_recipe_does(tmp_path: Path) -> None:
