@@ -151,7 +151,10 @@ def test_what_was_cut_is_nearer_to_the_original_afterwards(trained_task: tuple[s
     cut = crop.apply(original, crop.Config(layers=1, vocabulary=crop.VocabularyConfig()), material)
     cut = prune.apply(cut, prune.Config(ffn=0.5, round_to=8, reconstruct=False), material)
     before = {name: tensor.clone() for name, tensor in cut.model.state_dict().items()}
-    done = distill.apply(cut, distill.Config.model_validate({"lora": lora, "relations": 0.5, **QUICK}), material)
+    # A rate at which the metric of a few examples stays, so that it is not what came in that is given back.
+    how = {**QUICK, "lora": lora, "relations": 0.5, "learning_rate": 2e-4}
+    done = distill.apply(cut, distill.Config.model_validate(how), material)
+    assert not done.report["distill"]["given_back"]
     assert all(torch.equal(tensor, before[name]) for name, tensor in cut.model.state_dict().items())
     assert {name: tensor.shape for name, tensor in done.model.state_dict().items()} == {
         name: tensor.shape for name, tensor in before.items()
