@@ -160,7 +160,7 @@ def build_recipe(
 def _compressed(
     workload: Workload, baseline: Answers, material: Material, rows: list[Row], say: Progress
 ) -> tuple[Workload, dict[str, Any]]:
-    """Returns the workload after the recipe's passes, and what they have done; adds a row for each.
+    """Returns the workload after the recipe's passes, and what each has done, by its name; adds a row for each.
 
     A pass may mend what the one before it has broken, so the gate holds what the last one leaves; where it is missed,
     the stage that broke it is named.
@@ -169,25 +169,27 @@ def _compressed(
         InputError: A pass cannot be applied to this model, or lacks examples.
         GateError: What is left is less accurate than agreed.
     """
-    gate_config = workload.recipe.gate
+    recipe = workload.recipe
     before = workload.scores(baseline, baseline)
-    report: dict[str, Any] = {}
+    reports: dict[str, Any] = {}
     broken_after, missed = "", None
-    for place, (stage, compressed, changed) in enumerate(workload.passed(material, say), start=1):
-        check_size(compressed.model, [later.word for later in workload.recipe.passes[place:]])
+    passed = zip(recipe.pass_names, workload.passed(material, say), strict=True)
+    for place, (name, (stage, compressed, changed)) in enumerate(passed, start=1):
+        check_size(compressed.model, [later.word for later in recipe.passes[place:]])
+        # By its word the model has the last one's alone; that of `restore` is of the passes that it does again.
         workload, report = changed, compressed.report
+        reports |= {name: report[stage.word]} if stage.word in report else report
         scores = workload.scores(workload.answers(workload.infer), baseline)
-        latency = _latency(workload.infer, workload)
-        rows.append(Row(stage.word, compressed.size_bytes, latency, scores.metrics))
+        rows.append(Row(name, compressed.size_bytes, _latency(workload.infer, workload), scores.metrics))
         try:
-            gate.check(gate_config, before, scores, stage=stage.word)
+            gate.check(recipe.gate, before, scores, stage=name)
         except GateError as exc:
-            broken_after, missed = broken_after or stage.word, exc
+            broken_after, missed = broken_after or name, exc
         else:
             broken_after, missed = "", None
     if missed is not None:
         raise _named(missed, broken_after)
-    return workload, report
+    return workload, reports
 
 
 def _named(missed: GateError, stage: str) -> GateError:

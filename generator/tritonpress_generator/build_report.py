@@ -8,6 +8,7 @@ from typing import Any
 
 from tritonpress_generator import calibration_texts, plugins, sensitivity
 from tritonpress_generator.build import Built
+from tritonpress_generator.passes import distill
 from tritonpress_generator.plans import pending
 from tritonpress_generator.queueing import may_idle
 from tritonpress_generator.repository import read_config, size_bytes
@@ -39,6 +40,9 @@ def print_built(built: Built, recipe: Path, out: Path) -> None:
         print(line)
     if line := zeros_line(built.manifest):
         print(line)
+    for name, done in built.manifest["passes"].items():
+        if done.get("given_back"):
+            print(f"{name}: {distill.summary(done)}")
     share = size_bytes(built.manifest) / first.size_bytes
     size = f"{size_bytes(built.manifest) / 1e6:.1f} MB, {share:.0%} of the checkpoint"
     print(f"wrote {os.fspath(built.folder)} and its steps, {size}")
@@ -73,9 +77,10 @@ def gate_line(gate: dict[str, Any]) -> str:
 
 def zeros_line(manifest: dict[str, Any]) -> str | None:
     """Returns what zeros gain in the engine that was built, None where nothing was set to 0."""
-    done = manifest["passes"].get("sparsify")
-    if done is None:
+    found = [done for name, done in manifest["passes"].items() if "sparsify" in name]
+    if not found:
         return None
+    done = found[-1]
     engine = manifest["engine"]
     gains = done["pattern"] in plugins.find("engines", engine, path="engine").SPARSE
     what = "computes this pattern faster, with sparsity: true" if gains else "computes them all the same"

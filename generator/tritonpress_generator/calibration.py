@@ -21,6 +21,8 @@ from tritonpress_generator.errors import InputError
 from tritonpress_generator.infer import Array
 from tritonpress_generator.machine import versions
 
+FEWEST_TEXTS = 8
+"""Texts, of fewer of which a range says little."""
 Method = Literal["min_max", "entropy", "percentile"]
 """How an activation's range is chosen: all that was seen, the least divergence, or a share of it."""
 _ROWS_OF_SAMPLE = 2

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from tritonpress_generator.answering import Encoder, Texts, encoded, thinned
+from tritonpress_generator.calibration import FEWEST_TEXTS
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.recipe import Recipe
 from tritonpress_generator.steps.tokenizer.sequences import Sequences
 from tritonpress_generator.steps.tokenizer.texts import InvalidTextError
-
-FEWEST = 8
-"""Texts, of fewer of which a range says little."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,8 @@ def choose(recipe: Recipe, encoder: Encoder, data: Any, folder: Path) -> Calibra
         folder: Of the recipe's `data`.
 
     Raises:
-        InputError: The texts cannot be read, or served, or a graph pass is to calibrate on fewer than `FEWEST`.
+        InputError: The texts cannot be read, or served, or a graph pass is to calibrate on fewer than
+            `FEWEST_TEXTS`.
     """
     module = recipe.finetune.module
     files = [folder / file for file in recipe.data.train] if recipe.data else []
@@ -66,10 +65,10 @@ def choose(recipe: Recipe, encoder: Encoder, data: Any, folder: Path) -> Calibra
         texts = _servable(encoder, texts)
     count = len(next(iter(texts.values())))
     word = next((stage.word for stage in recipe.graph if "samples" in type(stage.config).model_fields), None)
-    if word is not None and count < FEWEST:
+    if word is not None and count < FEWEST_TEXTS:
         raise InputError(
-            f"{recipe.path}: {word} must be calibrated on at least {FEWEST} texts, {source} has {count}; add some, or "
-            "name a file of texts, one a line, as serve.samples"
+            f"{recipe.path}: {word} must be calibrated on at least {FEWEST_TEXTS} texts, {source} has {count}; "
+            "add some, or name a file of texts, one a line, as serve.samples"
         )
     digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode(errors="surrogatepass")).hexdigest()
     return Calibration(encoded(encoder, texts), source, count, digest, word)

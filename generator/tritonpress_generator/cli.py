@@ -180,16 +180,13 @@ def _finetune(recipe: Path, out: Path | None, data: Path | None) -> None:
 
 def _distill(recipe: Path, work: Path, data: Path | None, out: Path | None) -> None:
     from tritonpress_generator.distilled import distill
+    from tritonpress_generator.passes.distill import summary
     from tritonpress_generator.training.distributed import world
 
     with world() as processes:
         report = distill(recipe, work, data, processes, out=out)
     if processes.writes:
-        print(
-            f"{report['metric']} on the held-out examples: {report['before']:.4f} before, {report['after']:.4f} after "
-            f"{report['steps']} steps, {report['minutes']:g} min\n"
-            f"its state is in {os.fspath(work)}, where build finds it (--work)"
-        )
+        print(f"{summary(report)}\nits state is in {os.fspath(work)}, where build finds it (--work)")
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -40,7 +40,7 @@ class GateError(GeneratorError):
     def __init__(self, reason: str, remedy: str, *, stage: str = "") -> None:
         """Keeps `reason` apart: where something else is served instead, that is all there is to say.
 
-        `stage` is the word of the pass after which the gate was missed first, where that is known.
+        `stage` names the pass after which the gate was missed first, where that is known.
         """
         super().__init__(f"{reason}; nothing was written; {remedy}")
         self.reason, self.remedy, self.stage = reason, remedy, stage

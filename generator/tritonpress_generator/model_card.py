@@ -99,6 +99,9 @@ def distilled_card(recipe: Recipe, folder: Path, report: Mapping[str, Any]) -> s
     if recipe.data is None:
         raise ValueError("the recipe must have data")
     done = report["distill"]
+    given_back = (
+        " That is less: the weights are those after the cuts, and all differences 0." if done["given_back"] else ""
+    )
     passes = yaml.safe_dump([{stage.word: stage.config.model_dump()} for stage in recipe.passes], sort_keys=False)
     versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     return f"""# {recipe.name}, compressed
@@ -114,7 +117,8 @@ for `passes: [{{restore: {{folder: FOLDER}}}}]`.
 {_files(recipe.data, folder)}
 
 `{done["metric"]}` on the validation files, on which the weights were chosen: {done["before"]:.4f} after the cuts,
-{done["after"]:.4f} after {done["steps"]} steps of training in {done["minutes"]:g} minutes. Versions: {versions}.
+{done["after"]:.4f} after {done["steps"]} steps of training in {done["minutes"]:g} minutes.{given_back}
+Versions: {versions}.
 
 ```yaml
 {passes}```

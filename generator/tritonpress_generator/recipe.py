@@ -58,6 +58,12 @@ class Recipe:
     asked: str | None = None
     """A file of texts that are asked in place of what `serve.samples` says; graph passes calibrate on that as ever."""
 
+    @property
+    def pass_names(self) -> list[str]:
+        """What each of the passes is called: its word, and its place beside it where the word occurs several times."""
+        words = [stage.word for stage in self.passes]
+        return [f"passes[{i}] ({word})" if words.count(word) > 1 else word for i, word in enumerate(words)]
+
     def file(self, relative: str) -> Path:
         """Returns the path of a file that the recipe names."""
         return (self.folder / relative).resolve()

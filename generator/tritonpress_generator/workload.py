@@ -86,8 +86,8 @@ class Workload:
             InputError: A pass cannot be applied to this model, or lacks examples.
         """
         result = material.original
-        for stage in self.recipe.passes:
-            say.stage(f"pass: {stage.word}")
+        for name, stage in zip(self.recipe.pass_names, self.recipe.passes, strict=True):
+            say.stage(f"pass: {name}")
             result = stage.module.apply(result, stage.config, material)
             _check_served(self.recipe, result.model)
             yield stage, result, self.changed(result)

@@ -30,9 +30,9 @@ def test_samples_are_spread_over_all(count: int, most: int) -> None:
     ("module", "settings", "graph"), [(quantize, {}, FUSED), (fixed_point, {"bits": 16}, FUSED), (qdq, {}, FP32)]
 )
 def test_a_pass_takes_them_from_all_lengths(module: ModuleType, settings: dict[str, int], graph: object) -> None:
-    config = module.Config(samples=4, **settings)
+    config = module.Config(samples=8, **settings)
     of_all, of_chosen, of_short = (
         module.apply(graph, config, samples).SerializeToString()
-        for samples in (BY_LENGTH, BY_LENGTH[::6], BY_LENGTH[:4])
+        for samples in (BY_LENGTH, BY_LENGTH[::3], BY_LENGTH[:8])
     )
     assert of_all == of_chosen != of_short

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import pytest
 import tiny_encoders as tiny
 import torch
 from at_once import AT_ONCE
-from tiny_training import change, material_of, write_training
+from tiny_sources import TASKS, write_task
+from tiny_training import FILES, change, material_of, write_training
 from tokenizers import Tokenizer
 from tritonpress_generator import cli, repository
 from tritonpress_generator.compression import Compressed
@@ -139,6 +142,35 @@ def test_vocabulary_needs_texts(tmp_path: Path) -> None:
     config = crop.Config(vocabulary=crop.VocabularyConfig(corpus=["corpus.txt"]))
     tokenizer = crop.apply(given, config, material).tokenizer
     assert tokenizer.encode("the lamp").tokens == given.tokenizer.encode("the lamp").tokens
+
+
+def test_vocabulary_has_all_of_a_text_that_is_longer_than_what_is_trained_on(
+    trained_task: tuple[str, Path], tmp_path: Path
+) -> None:
+    task, recipe = trained_task[0], Path(shutil.copytree(trained_task[1].parent, tmp_path / "sources")) / "recipe.yaml"
+    long = " ".join(["the red lamp"] * 8) + " for the garden"
+    path = recipe.with_name(f"train.{FILES[task]}")
+    if task == "question_answering":
+        data = json.loads(path.read_text())
+        data["data"][0]["paragraphs"][0]["context"] += f" {long}"
+        path.write_text(json.dumps(data))
+    else:
+        row = f"{long}\tage" if task == "classification" else json.dumps({"query": long, "relevant": {"T-001": 1}})
+        path.write_text(f"{path.read_text()}{row}\n")
+    given, material = material_of(change(recipe, finetune={"max_length": 24}))
+    tokenizer = crop.apply(given, crop.Config(vocabulary=crop.VocabularyConfig()), material).tokenizer
+    assert tokenizer.encode(long).tokens == given.tokenizer.encode(long).tokens
+    assert tokenizer.token_to_id("kitchen") is None
+
+
+@pytest.mark.parametrize("task", ["classification", "recommendation"])
+def test_vocabulary_has_all_of_a_line_that_is_longer_than_what_is_served(task: str, tmp_path: Path) -> None:
+    recipe = change(write_task(tmp_path, task) if task in TASKS else write_training(tmp_path, task), data=None)
+    given, material = material_of(recipe)
+    (tmp_path / "corpus.txt").write_text("the red lamp " * 20 + "for the garden\n")
+    config = crop.Config(vocabulary=crop.VocabularyConfig(corpus=["corpus.txt"]))
+    tokenizer = crop.apply(given, config, material).tokenizer
+    assert tokenizer.encode("the garden").tokens == given.tokenizer.encode("the garden").tokens
 
 
 def test_nothing_to_crop_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

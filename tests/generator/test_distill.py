@@ -28,6 +28,8 @@ from tritonpress_generator.training.distances import divergence
 from tritonpress_generator.training.distributed import ALONE
 
 QUICK: dict[str, Any] = {"epochs": 4, "batch_size": 8, "learning_rate": 2e-3, "precision": "fp32", "evaluations": 2}
+TOO_HIGH: dict[str, Any] = {"epochs": 1, "learning_rate": 1.0}
+"""Of the rates, one that leaves nothing of what was learnt, and numbers."""
 
 
 @settings(deadline=None)
@@ -149,7 +151,10 @@ def test_what_was_cut_is_nearer_to_the_original_afterwards(trained_task: tuple[s
     cut = crop.apply(original, crop.Config(layers=1, vocabulary=crop.VocabularyConfig()), material)
     cut = prune.apply(cut, prune.Config(ffn=0.5, round_to=8, reconstruct=False), material)
     before = {name: tensor.clone() for name, tensor in cut.model.state_dict().items()}
-    done = distill.apply(cut, distill.Config.model_validate({"lora": lora, "relations": 0.5, **QUICK}), material)
+    # A rate at which the metric of a few examples stays, so that it is not what came in that is given back.
+    how = {**QUICK, "lora": lora, "relations": 0.5, "learning_rate": 2e-4}
+    done = distill.apply(cut, distill.Config.model_validate(how), material)
+    assert not done.report["distill"]["given_back"]
     assert all(torch.equal(tensor, before[name]) for name, tensor in cut.model.state_dict().items())
     assert {name: tensor.shape for name, tensor in done.model.state_dict().items()} == {
         name: tensor.shape for name, tensor in before.items()
@@ -193,6 +198,27 @@ def test_killed_training_goes_on(
     monkeypatch.setattr(loop, "_step", lambda *_: pytest.fail("was trained"))
     assert all(torch.equal(whole[n], t) for n, t in distill.apply(cut, config, material).model.state_dict().items())
     assert len(list((tmp_path / "work").iterdir())) == 1
+
+
+@pytest.mark.parametrize("how", [{}, {"lora": {"rank": 2, "alpha": 4}}, {"fake_quantize": 7}])
+def test_what_came_in_is_given_back_where_training_makes_it_worse(
+    tmp_path: Path, trained: Any, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
+) -> None:
+    original, material = material_of(trained("recommendation", tmp_path), tmp_path / "work")
+    cut = prune.apply(original, prune.Config(ffn=0.25, round_to=8), material)
+    config = distill.Config.model_validate({**QUICK, **TOO_HIGH, **how})
+    done = distill.apply(cut, config, material)
+    report = done.report["distill"]
+    assert report["after"] < report["before"]
+    assert report["given_back"]
+    assert "that is less, and what came in is given back" in distill.summary(report)
+    before = cut.model.state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in done.model.state_dict().items())
+    # So it is where the training is found done.
+    monkeypatch.setattr(loop, "_step", lambda *_: pytest.fail("was trained"))
+    again = distill.apply(cut, config, material)
+    assert again.report == done.report
+    assert all(torch.equal(tensor, before[name]) for name, tensor in again.model.state_dict().items())
 
 
 def test_learning_rate_that_is_too_high_is_named_as_the_recipe_does(tmp_path: Path) -> None:

@@ -182,16 +182,48 @@ def test_build_serves_the_pruned_model(tmp_path: Path, trained: Any) -> None:
         assert cli.main(["evaluate", str(recipe), "--target", server.grpc_url, "--repository", str(out)]) == 0
 
 
-def test_gate_names_the_pass_that_broke_it(tmp_path: Path, capsys: pytest.CaptureFixture[str], trained: Any) -> None:
+UNHARMED: dict[str, Any] = {"crop": {"vocabulary": {}}}
+"""Leaves all answers as they are."""
+HARMED: dict[str, Any] = {"prune": {"ffn": 0.5, "reconstruct": False}}
+
+
+@pytest.mark.parametrize(
+    ("passes", "last", "first_missed"),
+    [
+        ([HARMED, UNHARMED], "crop", "prune"),
+        ([UNHARMED, HARMED], "prune", "prune"),
+        ([HARMED, {"prune": {"heads": 0.5, "reconstruct": False}}], "passes[1] (prune)", "passes[0] (prune)"),
+        ([UNHARMED, {"crop": {"layers": 1}}], "passes[1] (crop)", "passes[1] (crop)"),
+    ],
+)
+def test_gate_names_the_pass_that_broke_it(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    trained: Any,
+    passes: list[dict[str, Any]],
+    last: str,
+    first_missed: str,
+) -> None:
     recipe = change(
         trained("recommendation", tmp_path),
-        passes=[{"prune": {"ffn": 0.5, "reconstruct": False}}, {"prune": {"heads": 0.5, "reconstruct": False}}],
+        passes=passes,
         gate={"dataset": "test.jsonl", "metric": "agreement", "keep": 1.0, "agreement": 1.0, "confidence": "point"},
     )
     assert cli.main(["build", str(recipe), "--out", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
-    assert "less after prune (first missed after prune); nothing was written" in error
+    assert f"less after {last} (first missed after {first_missed}); nothing was written" in error
     assert not (tmp_path / "out" / "recommendation").exists()
+
+
+def test_each_of_several_passes_of_one_word_has_its_report_and_its_row(tmp_path: Path, trained: Any) -> None:
+    passes = [{"prune": {"ffn": share, "round_to": 8, "reconstruct": False}} for share in (0.25, 0.5)]
+    recipe = change(trained("recommendation", tmp_path), passes=[passes[0], UNHARMED, passes[1]])
+    assert cli.main(["build", str(recipe), "--out", str(tmp_path / "out")]) == 0
+    manifest = repository.read_manifest(tmp_path / "out", "recommendation")
+    assert [row["stage"] for row in manifest["stages"]][1:4] == ["passes[0] (prune)", "crop", "passes[2] (prune)"]
+    done = manifest["passes"]
+    assert sorted(done) == ["crop", "passes[0] (prune)", "passes[2] (prune)"]
+    assert [sum(done[name]["ffn"]) for name in ("passes[0] (prune)", "passes[2] (prune)")] == [96, 48]
 
 
 def test_pass_without_data_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,9 @@ def test_shipped_recipe_loads(path: Path) -> None:
     assert load(path).name == path.stem
 
 
+AT_LEAST_8 = "greater than or equal to 8, got 7"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -42,7 +45,10 @@ def test_shipped_recipe_loads(path: Path) -> None:
             {"graph": [{"bf16": {}}]},
             "BF16 is a setting of engines: precision: bf16 of tensorrt or openvino; available: ",
         ),
-        ({"graph": [{"quantize": {"samples": 0}}]}, "graph[0].quantize: samples: input should be greater than"),
+        *(
+            ({"graph": [{word: {"samples": 7, **more}}]}, f"graph[0].{word}: samples: input should be {AT_LEAST_8}")
+            for word, more in [("quantize", {}), ("qdq", {}), ("nncf", {}), ("fixed_point", {"bits": 8})]
+        ),
         ({"graph": [{"quantize": {"precision": "int3"}}]}, "graph[0].quantize: precision: input should be 'int8'"),
         (
             {"graph": [{"quantize": {"calibration": "mse"}}]},

@@ -58,6 +58,24 @@ def test_restored_build_is_the_build_of_the_passes(written: tuple[str, Path], tm
     assert cli.main(["verify", str(tmp_path / "b")]) == 0
 
 
+def test_what_was_given_back_is_restored(tmp_path: Path, trained: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """The differences of a training that has made it worse are none."""
+    lora = LORA | {"epochs": 1, "learning_rate": 1.0}
+    recipe = change(trained("recommendation", tmp_path), passes=[PASSES[1], {"distill": lora}])
+    small = tmp_path / "small"
+    assert cli.main(["distill", str(recipe), "--work", str(tmp_path / "work"), "--out", str(small)]) == 0
+    assert "that is less, and what came in is given back; lower passes.distill" in capsys.readouterr().out
+    assert "That is less: the weights are those after the cuts" in (small / "README.md").read_text()
+    found = []
+    for passes in (PASSES[1:2], [{"restore": {"folder": "small"}}]):
+        workload = Workload.load(recipes.load(change(recipe, passes=passes)), Progress(shown=False))
+        *_, (_, compressed, _) = workload.passed(workload.material(), Progress(shown=False))
+        found.append(compressed.model.state_dict())
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+    assert cli.main(["build", str(recipe), "--out", str(tmp_path / "out")]) == 0
+    assert "distill: mrr on the held-out examples: " in capsys.readouterr().out
+
+
 def test_what_travels_is_small(written: tuple[str, Path]) -> None:
     folder = written[1].parent / "small"
     assert sorted(path.name for path in folder.iterdir()) == [

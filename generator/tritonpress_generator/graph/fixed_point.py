@@ -26,6 +26,7 @@ from onnx import helper
 from pydantic import Field
 
 from tritonpress_generator import calibration
+from tritonpress_generator.calibration import FEWEST_TEXTS
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.graph import NO_MATERIAL, GraphMaterial
 from tritonpress_generator.graph.quantize import FEWEST_COLUMNS, quantize_table
@@ -54,7 +55,7 @@ class Config(Settings):
     """Whether every scale is a power of two."""
     exclude: list[str] = Field(default_factory=list)
     """Patterns (`*layer.5/output*`) of the names of products that stay in FP32."""
-    samples: int = Field(default=256, ge=1)
+    samples: int = Field(default=256, ge=FEWEST_TEXTS)
     """How many of the task's texts are run to see the ranges."""
 
 

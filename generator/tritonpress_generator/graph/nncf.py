@@ -25,6 +25,7 @@ import onnx
 from pydantic import Field
 
 from tritonpress_generator import calibration, sensitivity
+from tritonpress_generator.calibration import FEWEST_TEXTS
 from tritonpress_generator.encoder_products import encoder_products
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.graph import NO_MATERIAL, GraphMaterial
@@ -51,7 +52,7 @@ class Config(Settings):
     """Whether embedding tables are quantised too, which makes the file smaller."""
     exclude: list[str] = Field(default_factory=list)
     """Patterns (`*layer.5/output*`) of the names of products that stay as they are."""
-    samples: int = Field(default=300, ge=1)
+    samples: int = Field(default=300, ge=FEWEST_TEXTS)
     """How many of the task's texts are run to see the ranges."""
     keep: float | None = Field(default=None, gt=0, le=1)
     """The share of the unquantised graph's metric on held-out examples (`data`) that must be kept: the products that

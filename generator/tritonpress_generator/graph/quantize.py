@@ -24,7 +24,7 @@ from onnx import TensorProto, helper
 from pydantic import Field
 
 from tritonpress_generator import calibration, sensitivity, smoothing
-from tritonpress_generator.calibration import Method
+from tritonpress_generator.calibration import FEWEST_TEXTS, Method
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.graph import NO_MATERIAL, GraphMaterial
 from tritonpress_generator.infer import Array
@@ -53,7 +53,7 @@ class Config(Settings):
     keep: float | None = Field(default=None, gt=0, le=1)
     """The share of the unquantised graph's metric on held-out examples (`data`) that must be kept: the products that
     cost most stay in FP32 until it is (`sensitivity.py`). Default: nothing is measured."""
-    samples: int = Field(default=256, ge=1)
+    samples: int = Field(default=256, ge=FEWEST_TEXTS)
     """How many of the task's texts are run to see the ranges."""
 
 

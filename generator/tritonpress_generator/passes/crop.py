@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 
 from tritonpress_generator import cuts
+from tritonpress_generator.answering import columns
 from tritonpress_generator.compression import Compressed, Material, copied, original_layers
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.pretrained import encoder_of
@@ -169,14 +170,15 @@ def check_segments(model: Any, material: Material) -> None:
 
 def _used(tokenizer: Tokenizer, config: VocabularyConfig, material: Material) -> set[int]:
     """Returns the ids that training examples and corpus have, often enough."""
-    counts: Counter[int] = Counter()
+    texts: list[list[str]] = []
     if material.recipe.data is not None:
-        for feature in material.features(tokenizer, len(material.examples.training)):
-            for name in ("input_ids", "item_ids"):
-                counts.update(feature.get(name, ()))
-    for name in config.corpus:
-        lines = read_text(material.folder / name).splitlines()
-        for encoding in tokenizer.encode_batch(lines, add_special_tokens=False):
+        # Whole: what is served may be longer than what is trained on (`finetune.max_length`).
+        examples = columns(material.recipe.finetune.module.texts(material.examples.training))
+        texts += [[text.decode() for text in column] for column in examples.values()]
+    texts += [read_text(material.folder / name).splitlines() for name in config.corpus]
+    counts: Counter[int] = Counter()
+    for column in texts:
+        for encoding in tokenizer.encode_batch_fast(column, add_special_tokens=False):
             counts.update(encoding.ids)
     if not counts:
         raise InputError("passes.crop: vocabulary: needs texts, got none; add 'data' or passes.crop.vocabulary.corpus")

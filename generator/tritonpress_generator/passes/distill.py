@@ -9,6 +9,7 @@ optional.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -67,7 +68,7 @@ class Config(TrainingConfig):
 
 
 def apply(given: Compressed, config: Config, material: Material) -> Compressed:
-    """Returns the model with the weights that were the best on the held-out examples.
+    """Returns the model with the weights that were the best on the held-out examples, those it came with among them.
 
     Args:
         given: Is left as it is.
@@ -104,9 +105,12 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
             if config.fake_quantize is not None:
                 linears = [part for part in encoder_of(student.model).modules() if isinstance(part, torch.nn.Linear)]
                 stack.callback(fake_quantize(linears, weight_codes=2 ** (config.fake_quantize - 1) - 1))
-            before = evaluate()[metric]
+            before = evaluate()[metric]  # as all that are compared with it are computed, with `fake_quantize` too
             job = loop.Trained(head, features, collate, lesson.losses, evaluate, metric, fingerprint, _WHERE)
             progress = loop.train(job, config, folder, material.world)
+        given_back = progress.best_metric is not None and before > progress.best_metric
+        if given_back:
+            student, adapted = _student(given, config, material)  # whose adapters are none yet: their differences are 0
         model = student.model
         # Only now: `given` may be the original, and is copied as it was before.
         if config.lora is not None and adapted is not None:
@@ -115,6 +119,7 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
         "metric": metric,
         "before": before,
         "after": progress.best_metric,
+        "given_back": given_back,
         "steps": progress.step,
         "minutes": round(progress.seconds / 60, 1),
     }
@@ -126,6 +131,18 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
         chosen=material.chosen(model, given.tokenizer),
         adapter=folder / "adapter" if adapted is not None and material.work else None,
     )
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """Returns what the report of a distillation says, as a person reads it."""
+    line = (
+        f"{report['metric']} on the held-out examples: {report['before']:.4f} before, {report['after']:.4f} after "
+        f"{report['steps']} steps, {report['minutes']:g} min"
+    )
+    # One that was written before this was looked at does not say it.
+    if not report.get("given_back"):
+        return line
+    return f"{line}; that is less, and what came in is given back; lower {_WHERE}.learning_rate"
 
 
 def _student(given: Compressed, config: Config, material: Material) -> tuple[Compressed, peft.PeftModel | None]:

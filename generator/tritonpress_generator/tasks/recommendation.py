@@ -148,7 +148,8 @@ def postprocessor(
     """Returns what ranks the catalogue, its items embedded with `infer`."""
     # An item may be longer than a query, and is always cut.
     settings = encoder_settings(recipe, signature) | {"max_bytes": _ITEM_BYTES, "too_long": "cut"}
-    vectors = embed(infer, TextEncoder(tokenizer, **settings), [text_of(item) for item in data.items])
+    encoder = TextEncoder(Tokenizer.from_str(tokenizer.to_str()), **settings)
+    vectors = embed(infer, encoder, [text_of(item) for item in data.items])
     ids, titles = [item.item_id for item in data.items], [item.title for item in data.items]
     return Postprocessor(Catalogue(ids, titles, vectors, recipe.task.config.top_k))
 
