@@ -128,22 +128,23 @@ def test_what_passes_made_is_scored_beside_the_model_without_them(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("graph", "fp32", "own"),
+    ("graph", "engine", "fp32", "own"),
     [
-        (["fuse"], ["fuse"], "fp32"),
-        (["fuse", "quantize"], ["fuse"], "int8"),
-        (["fuse", {"fixed_point": {"bits": 16}}], ["fuse"], "int16"),
-        ([{"weight_only": {"bits": 4}}], [], "int4"),
-        ([{"qdq": {"precision": "fp8"}}], [], "fp8"),
-        (["nncf"], [], "int8"),
+        (["fuse"], "onnxruntime", ["fuse"], "fp32"),
+        (["fuse", "quantize"], "onnxruntime", ["fuse"], "int8"),
+        (["fuse", {"fixed_point": {"bits": 16}}], "onnxruntime", ["fuse"], "int16"),
+        ([{"weight_only": {"bits": 4}}], "onnxruntime", [], "int4"),
+        ([{"qdq": {"precision": "fp8"}}], "onnxruntime", [], "fp8"),
+        (["nncf"], "openvino", [], "int8"),
     ],
 )
 def test_no_quantised_graph_is_called_fp32(
-    graph: list[Any], fp32: list[str], own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    graph: list[Any], engine: str, fp32: list[str], own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tritonpress_generator.bench.texts.TEXTS", 8)
+    recipe = change(write(tmp_path, "classification"), graph=graph, engine=engine, serve={"lengths": "exact"})
     with ExitStack() as stack:
-        bench = variants.Bench(write(tmp_path, "classification", graph=graph), stack, rounds=1, slice_s=0.002)
+        bench = variants.Bench(recipe, stack, rounds=1, slice_s=0.002)
         words = {name: [stage.word for stage in stages] for name, stages in bench.graphs.items()}
     assert words == {"fp32": fp32, own: [stage.word for stage in bench.recipe.graph]}
     assert bench.own == own

@@ -58,6 +58,7 @@ from pathlib import Path
 import openvino
 from tritonpress_generator.engines import openvino as engine
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who started this may ignore it
 folder = Path(sys.argv[1])
 add = openvino.opset8.parameter([2])
 openvino.save_model(openvino.Model([openvino.opset8.add(add, add)], [add], "add"), str(folder / "model.xml"))
@@ -67,7 +68,7 @@ del first, second  # the first one first
 gc.collect()
 try:
     os.kill(os.getpid(), signal.SIGINT)
-    signal.pause()
+    signal.sigtimedwait([], 60)
 except KeyboardInterrupt:
     print("interrupted")
 """
