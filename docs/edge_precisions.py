@@ -75,7 +75,7 @@ def main() -> None:
         shape = f"{form.asked.max_batch_size} × {form.asked.max_length} tokens"
         print(f"interpreter {peak_memory.mib(peak.interpreter):.0f} MiB, part of all figures; full batch {shape}")
         print(render(["", "file MB", *(f"{name} MiB".replace("_", " ") for name in PEAKS), recipe.gate.metric], rows))
-        rates = sequence_rates(infers, feeds(source.calibration), options.rounds, options.slice_s)
+        rates = sequence_rates(infers, feeds(source.calibration, SHAPES), options.rounds, options.slice_s)
     speeds = [
         [name, *(spread(np.divide(own, fp32)) for own, fp32 in zip(rates[name], rates["FP32"], strict=True))]
         for name in rates

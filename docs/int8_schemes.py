@@ -96,7 +96,7 @@ def shuffled_batches(sequences: Sequences) -> Iterator[tuple[list[int], dict[str
 def compared(workload: Workload, rounds: int, slice_s: float) -> list[list[str]]:
     """Returns a row of the table for each scheme."""
     ways = schemes(workload)
-    rates = sequence_rates(ways, feeds(workload.source().calibration), rounds, slice_s)
+    rates = sequence_rates(ways, feeds(workload.source().calibration, SHAPES), rounds, slice_s)
     texts = columns(workload.data.inputs)
     sequences = workload.encoder.encode(*texts.values())
     lengths = sequences.pieces()["lengths"]

@@ -77,7 +77,7 @@ def main() -> None:
             config, place = openvino.Config(), Path(folder) / name
             openvino.build(openvino.rungs(form.fp32, graph, config), place, config, form.asked)
             engines[f"OpenVINO, {name}"] = openvino.load(place, config)
-        rates = sequence_rates(engines, feeds(source.calibration), options.rounds, options.slice_s)
+        rates = sequence_rates(engines, feeds(source.calibration, SHAPES), options.rounds, options.slice_s)
         rows = []
         first = rates["torch eager FP32"]
         for name, of_shape in rates.items():
