@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,15 @@ def test_killed_run_ends_as_one_that_was_not(
     assert resumed.train(tmp_path / "killed", **PATIENT) == expected
     assert same(resumed.now(), whole.now())
     assert scalars(tmp_path / "killed") == scalars(tmp_path / "whole")
+
+
+def test_run_that_goes_on_at_once_is_shown_behind_what_it_goes_on_from(tmp_path: Path) -> None:
+    """TensorBoard reads files by name, and in a process the name of the hundredth is before that of another."""
+    begun = tmp_path / f"events.out.tfevents.{int(time.time())}.zzz.1.99"
+    begun.touch()
+    report.Report(tmp_path, 8, 4, shown=True).close()
+    first, _ = sorted(tmp_path.iterdir())
+    assert first == begun
 
 
 @pytest.mark.parametrize("bf16", [False, True])

@@ -23,6 +23,8 @@ class Report:
         from torch.utils.tensorboard import SummaryWriter
 
         self._shown = shown
+        if shown:
+            _wait_for_a_later_name(board)
         # What a killed run has written of steps that are computed again is not shown twice.
         self._board = SummaryWriter(str(board), purge_step=first + 1) if shown else None
         self._terminal = sys.stderr.isatty()
@@ -68,3 +70,15 @@ class Report:
         self._bar.close()
         if self._board is not None:
             self._board.close()
+
+
+def _wait_for_a_later_name(board: Path) -> None:
+    """Waits until a file that is begun in `board` has a name behind those that are there, in TensorBoard's order.
+
+    It reads the files of a folder by their names, which begin with the second in which they were made; of one second,
+    a process's hundredth is before its ninety-ninth, and a run that goes on is taken for one that came before.
+    """
+    seconds = [int(file.name.split(".")[3]) for file in board.glob("events.out.tfevents.[0-9]*.*")]
+    # A clock that was set back is not waited for.
+    if seconds and 0 <= (left := max(seconds) + 1 - time.time()) <= 1:
+        time.sleep(left)
