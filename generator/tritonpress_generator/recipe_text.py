@@ -16,7 +16,7 @@ NAME_PATTERN = r"^[a-z][a-z0-9_]{0,62}$"
 class Settings(BaseModel):
     """A part of a recipe: immutable; refuses a misspelt key, another type (`true` is no count), infinity and NaN."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class CheckpointConfig(Settings):

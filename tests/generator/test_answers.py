@@ -103,6 +103,30 @@ def test_answers_are_those_of_the_definition(
     assert (always["ANSWER"] != b"").all()
 
 
+@pytest.mark.parametrize("n_best", [1, 3])
+def test_white_space_is_no_answer(n_best: int) -> None:
+    """A byte-level tokenizer has tokens of it alone; of all spans that of the two line ends has the highest score."""
+    spans = [[-1, -1]] * QUESTION_TOKENS + [[0, 1], [1, 2], [2, 3], [3, 4], [-1, -1]]
+    scores = np.array([0, 0, 0, 1, 5, 5, 2, 0], np.float32)
+    pieces = {"lengths": np.array([8]), "counts": np.array([1]), "spans": np.array(spans, np.int32)}
+    answering = Postprocessor(n_best=n_best, max_answer_length=3, null_threshold=None)
+    texts = {"CONTEXT": np.array([b"a\n\nb"], np.object_)}
+    answers = answering({"start": scores, "end": scores}, pieces, texts)
+    assert list(answers["ANSWER"][0]) == [b"b", b"a", b""][:n_best]
+    assert (answers["START"][0, 0], answers["END"][0, 0]) == (3, 4)
+
+
+def test_a_context_of_white_space_has_no_answer() -> None:
+    spans = [[-1, -1]] * QUESTION_TOKENS + [[0, 1], [1, 2], [-1, -1]]
+    scores = np.array([0, 0, 0, 1, 2, 0], np.float32)
+    pieces = {"lengths": np.array([6]), "counts": np.array([1]), "spans": np.array(spans, np.int32)}
+    answers = Postprocessor(n_best=2, max_answer_length=8, null_threshold=None)(
+        {"start": scores, "end": scores}, pieces, {"CONTEXT": np.array([b"\n\n"], np.object_)}
+    )
+    assert list(answers["ANSWER"][0]) == [b"", b""]
+    assert answers["START"].tolist() == answers["END"].tolist() == [[0, 0]]
+
+
 def test_a_question_is_answered_alike_alone_and_among_others() -> None:
     generator = np.random.default_rng(0)
     lengths = np.array([9, 12, 7, 30])

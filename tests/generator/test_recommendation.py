@@ -136,7 +136,8 @@ def test_ranking_is_a_stable_sort(vectors: list[list[int]], query: list[int], da
     text = "\n".join(title.upper() for title in seen)
     top, scores = catalogue.rank(np.array(query, np.float32), text)
     expected = np.einsum("ij,j->i", embeddings, np.array(query, np.float32))
-    hidden = [i for title in seen for i in range(len(titles)) if titles[i] == title][: len(vectors) - top_k]
+    named = {title: None for title in seen}
+    hidden = [i for title in named for i in range(len(titles)) if titles[i] == title][: len(vectors) - top_k]
     hidden = hidden if len(seen) > 1 else []
     order = [i for i in sorted(range(len(vectors)), key=lambda i: (-expected[i], i)) if i not in hidden]
     assert top.tolist() == order[:top_k]
@@ -148,6 +149,17 @@ def test_one_title_alone_is_a_search_for_it() -> None:
     embedding = np.array([1, 0], np.float32)
     assert catalogue.rank(embedding, "lamp")[0].tolist() == [0]
     assert catalogue.rank(embedding, "LAMP\nsomething else")[0].tolist() == [1]
+
+
+def test_a_blank_line_is_no_title() -> None:
+    """Of items without one."""
+    catalogue = Catalogue(["a", "b", "c"], ["", "", ""], np.eye(3, dtype=np.float32), 1)
+    assert catalogue.rank(np.array([1, 0, 0], np.float32), "tent for two\n\nlight one")[0].tolist() == [0]
+
+
+def test_a_title_named_twice_hides_no_less() -> None:
+    catalogue = Catalogue(["a", "b", "c", "d"], ["A", "B", "C", "D"], np.eye(4, dtype=np.float32), 2)
+    assert catalogue.rank(np.array([3, 2, 1, 0], np.float32), "A\nA\nB")[0].tolist() == [2, 3]
 
 
 def test_tiny_data_is_labelled() -> None:

@@ -141,7 +141,10 @@ class Postprocessor:
             answers["END"][row, column] = end
 
     def _best(self, table: NDArray[np.float32], spans: NDArray[np.int32], context: str) -> list[tuple[float, int, int]]:
-        """Returns score, first and last character of the best spans, best first, none of them twice."""
+        """Returns score, first and last character of the best spans, best first, none of them twice.
+
+        White space alone, which some tokenizers make tokens of, answers nothing; where all is, no answer is the best.
+        """
         flat = table.ravel()
         count = 1 if self.n_best == 1 else 4 * self.n_best
         while True:
@@ -154,11 +157,12 @@ class Postprocessor:
             found: dict[tuple[int, int], float] = {}
             for index in top[np.isfinite(flat[top])].tolist():
                 first, more = divmod(index, table.shape[1])
-                place = whole_characters(context, int(spans[first, 0]), int(spans[first + more, 1]))
-                found.setdefault(place, float(flat[index]))
+                start, end = whole_characters(context, int(spans[first, 0]), int(spans[first + more, 1]))
+                if start < end:
+                    found.setdefault((start, end), float(flat[index]))
             # Windows overlap, so that a span may be in two of them: then there must be more to choose from.
             if len(found) >= self.n_best or count == flat.size:
-                return [(score, *place) for place, score in found.items()]
+                return [(score, *place) for place, score in found.items()] or [(float(flat.max()), 0, 0)]
             count *= 4
 
 

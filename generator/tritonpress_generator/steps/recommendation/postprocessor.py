@@ -29,7 +29,8 @@ class Catalogue:
         self.top_k = top_k
         self._by_title: dict[str, list[int]] = {}
         for index, title in enumerate(titles):
-            self._by_title.setdefault(_normalized(title), []).append(index)
+            if name := _normalized(title):  # an item may have none, and a query blank lines
+                self._by_title.setdefault(name, []).append(index)
 
     @classmethod
     def from_folder(cls, folder: Path) -> Catalogue:
@@ -72,7 +73,7 @@ class Catalogue:
         lines = query.splitlines()
         if len(lines) < 2:
             return []
-        seen = [index for line in lines for index in self._by_title.get(_normalized(line), [])]
+        seen = list(dict.fromkeys(index for line in lines for index in self._by_title.get(_normalized(line), [])))
         # An answer always has `top_k` items.
         return seen[: max(0, self.ids.size - self.top_k)]
 
