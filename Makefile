@@ -46,6 +46,7 @@ check: .venv/installed
 	@$(RUN) ruff format --check .
 	@$(RUN) mypy
 	@$(RUN) MYPYPATH=docs:tests:tests/gpu mypy $(UNTYPED:%=--disable-error-code=%) docs/*.py
+	@$(RUN) python docs/reference.py --check
 
 bench: .venv/installed
 	@for recipe in $(RECIPES); do $(RUN) python -m tritonpress_generator.bench generator/recipes/$$recipe.yaml \

@@ -32,6 +32,7 @@ _ELSEWHERE = {
     **dict.fromkeys(switch_command.COMMANDS, switch_command),
 }
 """Commands with modules of their own."""
+_RECIPE = "YAML; its keys are in docs/recipe.md"
 _WORK = "where the passes' trainings keep their states (default: distilled/NAME)"
 _DATA = "the folder of the data files (default: the recipe's)"
 
@@ -73,17 +74,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parsed(arguments: list[str] | None) -> argparse.Namespace:
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     if "recipe" in options and "work" in options:
         options.work = options.work or Path("distilled") / options.recipe.stem
     return options
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Returns the command's arguments."""
     parser = argparse.ArgumentParser(prog="tritonpress", description="Builds and verifies Triton model repositories.")
     commands = parser.add_subparsers(dest="command", required=True)
     build_parser = commands.add_parser("build", help="build a recipe into a model repository")
-    build_parser.add_argument("recipe", type=Path)
+    build_parser.add_argument("recipe", type=Path, help=_RECIPE)
     build_parser.add_argument(
         "--out", type=Path, default=Path("model_repo"), help="the repository (default: model_repo)"
     )
@@ -95,26 +97,26 @@ def _parser() -> argparse.ArgumentParser:
     switch_command.add_server_arguments(build_parser)
     switch_command.add_parsers(commands)
     search_parser = commands.add_parser("search", help="try compressions under the gate, and keep the Pareto front")
-    search_parser.add_argument("recipe", type=Path)
+    search_parser.add_argument("recipe", type=Path, help=_RECIPE)
     search_parser.add_argument(
         "--out", type=Path, default=Path("model_repo"), help="gets the best point's build (default: model_repo)"
     )
     search_parser.add_argument("--data", type=Path, help=_DATA)
     search_parser.add_argument("--work", type=Path, help="keeps what is found, to go on (default: distilled/NAME)")
     verify_parser = commands.add_parser("verify", help="load a repository in Triton and replay its golden requests")
-    verify_parser.add_argument("repository", type=Path)
+    verify_parser.add_argument("repository", type=Path, help="as `tritonpress build` writes it")
     verify_parser.add_argument("--server", metavar="YY.MM", help="check plans for this release of NVIDIA's container")
     finetune_parser = commands.add_parser("finetune", help="train the recipe's task; alone or under torchrun")
-    finetune_parser.add_argument("recipe", type=Path)
+    finetune_parser.add_argument("recipe", type=Path, help=_RECIPE)
     finetune_parser.add_argument("--out", type=Path, help="the checkpoint or adapter (default: finetuned/NAME)")
     finetune_parser.add_argument("--data", type=Path, help=_DATA)
     distill_parser = commands.add_parser("distill", help="train what passes have cut; alone or under torchrun")
-    distill_parser.add_argument("recipe", type=Path)
+    distill_parser.add_argument("recipe", type=Path, help=_RECIPE)
     distill_parser.add_argument("--out", type=Path, help="gets the result as masks and low-rank differences")
     distill_parser.add_argument("--data", type=Path, help=_DATA)
     distill_parser.add_argument("--work", type=Path, help=_WORK)
     evaluate_parser = commands.add_parser("evaluate", help="score the model, or a live endpoint, on labelled data")
-    evaluate_parser.add_argument("recipe", type=Path)
+    evaluate_parser.add_argument("recipe", type=Path, help=_RECIPE)
     evaluate_parser.add_argument("--target", default="torch", help="torch, onnx, engine or HOST:PORT (default: torch)")
     evaluate_parser.add_argument("--dataset", type=Path, help="labelled data of the task (default: the gate's)")
     evaluate_parser.add_argument("--data", type=Path, help=_DATA)
@@ -125,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate_parser.add_argument("--wait-s", type=float, default=0.0, help="until the server is ready (default: 0)")
     evaluate_parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
     pack_parser = commands.add_parser("pack", help="write a repository into one file, smaller, bit for bit")
-    pack_parser.add_argument("repository", type=Path)
+    pack_parser.add_argument("repository", type=Path, help="a folder")
     pack_parser.add_argument("file", type=Path, help="the bundle")
     unpack_parser = commands.add_parser("unpack", help="write a bundle's repository, every file checked, into a folder")
     unpack_parser.add_argument("file", type=Path, help="the bundle")

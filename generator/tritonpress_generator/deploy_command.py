@@ -17,7 +17,7 @@ _SETTINGS = (
 def add_parser(commands: Any) -> None:
     """Adds the command."""
     parser = commands.add_parser("deploy", help="write image, compose file and Kubernetes manifests for a repository")
-    parser.add_argument("repository", type=Path)
+    parser.add_argument("repository", type=Path, help="as `tritonpress build` writes it")
     parser.add_argument("--out", type=Path, required=True, help="a new folder, or one that an earlier deploy wrote")
     parser.add_argument(
         "--release", metavar="YY.MM", help="of NVIDIA's Triton container (default: the newest that fits)"

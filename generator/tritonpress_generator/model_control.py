@@ -95,7 +95,7 @@ class ModelControl:
             raise VerificationError(
                 f"{self.target}: must serve {ensemble} with build {build} within {self._timeout_s:g} s, got "
                 f"{found or 'none'}; it neither takes orders nor polls that often: restart it, or start it with "
-                "--model-control-mode=explicit"
+                "--model-control-mode=explicit (tritonpress-serve: --model-control explicit)"
             )
 
     def give_back(self) -> None:

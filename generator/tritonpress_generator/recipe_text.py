@@ -16,7 +16,9 @@ NAME_PATTERN = r"^[a-z][a-z0-9_]{0,62}$"
 class Settings(BaseModel):
     """A part of a recipe: immutable; refuses a misspelt key, another type (`true` is no count), infinity and NaN."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class CheckpointConfig(Settings):
@@ -182,15 +184,26 @@ class RecipeText(Settings):
     """The recipe as it is written; the words are resolved to their files afterwards."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    """The public model's name, and the repository's; a client asks for it."""
     task: str | dict[str, Any]
+    """What is answered: a word, or a word with its settings."""
     checkpoint: CheckpointConfig
+    """The model that is built."""
     passes: list[str | dict[str, Any]] = []
+    """What changes the model in torch, in this order; several of one word are allowed."""
     graph: list[str | dict[str, Any]] = []
+    """What changes its ONNX graph, in this order."""
     gate: GateConfig
+    """How good what is served must stay."""
     engine: str | dict[str, Any]
+    """What computes it, on which kind of machine."""
     serve: ServeConfig = ServeConfig()
+    """How it is served."""
     data: DataConfig | None = None
+    """Labelled examples, where something is trained or chosen by them."""
     finetune: dict[str, Any] = {}
+    """How `tritonpress finetune` trains the task; its keys are the task's."""
     search: dict[str, Any] | None = None
+    """What `tritonpress search` tries, and for how long."""
     folder: str = "."
     """What files are named relative to, itself relative to the recipe."""

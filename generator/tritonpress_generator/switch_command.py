@@ -25,7 +25,7 @@ def add_parsers(commands: Any) -> None:
     promote = commands.add_parser("promote", help="switch a workload to another build that lies in the repository")
     rollback = commands.add_parser("rollback", help="switch a workload back to the build that it served before")
     for parser in (promote, rollback):
-        parser.add_argument("repository", type=Path)
+        parser.add_argument("repository", type=Path, help="as `tritonpress build` writes it")
         parser.add_argument("name", help="the workload")
     promote.add_argument("build", nargs="?", help="default: the canary's")
     rollback.add_argument("--canary", action="store_true", help="withdraw the canary, and leave the workload as it is")

@@ -16,7 +16,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "tune", help="find the configs that serve the most within a limit on p99, by measurement"
     )
-    parser.add_argument("repository", type=Path)
+    parser.add_argument("repository", type=Path, help="as `tritonpress build` writes it")
     parser.add_argument("--p99-ms", type=float, required=True, metavar="M", help="the limit on the latency's p99")
     parser.add_argument(
         "--scenario", type=Path, help="of tritonpress-load, whose requests are sent (default: the golden requests)"

@@ -96,24 +96,28 @@ class ByBursts(Settings):
     """`{bursts: …}`."""
 
     bursts: Bursts
+    """Groups at one moment."""
 
 
 class ByDay(Settings):
     """`{day: …}`."""
 
     day: Day
+    """A day's curve."""
 
 
 class ByReplay(Settings):
     """`{replay: …}`."""
 
     replay: Replay
+    """Recorded moments."""
 
 
 class ByPieces(Settings):
     """`{pieces: …}`."""
 
     pieces: Pieces
+    """Rates one after the other."""
 
 
 _KINDS = ("bursts", "day", "pieces", "replay")

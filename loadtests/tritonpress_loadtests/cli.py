@@ -33,12 +33,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status of the command."""
-    parser = _Parser(prog="tritonpress-load", description=__doc__, epilog=_EXIT_STATUS)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_run(commands.add_parser("run", help="load a server as a scenario says", epilog=_EXIT_STATUS))
-    _add_compare(commands.add_parser("compare", help="say what differs between two runs", epilog=_EXIT_STATUS))
-    plan_command.add_arguments(commands.add_parser("plan", help="machines for a demand", epilog=_EXIT_STATUS))
-    arguments = parser.parse_args(argv)
+    arguments = parser().parse_args(argv)
     try:
         status: int = arguments.command(arguments)
     except (LoadTestError, TritonpressError) as exc:
@@ -49,8 +44,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+def parser() -> argparse.ArgumentParser:
+    """Returns the command's arguments."""
+    parser = _Parser(prog="tritonpress-load", description=__doc__, epilog=_EXIT_STATUS)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands.add_parser("run", help="load a server as a scenario says", epilog=_EXIT_STATUS))
+    _add_compare(commands.add_parser("compare", help="say what differs between two runs", epilog=_EXIT_STATUS))
+    plan_command.add_arguments(commands.add_parser("plan", help="machines for a demand", epilog=_EXIT_STATUS))
+    return parser
+
+
 def _add_run(command: argparse.ArgumentParser) -> None:
-    command.add_argument("scenario", type=Path, metavar="SCENARIO", help="YAML, see loadtests/scenarios")
+    command.add_argument(
+        "scenario",
+        type=Path,
+        metavar="SCENARIO",
+        help="YAML; its keys are in docs/scenario.md, examples in loadtests/scenarios/",
+    )
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results and report are written")
     command.add_argument("--url", default="127.0.0.1:8001", help="HOST:PORT of Triton's gRPC endpoint (%(default)s)")
     command.add_argument("--duration-scale", type=float, default=1.0, metavar="X", help="multiply durations by X")
@@ -98,8 +108,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _add_compare(command: argparse.ArgumentParser) -> None:
-    command.add_argument("before", type=Path, metavar="DIR")
-    command.add_argument("after", type=Path, metavar="DIR")
+    command.add_argument("before", type=Path, metavar="DIR", help="of a run, by its --out")
+    command.add_argument("after", type=Path, metavar="DIR", help="of the run that is held to it")
     command.add_argument(
         "--tolerance", type=float, default=0.0, metavar="X", help="a loss that is accepted, as a share"
     )

@@ -76,9 +76,13 @@ class Step(Settings):
     """Rates (or numbers of users) one after the other."""
 
     rates_per_s: tuple[Rate, ...] = ()
+    """Of the stages in an open loop, behind those of `users`."""
     users: tuple[Users, ...] = ()
+    """Of the stages in a closed loop."""
     arrivals: RatedArrivals = "poisson"
+    """As of a stage."""
     duration_s: Duration
+    """Of each stage, in seconds."""
 
     @model_validator(mode="after")
     def _has_steps(self) -> Step:
@@ -99,9 +103,13 @@ class Spike(Settings):
     """A base rate, a peak, and the base rate again, which shows whether and how fast the server recovers."""
 
     base_per_s: Rate
+    """The rate before and after the peak."""
     peak_per_s: Rate
+    """The rate of the peak."""
     base_s: Duration = 20.0
+    """How long the base rate is held, before and after, in seconds."""
     peak_s: Duration = 5.0
+    """How long the peak is held, in seconds."""
 
     def stages(self) -> list[Stage]:
         """Returns one stage: what the peak leaves waiting must be there when the base rate begins again."""
@@ -114,9 +122,13 @@ class Soak(Settings):
     """One rate for long, in equal parts, so that what creeps (memory, latency) shows between the first and the last."""
 
     rate_per_s: Rate
+    """The rate."""
     duration_s: Duration
+    """Of all parts together, in seconds."""
     parts: int = Field(default=4, ge=2, le=1000)
+    """How many stages it is shown as."""
     arrivals: RatedArrivals = "poisson"
+    """As of a stage."""
 
     def stages(self) -> list[Stage]:
         """Returns the parts."""
@@ -131,6 +143,7 @@ class Breakpoint(Settings):
     """A ramp that doubles until the SLO is missed, then a binary search for the highest rate that keeps it."""
 
     from_per_s: Rate
+    """The first rate; it must keep the SLO."""
     to_per_s: Rate
     """Not exceeded; a server that keeps the SLO here has its breakpoint above."""
     duration_s: Duration = 15.0
@@ -138,6 +151,7 @@ class Breakpoint(Settings):
     precision: float = Field(default=0.05, gt=0, le=0.5)
     """The search ends where the two rates that enclose the breakpoint differ by this share."""
     arrivals: RatedArrivals = "poisson"
+    """As of a stage."""
 
     @model_validator(mode="after")
     def _rises(self) -> Breakpoint:
@@ -174,11 +188,15 @@ class Shape(Settings):
     """A load's course over time; exactly one."""
 
     step: Step | None = None
+    """Stages one after the other."""
     spike: Spike | None = None
+    """A peak between two times of a base rate."""
     soak: Soak | None = None
+    """One rate for long."""
     recovery: Spike | None = None
     """A spike whose time to recover is measured against the SLO."""
     breakpoint: Breakpoint | None = None
+    """The highest rate that keeps the SLO is looked for."""
 
     @model_validator(mode="after")
     def _is_one(self) -> Shape:

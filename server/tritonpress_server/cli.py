@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: it was told to stop and drained. 1: Triton failed. 2: the repository, a model in it, or a port is at fault.
     130: it was told to stop again while it drained, and killed Triton.
     """
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         return _serve(options)
@@ -101,7 +101,8 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Returns the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="tritonpress-serve",
         description="Serve a model repository with the embedded Triton; Ctrl-C drains and stops, a second one kills.",

@@ -136,7 +136,7 @@ def test_ranking_is_a_stable_sort(vectors: list[list[int]], query: list[int], da
     text = "\n".join(title.upper() for title in seen)
     top, scores = catalogue.rank(np.array(query, np.float32), text)
     expected = np.einsum("ij,j->i", embeddings, np.array(query, np.float32))
-    named = {title: None for title in seen}
+    named = dict.fromkeys(seen)
     hidden = [i for title in named for i in range(len(titles)) if titles[i] == title][: len(vectors) - top_k]
     hidden = hidden if len(seen) > 1 else []
     order = [i for i in sorted(range(len(vectors)), key=lambda i: (-expected[i], i)) if i not in hidden]

@@ -24,14 +24,7 @@ SECTIONS = ("engine", "energy", "lengths", "served", "steady", "road", "request"
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="tritonpress_generator.bench", description="Measures what a recipe builds.")
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections (default: all)")
-    parser.add_argument("--rounds", type=int, default=15, help="how often each slice is repeated (default: 15)")
-    parser.add_argument("--slice-s", type=float, default=0.3, help="length of one engine slice in s (default: 0.3)")
-    parser.add_argument("--data", type=Path, help="the folder of the passes' data files (default: the recipe's)")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON; its folder is made")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     figures = {}
     try:
         _check(options)
@@ -47,6 +40,18 @@ def main(arguments: list[str] | None = None) -> int:
     if options.out:
         options.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the command's arguments."""
+    parser = argparse.ArgumentParser(prog="tritonpress_generator.bench", description="Measures what a recipe builds.")
+    parser.add_argument("recipe", type=Path, help="what is built and measured")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections (default: all)")
+    parser.add_argument("--rounds", type=int, default=15, help="how often each slice is repeated (default: 15)")
+    parser.add_argument("--slice-s", type=float, default=0.3, help="length of one engine slice in s (default: 0.3)")
+    parser.add_argument("--data", type=Path, help="the folder of the passes' data files (default: the recipe's)")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON; its folder is made")
+    return parser
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -18,7 +18,9 @@ class Profile(Settings):
     """One profile; each bound as [min, opt, max]."""
 
     batch: list[int] = Field(min_length=3, max_length=3)
+    """Sequences of an execution."""
     length: list[int] = Field(min_length=3, max_length=3)
+    """Tokens of a sequence."""
 
 
 def profiles(asked: Asked, given: Sequence[Profile] | None) -> list[Profile]:

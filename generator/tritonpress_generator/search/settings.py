@@ -69,4 +69,6 @@ class Config(Settings):
     slice_s: float = Field(default=0.5, gt=0)
     """How long a turn is."""
     seed: int = Field(default=0, ge=0, lt=1 << 31)
+    """Of the sampler."""
     space: SpaceConfig = SpaceConfig()
+    """What is tried."""

@@ -15,9 +15,11 @@ class LoraConfig(Settings):
     """Low-rank adapters on every linear layer of the encoder. Source: Hu et al. 2022, "LoRA"."""
 
     rank: int = Field(default=16, ge=1, le=1024)
+    """The inner width of the low-rank products."""
     alpha: float = Field(default=32, gt=0)
     """The adapters' products are scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of what adapters take in, in training."""
     written: Precision = "fp16"
     """In what the adapter is written; `fp8` (E4M3) takes half the bytes and rounds each product's part by 3 %."""
 
@@ -38,7 +40,9 @@ class TrainingConfig(Settings):
     warmup: float = Field(default=0.06, ge=0, lt=1)
     """The share of the steps in which the learning rate rises."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's, decoupled from the gradient."""
     max_grad_norm: float = Field(default=1.0, gt=0)
+    """To which the gradient's norm is clipped."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Of the encoder and its head, in place of the checkpoint's own."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -48,6 +52,7 @@ class TrainingConfig(Settings):
     patience: int | None = Field(default=None, ge=1)
     """After how many evaluations without a better one training stops; default: never."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
+    """Fixes the order of the examples, dropout, and what begins at random."""
 
 
 class FinetuneConfig(TrainingConfig):

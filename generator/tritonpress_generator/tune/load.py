@@ -131,7 +131,7 @@ class Traffic:
             isinstance(request, dict) and {"model", "queries"} <= set(request) for request in requests
         ):
             raise InputError(
-                f"scenario {path}: must have `requests`, each with a `model` and `queries`; see loadtests/"
+                f"scenario {path}: must have `requests`, each with a `model` and `queries`; see docs/scenario.md"
             )
         kept = {key: scenario[key] for key in ("timeout_s", "seed", "max_in_flight", "generator") if key in scenario}
         absolute = [{**r, "queries": str((path.parent / str(r["queries"])).resolve())} for r in requests]
