@@ -55,10 +55,9 @@ def _check_arguments(options: argparse.Namespace, written: RecipeText) -> None:
     words = [recipes.divided(stage, where=str(path))[0] for stage in written.passes]
     if command == "distill":
         check_distills(words, path=path)
-    applied = command in ("build", "distill") or (command == "evaluate" and options.target in ("onnx", "engine"))
     if command == "search":
         check_search(path, options.work)
-    elif applied and "distill" in words:
+    elif _applies(options) and "distill" in words:
         check_work(options.work)
     if options.data is not None:
         check_data(options.data)
@@ -78,12 +77,34 @@ def _check_files(options: argparse.Namespace, written: RecipeText) -> None:
             file = settings.get(name) if isinstance(settings, dict) else None
             if file and isinstance(file, str):
                 records.check_readable((folder / file).resolve())
+    if command == "search" or _applies(options):
+        _check_corpora(written, options.data or folder, path=path)
     if command in ("build", "search") and written.serve.samples is not None:
         records.check_readable((folder / written.serve.samples).resolve())
     if command != "evaluate" or options.target in IN_PROCESS:
         # What is trained has no adapter yet.
         alone = {"adapter": None} if command == "finetune" else {}
         checkpoint.check_place(written.checkpoint.model_copy(update=alone), base=folder)
+
+
+def _applies(options: argparse.Namespace) -> bool:
+    """Returns whether the command applies the recipe's passes."""
+    evaluated = options.command == "evaluate" and options.target in ("onnx", "engine")
+    return evaluated or options.command in ("build", "distill")
+
+
+def _check_corpora(written: RecipeText, folder: Path, *, path: Path) -> None:
+    """Refuses a vocabulary's corpus that is not there; one that is no list of names is refused with the settings."""
+    for i, stage in enumerate(written.passes):
+        word, settings = recipes.divided(stage, where=str(path))
+        vocabulary = settings.get("vocabulary") if word == "crop" and isinstance(settings, dict) else None
+        corpus = vocabulary.get("corpus") if isinstance(vocabulary, dict) else None
+        for file in corpus if isinstance(corpus, list) else ():
+            if isinstance(file, str) and not (folder / file).is_file():
+                raise InputError(
+                    f"{path}: passes[{i}].crop: vocabulary: {folder} must have the file {file}, has not; give its "
+                    "folder with --data"
+                )
 
 
 def check_data(data: Path) -> None:

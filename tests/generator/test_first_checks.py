@@ -174,3 +174,18 @@ def test_wrong_settings_are_refused_before_transformers_whose_import_takes_the_m
     ]
     imported = refused(tmp_path, [([command, path], message) for command in RECIPES for path, message in wrong])
     assert set().union(*imported) <= {"torch", *OF_ENGINES}
+
+
+def test_corpus_that_is_not_there_is_refused_before_what_computes_is_imported(tmp_path: Path) -> None:
+    """It is sought in the folder of `--data`, as all that is trained and counted on."""
+    folder = sources(tmp_path / "sources")
+    (folder / "words.txt").write_text("a lamp\n")
+    (folder / "data").mkdir()
+    write_jsonl(folder / "data" / "queries.jsonl", queries())
+    passes = [{"crop": {"vocabulary": {"corpus": ["words.txt"]}}}, {"crop": {"layers": 1}}, "distill"]
+    recipe = recipe_of(folder, "corpus", passes=passes)
+    message = f"passes[0].crop: vocabulary: {folder / 'data'} must have the file words.txt, has not"
+    commands: list[list[object]] = [[name, recipe, "--data", folder / "data"] for name in ("build", "distill")]
+    commands += [["evaluate", recipe, "--target", "onnx", "--data", folder / "data"]]
+    imported = refused(tmp_path, [(command, message) for command in commands])
+    assert set().union(*imported) <= OF_ENGINES
