@@ -11,7 +11,6 @@ import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import grpc
 from tritonclient.grpc import service_pb2
 
 from tritonpress_client.balancer import Balancer
@@ -112,10 +111,18 @@ class Calls:
             for observer, handle in zip(self.options.observers, handles, strict=True):
                 observer.ended(handle, end)
 
+    def probe(self, endpoint: Endpoint, model: str) -> None:
+        """Lets a server that was left out be asked, in the background, whether it is to be taken back."""
+        try:
+            self.transport.background(lambda: self.ready_at(endpoint, model))
+        except RuntimeError as exc:  # no thread is left
+            self.balancer.failed(endpoint, str(exc))
+
     async def ready_at(self, endpoint: Endpoint, model: str) -> None:
         """Asks a server that was left out whether it serves the model, and takes it back if so."""
         ready = False
-        with contextlib.suppress(grpc.RpcError, grpc.aio.UsageError, ValueError, asyncio.CancelledError):
+        # Whatever it raises: a trial without an end would leave the server out for ever.
+        with contextlib.suppress(Exception, asyncio.CancelledError):
             name, request = (
                 ("ModelReady", service_pb2.ModelReadyRequest(name=model))
                 if model
@@ -146,12 +153,14 @@ class Calls:
 
         Raises:
             grpc.RpcError: It has none.
+            TritonpressError: It cannot be asked.
         """
+        metadata = sent_metadata(self.options, {})
         call = self.transport.start(
             endpoint.method(method),
             request,
             timeout_s=min(_PROBE_S, max(0.001, deadline - time.monotonic())),
-            metadata=sent_metadata(self.options, {}),
+            metadata=metadata,
             alone=True,
         )
         flight = Flight(endpoint, time.monotonic(), call)

@@ -75,7 +75,7 @@ def _metadata(arguments: argparse.Namespace) -> Metadata | None:
     """Returns what goes with each request."""
     token_file: Path | None = arguments.token_file
     if token_file is not None:
-        return BearerToken(lambda: _read(token_file).decode().strip(), lifetime_s=60)
+        return BearerToken(lambda: _read(token_file).decode(), lifetime_s=60)
     if arguments.admin_token_file is not None:
         return {ADMIN_METADATA: _read(arguments.admin_token_file).decode().strip()}
     return None

@@ -64,7 +64,7 @@ class Blocking(ABC):
         self.close()
 
     def close(self) -> None:
-        """Closes the connections; calls in flight are cancelled. Closing twice does no harm."""
+        """Closes the connections; calls in flight end as `InvalidInputError`. Closing twice does no harm."""
         BlockingTransport.run(self._close())
 
     @abstractmethod
@@ -85,7 +85,7 @@ class Asynchronous(ABC):
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connections; calls in flight are cancelled. Closing twice does no harm."""
+        """Closes the connections; calls in flight end as `InvalidInputError`. Closing twice does no harm."""
         await self._close()
 
     @abstractmethod

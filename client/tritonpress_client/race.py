@@ -64,8 +64,7 @@ class Race:
     async def run(self, context: Mapping[str, str]) -> Any:
         """Returns the first answer."""
         calls = self._calls
-        if calls._closed:
-            raise InvalidInputError(f"the connection to {calls.address} is closed; open another one", model=self._model)
+        self._check_open()
         await calls._targets.resolved(self._deadline)
         calls._budget.deposit()
         last: tuple[grpc.RpcError, str] | None = None
@@ -83,6 +82,8 @@ class Race:
                 flight = await calls.transport.first(self._flights, wait_s)
                 if flight is None:
                     continue
+                if flight.error is not None and flight.error.code() == grpc.StatusCode.CANCELLED:
+                    self._check_open(flight.error)
                 self._land(flight)
                 if flight.error is None:
                     return flight.response
@@ -92,33 +93,64 @@ class Race:
                     raise self._unanswered(last) from flight.error
         except (ValueError, grpc.aio.UsageError) as exc:
             # gRPC's words for a channel that was closed meanwhile.
-            raise InvalidInputError(f"the connection to {calls.address} is closed; open another one") from exc
+            self._check_open(exc)
+            raise
         finally:
-            for flight in self._flights:
-                flight.endpoint.probing = False
             self._give_up()
+
+    def _check_open(self, cause: Exception | None = None) -> None:
+        """Refuses to go on once the connection is closed, of which the cause may be an effect."""
+        if self._calls._closed:
+            message = f"the connection to {self._calls.address} is closed; open another one"
+            raise InvalidInputError(message, model=self._model, attempts=self.attempts) from cause
 
     async def _start(self, context: Mapping[str, str]) -> float | None:
         """Sends the request to the best server; returns when the next attempt begins if this one is not answered."""
-        calls, retries = self._calls, self._calls.options.retries
+        calls = self._calls
+        self._check_open()
         if self.attempts and not calls._budget.withdraw():
             log_event(logging.DEBUG, "retry_budget_spent", model=self._model)
             return None
         endpoint, due = calls.balancer.choose(self._model, self._tried)
         for other in due:
-            calls.transport.background(lambda other=other: calls.ready_at(other, self._model))  # type: ignore[misc]
+            calls.probe(other, self._model)
         if endpoint is None:
             return None
+        flight = Flight(endpoint, time.monotonic(), None)
+        self._flights.append(flight)
+        try:
+            return await self._send(flight, context)
+        except TritonpressError:
+            if len(self._flights) == 1:
+                raise
+            # What is on its way may still be answered.
+            self._drop(flight)
+            return None
+
+    async def _send(self, flight: Flight, context: Mapping[str, str]) -> float | None:
+        """Sends the request to the flight's server; returns when the next attempt begins if this one is not answered.
+
+        Raises:
+            TritonpressError: It cannot be sent.
+        """
+        calls, retries, endpoint = self._calls, self._calls.options.retries, flight.endpoint
         self.target = endpoint.target
+        metadata, began = sent_metadata(calls.options, context), flight.started
+        now = flight.started = time.monotonic()
+        if began < self._deadline <= now and callable(calls.options.metadata):
+            raise DeadlineExceededError(
+                f"the deadline of {calls.timeout_s:g} s has passed while `Options.metadata` was fetched; raise"
+                " `timeout_s`, or let it take less",
+                target=calls.address,
+                model=self._model,
+                attempts=self.attempts,
+            )
         self.attempts += 1
         self._tried.append(endpoint)
-        now = time.monotonic()
         left_s = max(0.0, self._deadline - now)
         overtake_s = None
         if self.attempts < retries.attempts and calls.balancer.alternatives(self._model, self._tried):
             overtake_s = self._overtake_s(left_s)
-        flight = Flight(endpoint, now, None)
-        self._flights.append(flight)
         request = self._request
         regions = calls.regions(endpoint)
         if regions is not None and self._method == "ModelInfer" and self._regions_lost < _MOST_REGIONS_LOST:
@@ -128,7 +160,7 @@ class Race:
             endpoint.method(self._method),
             request,
             timeout_s=left_s,
-            metadata=sent_metadata(calls.options, context),
+            metadata=metadata,
             alone=overtake_s is None and len(self._flights) == 1,
         )
         return None if overtake_s is None else now + overtake_s
@@ -182,13 +214,18 @@ class Race:
         answered = flight.response is not None if error is None else not is_unanswered(error)
         regions.release(flight.region, answered=answered, unknown=error is not None and is_region_lost(error))
 
+    def _drop(self, flight: Flight) -> None:
+        """Lets the server know that nobody waits for the answer any more."""
+        self._flights.remove(flight)
+        self._calls.transport.cancel(flight)
+        self._calls.balancer.release(flight.endpoint)
+        flight.endpoint.probing = False
+        self._free_region(flight)
+
     def _give_up(self) -> None:
-        """Lets the servers know that nobody waits for what is still on its way."""
-        for flight in self._flights:
-            self._calls.transport.cancel(flight)
-            self._calls.balancer.release(flight.endpoint)
-            self._free_region(flight)
-        self._flights.clear()
+        """Drops whatever is still on its way."""
+        for flight in list(self._flights):
+            self._drop(flight)
 
     def _after(self, flight: Flight) -> float | None:
         """Returns when the request is sent again after an attempt has failed; None for never."""
@@ -211,7 +248,9 @@ class Race:
             self._denied = again = expire_metadata(calls.options)
             elsewhere = again
         if not again:
-            self._give_up()
+            # A request that is at fault is so everywhere; else what is on its way may still be answered.
+            if kind is InvalidInputError:
+                self._give_up()
             return None
         if self.attempts >= retries.attempts:
             return None

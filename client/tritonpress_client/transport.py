@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -255,4 +256,18 @@ async def _awaited(flight: Flight) -> Flight:
         flight.response = await flight.call
     except grpc.RpcError as exc:
         flight.error = exc
+    except asyncio.CancelledError:
+        if _is_cancelled():
+            raise
+        # The call alone was, as its channel is closed: which a blocking client is told so.
+        code, nothing = grpc.StatusCode.CANCELLED, grpc.aio.Metadata()
+        flight.error = grpc.aio.AioRpcError(code, nothing, nothing, details="Channel closed!")
     return flight
+
+
+def _is_cancelled() -> bool:
+    """Returns whether this task was cancelled; before Python 3.11, which cannot tell, it seems so."""
+    if sys.version_info < (3, 11):
+        return True
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0

@@ -120,6 +120,26 @@ def test_a_cancelled_task_stops_costing_the_server(servers: Servers) -> None:
     assert until(lambda: count(servers, "cancelled sleep 30 task"))
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python does not say whether a task or its call was cancelled")
+@pytest.mark.parametrize("urls", [1, 2])
+def test_closing_cancels_no_task(servers: Servers, urls: int) -> None:
+    texts = [f"sleep 30 closed {urls}", f"sleep 30 cancelled and closed {urls}"]
+
+    async def close() -> None:
+        async with AsyncRecommender([served.url for served in servers[:urls]], timeout_s=60) as recommender:
+            tasks = [asyncio.create_task(recommender.recommend(text)) for text in texts]
+            for text in texts:
+                assert await asyncio.to_thread(until, lambda text=text: count(servers, text))
+            tasks[1].cancel()
+        with pytest.raises(InvalidInputError, match="is closed; open another one"):
+            await tasks[0]
+        with pytest.raises(asyncio.CancelledError):
+            await tasks[1]
+
+    asyncio.run(close())
+    assert until(lambda: all(count(servers, f"cancelled {text}") for text in texts))
+
+
 @pytest.mark.parametrize("urls", [1, 2])
 def test_a_deadline_stops_costing_the_server(servers: Servers, urls: int) -> None:
     text = f"sleep 30 deadline {urls}"

@@ -70,6 +70,28 @@ clock.kill()
 print("done")
 """
 
+FORKED_WHILE_FETCHING = """
+import os, signal, threading
+from tritonpress_client import BearerToken
+parent, fetching, answer = os.getpid(), threading.Event(), threading.Event()
+def fetch():
+    if os.getpid() == parent:
+        fetching.set()
+        answer.wait()
+    return "fresh"
+token = BearerToken(fetch)
+thread = threading.Thread(target=token)
+thread.start()
+fetching.wait()
+pid = os.fork()
+if not pid:
+    signal.alarm(20)  # ends what would hang
+    os._exit(0 if token() == {"authorization": "Bearer fresh"} else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+answer.set()
+thread.join()
+"""
+
 
 def run(program: str, *arguments: str) -> str:
     """Returns what the program prints, after it has ended well."""
@@ -83,6 +105,10 @@ def run(program: str, *arguments: str) -> str:
 @pytest.mark.parametrize("state", ["new", "used"])
 def test_a_forked_process_connects_by_itself(servers: Servers, state: str, servers_count: int) -> None:
     assert run(FORKED, state, *(served.url for served in servers[:servers_count])) == "[0, 0, 0]"
+
+
+def test_a_forked_process_fetches_a_token_by_itself() -> None:
+    assert run(FORKED_WHILE_FETCHING) == "0"
 
 
 @pytest.mark.parametrize("servers_count", [1, 2])

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from typing import Any
 import pytest
 from at_once import AT_ONCE
 from certificates import Certificates
-from served_models import write_models
+from served_models import Served, write_models
 from tritonpress_client import (
     AccessDeniedError,
+    AsyncConnection,
     AsyncRecommender,
     BearerToken,
     Connection,
@@ -144,6 +146,62 @@ def test_a_token_is_fetched_again_when_it_is_old() -> None:
     assert token() == {"authorization": "Bearer second"}
     old = BearerToken(lambda: next(tokens), lifetime_s=0)
     assert old() == {"authorization": "Bearer third"}
+
+
+def test_a_token_is_sent_without_the_white_space_around_it() -> None:
+    assert BearerToken(lambda: f"{SECRET}\r\n")() == {"authorization": f"Bearer {SECRET}"}
+
+
+def refused(url: str, metadata: Any) -> list[InvalidInputError | AccessDeniedError]:
+    """Returns what both kinds of clients raise for that metadata."""
+    options = Options(metadata=metadata)
+
+    async def ask() -> None:
+        async with AsyncConnection(url, options=options) as connection:
+            await connection.ready()
+
+    with pytest.raises((InvalidInputError, AccessDeniedError)) as in_async:
+        asyncio.run(ask())
+    with (
+        Connection(url, options=options) as connection,
+        pytest.raises((InvalidInputError, AccessDeniedError)) as caught,
+    ):
+        connection.ready()
+    return [caught.value, in_async.value]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        (HEADER, f"{SECRET}\n", f"`metadata` must give '{HEADER}' as a str of printable ASCII; correct the value"),
+        (HEADER, f"{SECRET}é", "as a str of printable ASCII"),
+        (HEADER, SECRET.encode(), "as a str of printable ASCII"),
+        (f"{HEADER}-bin", SECRET, f"`metadata` must give '{HEADER}-bin' as bytes"),
+        ("a gate", SECRET, "names in `metadata` must be of letters, digits, '-', '_' and '.', got 'a gate'"),
+    ],
+)
+def test_a_header_that_cannot_be_sent_is_named_without_its_value(
+    servers: tuple[Served, Served], name: str, value: Any, words: str
+) -> None:
+    for error in refused(servers[0].url, lambda: {name: value}):
+        assert type(error) is InvalidInputError
+        assert words in str(error)
+        assert SECRET not in "".join(traceback.format_exception(error))
+
+
+@pytest.mark.parametrize("raised", [ValueError(SECRET), OSError(SECRET), InvalidInputError("cannot read token")])
+def test_what_metadata_raises_is_told(servers: tuple[Served, Served], raised: Exception) -> None:
+    def fetch() -> str:
+        raise raised
+
+    for error in refused(servers[0].url, BearerToken(fetch)):
+        if isinstance(raised, InvalidInputError):
+            assert error is raised
+            continue
+        assert type(error) is AccessDeniedError
+        assert f"`Options.metadata` raised {type(raised).__name__}, and gave no headers; correct" in str(error)
+        assert error.__cause__ is raised
+        assert SECRET not in str(error)
 
 
 def test_nothing_secret_is_shown(
