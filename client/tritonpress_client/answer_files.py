@@ -90,7 +90,8 @@ class AnswerFile:
         if self._failures is None:
             self._failures = self.failures_path.open("wb")
         entry = {"line": request.line, **request.texts, "error": type(error).__name__, "message": str(error)}
-        self._failures.write((json.dumps(entry, ensure_ascii=False) + "\n").encode())
+        # Half of a surrogate pair, which JSON may hold and UTF-8 not, stays as JSON writes it.
+        self._failures.write((json.dumps(entry, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
         self.failed += 1
 
     def flush(self) -> None:

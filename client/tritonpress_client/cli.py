@@ -10,9 +10,9 @@ from typing import NoReturn
 
 from tritonpress_client import connecting
 from tritonpress_client.commands import ask, classify, health, recommend
-from tritonpress_client.errors import DeadlineExceededError, ServerError, TritonpressError
+from tritonpress_client.errors import DeadlineExceededError, ServerError, TritonpressError, is_overloaded
 
-_EXIT_STATUS = "Exit status: 0 done; 1 a server is not ready, failed or was too slow; 2 the input is at fault."
+_EXIT_STATUS = "Exit status: 0 done; 1 a server is not ready, failed, was too slow or busy; 2 the input is at fault."
 _COMMANDS = {"ask": ask, "classify": classify, "recommend": recommend, "health": health}
 
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except TritonpressError as exc:
         print(f"tritonpress-query: {exc}", file=sys.stderr)
-        return 1 if isinstance(exc, DeadlineExceededError | ServerError) else 2
+        return 1 if isinstance(exc, DeadlineExceededError | ServerError) or is_overloaded(exc.__cause__) else 2
     except BrokenPipeError:
         # The reader (`| head`) has had enough; what is left in the buffer must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

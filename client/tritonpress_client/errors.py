@@ -123,9 +123,11 @@ def error_kind(error: grpc.RpcError) -> type[TritonpressError]:
     return ServerError
 
 
-def is_overloaded(error: grpc.RpcError) -> bool:
-    """Returns whether the server is well and its queue for the model is full, or too long."""
-    return error.code() == grpc.StatusCode.UNAVAILABLE and bool(_OVERLOADED.search(error.details() or ""))
+def is_overloaded(error: BaseException | None) -> bool:
+    """Returns whether gRPC's error says that the server is well and its queue for the model is full, or too long."""
+    if not isinstance(error, grpc.RpcError) or error.code() != grpc.StatusCode.UNAVAILABLE:
+        return False
+    return bool(_OVERLOADED.search(error.details() or ""))
 
 
 def is_of_a_neighbour(error: grpc.RpcError) -> bool:

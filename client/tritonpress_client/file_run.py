@@ -14,6 +14,7 @@ from typing import Any
 from tritonpress_client.answer_files import AnswerFile
 from tritonpress_client.errors import InvalidInputError, PartialFailureError, TritonpressError
 from tritonpress_client.many import Progress
+from tritonpress_client.model_client import encoded
 from tritonpress_client.progress import ProgressBar
 from tritonpress_client.request_files import Request
 
@@ -46,15 +47,15 @@ def answer_all(
     """Returns the exit status after printing the answers or writing them to --out."""
     if arguments.out is not None:
         return _write(asked, requests, arguments, batch_size)
-    answers, failures = _outcomes(asked, requests, None)
-    for index, request in enumerate(requests):
-        if index in failures:
-            print(f"tritonpress-query: line {request.line}: {failures[index]}", file=sys.stderr)
+    outcomes = _outcomes(asked, requests, None)
+    for request, outcome in zip(requests, outcomes, strict=True):
+        if isinstance(outcome, TritonpressError):
+            print(f"tritonpress-query: line {request.line}: {outcome}", file=sys.stderr)
         elif arguments.json:
-            print(json.dumps(_entry(asked, request, answers[index]), ensure_ascii=False))
+            print(json.dumps(_entry(asked, request, outcome), ensure_ascii=False))
         else:
-            print("\n".join(asked.lines(request, answers[index])))
-    return _status(failures.values())
+            print("\n".join(asked.lines(request, outcome)))
+    return _status(outcome for outcome in outcomes if isinstance(outcome, TritonpressError))
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
@@ -75,15 +76,14 @@ def _write(
         bar = ProgressBar(len(requests), before)
         size = _BATCHES_A_CHUNK * batch_size() if rest else 1
         for start in range(0, len(rest), size):
-            chunk, past = rest[start : start + size], before + start
-            show = partial(_show, bar, past, file)
-            answers, failures = _outcomes(asked, chunk, show)
-            for index, request in enumerate(chunk):
-                if index in failures:
-                    file.write_failure(request, failures[index])
-                    failed.append(failures[index])
+            chunk = rest[start : start + size]
+            show = partial(_show, bar, before + start + len(chunk), file)
+            for request, outcome in zip(chunk, _outcomes(asked, chunk, show), strict=True):
+                if isinstance(outcome, TritonpressError):
+                    file.write_failure(request, outcome)
+                    failed.append(outcome)
                 else:
-                    file.write(request, asked.name, [asked.value(value) for value in answers[index]])
+                    file.write(request, asked.name, [asked.value(value) for value in outcome])
             file.flush()
     if file.failed:
         print(
@@ -94,8 +94,9 @@ def _write(
     return _status(failed)
 
 
-def _show(bar: ProgressBar, past: int, file: AnswerFile, done: int, total: int) -> None:
-    bar.show(past + done, file.failed)
+def _show(bar: ProgressBar, end: int, file: AnswerFile, done: int, total: int) -> None:
+    # What is not sent is done as well.
+    bar.show(end - total + done, file.failed)
 
 
 def _status(failures: Iterable[TritonpressError]) -> int:
@@ -104,17 +105,42 @@ def _status(failures: Iterable[TritonpressError]) -> int:
     return 0 if not kinds else 2 if kinds == {True} else 1
 
 
-def _outcomes(
-    asked: Asked, requests: Sequence[Request], progress: Progress | None
-) -> tuple[Sequence[Any], dict[int, TritonpressError]]:
-    """Returns the answers, and the errors by their index."""
+def _outcomes(asked: Asked, requests: Sequence[Request], progress: Progress | None) -> list[Any]:
+    """Returns for each request its answers, or its error; what no server could answer is not sent."""
+    outcomes: list[Any] = [_fault(request) for request in requests]
+    sound = [index for index, fault in enumerate(outcomes) if fault is None]
+    for index, outcome in zip(sound, _sent(asked, [requests[index] for index in sound], progress), strict=True):
+        outcomes[index] = outcome
+    return outcomes
+
+
+def _sent(asked: Asked, requests: Sequence[Request], progress: Progress | None) -> list[Any]:
+    if not requests:
+        if progress is not None:
+            progress(0, 0)
+        return []
     try:
-        return asked.ask(requests, progress), {}
+        return asked.ask(requests, progress)
     except PartialFailureError as exc:
         for error in exc.failures.values():
             # A line's number says where it is.
             error.args = (_PLACE.sub("", str(error)),)
-        return exc.results, exc.failures
+        return [exc.failures.get(index, result) for index, result in enumerate(exc.results)]
+    except InvalidInputError as exc:
+        # The refusal of one that is asked alone comes as it is; where none was sent the arguments are at fault.
+        if len(requests) > 1 or not exc.attempts:
+            raise
+        return [exc]
+
+
+def _fault(request: Request) -> InvalidInputError | None:
+    """Returns what is wrong with a text that no server could answer."""
+    try:
+        for key, text in request.texts.items():
+            encoded(text, key)
+    except InvalidInputError as exc:
+        return exc
+    return None
 
 
 def _entry(asked: Asked, request: Request, values: Sequence[Any]) -> dict[str, Any]:

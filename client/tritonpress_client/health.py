@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tritonpress_client.connection import Connection
-from tritonpress_client.errors import ServerUnreachableError
+from tritonpress_client.errors import TritonpressError
 from tritonpress_client.metadata import ModelStatus, ServerMetadata
 from tritonpress_client.statistics import ModelStatistics
 
@@ -50,9 +50,7 @@ def health(connection: Connection) -> Health:
     )
 
 
-def since(
-    before: Health | ServerUnreachableError, after: Health | ServerUnreachableError
-) -> Health | ServerUnreachableError:
+def since(before: Health | TritonpressError, after: Health | TritonpressError) -> Health | TritonpressError:
     """Returns the later state, with what happened in between; of a model that was loaded in between, since then."""
     if not isinstance(before, Health) or not isinstance(after, Health):
         return after
@@ -66,17 +64,17 @@ def since(
     return replace(after, statistics=statistics)
 
 
-def table(states: Sequence[Health | ServerUnreachableError], window_s: float = 0.0) -> str:
+def table(states: Sequence[Health | TritonpressError], window_s: float = 0.0) -> str:
     """Returns the states for people: a line on each server, and one table of all models.
 
     Args:
-        states: Each server's, or the error of one that cannot be reached.
+        states: Each server's, or the error of one that could not be asked.
         window_s: Over how many seconds was counted; 0 for all since the models were loaded.
     """
     heads, reasons, rows = [], [], []
     for state in states:
         if not isinstance(state, Health):
-            heads.append(f"{state.target}: unreachable")
+            heads.append(f"{state.target}: {state}")
             continue
         heads.append(f"Triton {state.server.version} at {state.url}: {'ready' if state.ready else 'not ready'}")
         served = {(entry.name, entry.version): entry for entry in state.statistics}

@@ -19,6 +19,7 @@ from tritonpress_client.errors import (
     PartialFailureError,
     ServerUnreachableError,
     TritonpressError,
+    is_overloaded,
 )
 
 Progress = Callable[[int, int], None]
@@ -27,7 +28,7 @@ Progress = Callable[[int, int], None]
 Outcome = dict[int, Any]
 """By an element's index its value, or its error."""
 
-# After these the others would fail as well.
+# After these the others would fail as well, unless a queue was full, which is of the moment.
 _HOPELESS = (AccessDeniedError, ModelUnavailableError, ServerUnreachableError)
 
 
@@ -84,7 +85,7 @@ async def ask_all(  # noqa: PLR0913
             alone = await answered([indices[bad]])
             return {**alone, **await answered([*indices[:bad], *indices[bad + 1 :]])}
         except TritonpressError as exc:
-            if isinstance(exc, _HOPELESS):
+            if isinstance(exc, _HOPELESS) and not is_overloaded(exc.__cause__):
                 hopeless.append(exc)
             return dict.fromkeys(indices, exc)
 

@@ -6,7 +6,7 @@ import logging
 import re
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tritonpress_client.balancer import Balancer
@@ -20,6 +20,8 @@ _HOST_AND_PORT = re.compile(r"(?P<host>\[[0-9a-fA-F:.%\w]+\]|[^\s:/\[\],]+):(?P<
 _DNS = re.compile(r"dns:(///)?(?P<host>[^\s:/\[\],]+):(?P<port>\d{1,5})")
 # gRPC's own: with xds it balances by itself.
 _GRPC_SCHEMES = ("unix:", "unix-abstract:", "ipv4:", "ipv6:", "xds:")
+_LOOKUP_S = 10.0
+"""That a lookup in the background may take."""
 
 
 class Targets:
@@ -35,9 +37,9 @@ class Targets:
         self._transport = transport
         self._options = options
         self._names = {target: match for target in self.given if (match := _DNS.fullmatch(target))}
-        self._resolving = False
+        self._plain = {target: "" for target in self.given if target not in self._names}
         self._next_s = 0.0
-        self._balancer.replace([target for target in self.given if target not in self._names], self._endpoint)
+        self._take(self._plain)
 
     async def resolved(self, deadline: float) -> None:
         """Returns once there are servers; looks the names up anew in the background when it is time.
@@ -45,48 +47,58 @@ class Targets:
         Raises:
             ServerUnreachableError: The names cannot be resolved within the deadline.
         """
-        if not self._names or (self._balancer.endpoints and (time.monotonic() < self._next_s or self._resolving)):
+        if not self._names:
             return
-        if self._balancer.endpoints:
-            self._resolving = True
+        now = time.monotonic()
+        if not self._balancer.endpoints:
+            await self._resolve(deadline)
+        elif self._next_s <= now:
+            # Nobody else begins before it has ended; where that is never, in a forked process, its time ends.
+            self._next_s = now + _LOOKUP_S
             self._transport.background(self._refresh)
-            return
-        await self._resolve(max(0.001, deadline - time.monotonic()))
 
     async def _refresh(self) -> None:
         try:
-            await self._resolve(10.0)
+            await self._resolve(time.monotonic() + _LOOKUP_S)
         except ServerUnreachableError as exc:
             # What was found before is used on.
             log_event(logging.WARNING, "dns_failed", reason=exc)
-        finally:
-            self._resolving = False
 
-    async def _resolve(self, timeout_s: float) -> None:
-        found = [target for target in self.given if target not in self._names]
-        for target, match in self._names.items():
-            host, port = match["host"], int(match["port"])
-            try:
-                entries = await self._transport.in_thread(
-                    lambda host=host, port=port: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM),  # type: ignore[misc]
-                    timeout_s,
-                )
-            except TimeoutError:
-                raise self._unresolved(target, f"no answer within {timeout_s:.1f} s") from None
-            except OSError as exc:
-                raise self._unresolved(target, exc.strerror or str(exc)) from exc
-            addresses = sorted({str(entry[4][0]) for entry in entries})
-            found += [f"[{address}]:{port}" if ":" in address else f"{address}:{port}" for address in addresses]
-        self._next_s = time.monotonic() + self._options.balancing.resolve_s
+    async def _resolve(self, deadline: float) -> None:
+        hosts = dict(self._plain)
+        try:
+            for target in self._names:
+                for address in await self._addresses(target, deadline):
+                    hosts.setdefault(address, self._names[target]["host"])
+        finally:
+            # After a failure too: each call would look again.
+            self._next_s = time.monotonic() + self._options.balancing.resolve_s
         # A server that is gone keeps its channel for the answers that are still to come; it is closed when collected.
-        self._balancer.replace(found, self._endpoint)
+        self._take(hosts)
+
+    async def _addresses(self, target: str, deadline: float) -> list[str]:
+        """Returns the HOST:PORT of all that a name stands for."""
+        host, port = self._names[target]["host"], int(self._names[target]["port"])
+        left_s = max(0.001, deadline - time.monotonic())
+        try:
+            entries = await self._transport.in_thread(
+                lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), left_s
+            )
+        except TimeoutError:
+            raise self._unresolved(target, f"no answer within {left_s:.1f} s") from None
+        except OSError as exc:
+            raise self._unresolved(target, exc.strerror or str(exc)) from exc
+        except UnicodeError as exc:
+            raise self._unresolved(target, str(exc)) from exc
+        addresses = sorted({str(entry[4][0]) for entry in entries})
+        return [f"[{address}]:{port}" if ":" in address else f"{address}:{port}" for address in addresses]
+
+    def _take(self, hosts: Mapping[str, str]) -> None:
+        """Has these servers from now on; with TLS each is held to the name behind which it was found."""
+        self._balancer.replace(hosts, lambda target: Endpoint(target, hosts[target], self._transport, self._options))
 
     def _unresolved(self, target: str, why: str) -> ServerUnreachableError:
         return ServerUnreachableError(f"{target!r} cannot be resolved: {why}; correct the name", target=target)
-
-    def _endpoint(self, target: str) -> Endpoint:
-        host = next(iter(self._names.values()))["host"] if self._names else ""
-        return Endpoint(target, host, self._transport, self._options)
 
 
 def _checked(targets: Any) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ Both transports have the same methods. Those of `BlockingTransport` are coroutin
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
 import queue
 import sys
@@ -120,12 +121,12 @@ class BlockingTransport:
         time.sleep(seconds)
 
     async def in_thread(self, function: Callable[[], _R], timeout_s: float) -> _R:
-        outcome: queue.SimpleQueue[tuple[_R | None, OSError | None]] = queue.SimpleQueue()
+        outcome: queue.SimpleQueue[tuple[_R | None, Exception | None]] = queue.SimpleQueue()
 
         def work() -> None:
             try:
                 outcome.put((function(), None))
-            except OSError as exc:
+            except Exception as exc:  # noqa: BLE001 (raised again in the caller's thread)
                 outcome.put((None, exc))
 
         threading.Thread(target=work, daemon=True).start()
@@ -157,7 +158,9 @@ class BlockingTransport:
                     outcomes.put((None, exc))
 
         for _ in range(min(limit, len(work))):
-            threading.Thread(target=take, daemon=True).start()
+            # The caller's, as a task has it: a span is of the trace that is open there.
+            context = contextvars.copy_context()
+            threading.Thread(target=context.run, args=(take,), daemon=True).start()
         try:
             for _ in work:
                 result, error = outcomes.get()

@@ -177,7 +177,7 @@ def test_a_model_that_is_not_ready_shows() -> None:
         (["recommend", "a", "--file", "b"], 2, "give either TEXT or --file FILE"),
         (["recommend", "--file", "no/such/file"], 2, "cannot read no/such/file: No such file"),
         (["recommend", "a", "--catalogue", "no/such/file"], 2, "cannot read no/such/file: No such file"),
-        (["recommend", " "], 2, "`queries[0]` is empty"),
+        (["recommend", " "], 2, "line 1: `query` is empty"),
         (["recommend", "a", "-k", "11"], 2, "`k` must be an integer in 1..10"),
         (["recommend", "\x00\x07"], 2, "refuses the request"),
         (["recommend", "a", "--model", "nothing"], 2, "model 'nothing'"),
@@ -260,10 +260,10 @@ def test_a_reader_that_leaves_early_is_no_error(url: str, tmp_path: Path) -> Non
         (["ask", "what?", "--file", "a"], "--file has its own questions and contexts"),
         (["ask", "what?", "--context-file", "no/such/file"], "cannot read no/such/file: No such file"),
         (["ask", "--file", "no/such/file"], "cannot read no/such/file: No such file"),
-        (["ask", "what?", "--context", ""], "`pairs[0].context` is empty"),
+        (["ask", "what?", "--context", ""], "line 1: `context` is empty"),
         (["classify"], "give either TEXT or --file FILE"),
         (["classify", "--file", "no/such/file"], "cannot read no/such/file: No such file"),
-        (["classify", " "], "`texts[0]` is empty"),
+        (["classify", " "], "line 1: `text` is empty"),
     ],
 )
 def test_requests_at_fault_are_not_sent(

@@ -12,13 +12,15 @@ import time
 from pathlib import Path
 
 import pytest
+from at_once import AT_ONCE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from served_models import Served
+from served_models import Served, write_models
 from tritonpress_client.answer_files import AnswerFile
 from tritonpress_client.cli import main
 from tritonpress_client.progress import ProgressBar
 from tritonpress_client.request_files import Request, read_requests
+from tritonpress_server import TritonServer
 from waiting import until
 
 Servers = tuple[Served, Served]
@@ -72,13 +74,9 @@ def test_csv_in_and_out(servers: Servers, tmp_path: Path) -> None:
 def test_failures_go_to_a_side_file_and_are_asked_again(
     servers: Servers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = write_queries(tmp_path / "in.jsonl", ["a", "bad", "b", " ", "c"])
+    source = write_queries(tmp_path / "in.jsonl", ["a", "bad", "b", "c", "bad 2"])
     # What is late by its share of the deadline is sent again, and would count.
     words = command(servers, source, tmp_path / "out.jsonl", "--timeout-s", "60")
-    assert main(words) == 2
-    assert "`queries[3]` is empty" in capsys.readouterr().err
-    assert not (tmp_path / "out.jsonl").read_bytes()
-    write_queries(source, ["a", "bad", "b", "c", "bad 2"])
     assert main(words) == 2
     assert "2 of 5 failed, see" in capsys.readouterr().err
     failures = read(tmp_path / "out.jsonl.failures.jsonl")
@@ -93,6 +91,43 @@ def test_failures_go_to_a_side_file_and_are_asked_again(
     # Only the two are asked again: together, then each alone.
     assert sum(len(served.executed()) for served in servers) - asked == 3
     assert "3 of 5 are answered in" in capsys.readouterr().err
+
+
+def test_a_text_that_no_server_could_answer_is_the_failure_of_its_line(
+    servers: Servers, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Chunks of four lines, of which the last has no other.
+    monkeypatch.setattr("tritonpress_client.file_run._BATCHES_A_CHUNK", 1)
+    source = write_queries(tmp_path / "in.jsonl", ["a", "b", "c", "d", "e", " ", "\ud800 ü", "f", ""])
+    words = command(servers, source, tmp_path / "out.jsonl")
+    empty, half = "`query` is empty; give it some text", "`query` cannot be encoded as UTF-8 (surrogates not allowed"
+    for left in (9, 3):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert "\n9/9  " in f"\n{error}"
+        assert "3 of 9 failed, see" in error
+        assert f"{9 - left} of 9 are answered" in error or left == 9
+        failures = read(tmp_path / "out.jsonl.failures.jsonl")
+        assert [(entry["line"], entry["query"]) for entry in failures] == [(6, " "), (7, "\ud800 ü"), (9, "")]
+        assert [entry["message"] for entry in failures][::2] == [empty, empty]
+        assert str(failures[1]["message"]).startswith(half)
+        assert [entry["line"] for entry in read(tmp_path / "out.jsonl")] == [1, 2, 3, 4, 5, 8]
+    assert main([*words[:3], *words[5:], "--json"]) == 2
+    printed = capsys.readouterr()
+    assert [json.loads(line)["query"] for line in printed.out.splitlines()] == ["a", "b", "c", "d", "e", "f"]
+    assert [line.split(": ", 2)[1] for line in printed.err.splitlines()] == ["line 6", "line 7", "line 9"]
+
+
+def test_a_line_that_is_refused_alone_is_a_failure_and_an_argument_is_none(
+    servers: Servers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = write_queries(tmp_path / "in.jsonl", ["bad"]), tmp_path / "out.jsonl"
+    assert main(command(servers, source, out, "-k", "4")) == 2
+    assert "tritonpress-query: `k` must be an integer in 1..3" in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl.failures.jsonl").exists()
+    assert main(command(servers, source, out)) == 2
+    assert "1 of 1 failed, see" in capsys.readouterr().err
+    assert [entry["line"] for entry in read(tmp_path / "out.jsonl.failures.jsonl")] == [1]
 
 
 def test_a_failure_of_the_server_ends_with_1(servers: Servers, tmp_path: Path) -> None:
@@ -234,9 +269,26 @@ def test_health_of_several_servers(servers: Servers, unreachable_url: str, capsy
     for served in servers:
         assert f"at {served.url}: ready" in out
         assert f"\n{served.url}  recommendation" in out
-    assert f"{unreachable_url}: unreachable" in out
+    assert f"{unreachable_url}: no Triton server answers at {unreachable_url}" in out
     assert "counted for 0.1 s" in out
     assert main(["health", "--url", urls, "--json"]) == 1
     assert [json.loads(line)["ready"] for line in capsys.readouterr().out.splitlines()] == [True, False, True]
     assert main(["health", "--url", servers[0].url, "--window-s", "-1"]) == 2
     assert "--window-s must be in 0..3600 seconds, got -1" in capsys.readouterr().err
+
+
+def test_health_beside_a_server_that_denies_access(
+    servers: Servers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = write_models(tmp_path / "closed", "closed", instances=1)
+    arguments = ["--grpc-restricted-protocol=statistics:gate=secret"]
+    with TritonServer(repository, log_path=tmp_path / "log", extra_args=arguments, settings=AT_ONCE) as server:
+        urls = f"{server.grpc_url},{servers[0].url}"
+        assert main(["health", "--url", urls]) == 1
+        out = capsys.readouterr().out
+        assert f"{server.grpc_url}: the server at {server.grpc_url} denies access" in out
+        assert f"at {servers[0].url}: ready" in out
+        assert main(["health", "--url", urls, "--json"]) == 1
+        states = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [state["ready"] for state in states] == [False, True]
+        assert "denies access" in states[0]["error"]

@@ -9,18 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from at_once import AT_ONCE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from served_models import Served
+from served_models import Served, write_models
 from tritonpress_client import (
     AsyncRecommender,
     InvalidInputError,
     ModelUnavailableError,
+    Options,
     PartialFailureError,
     Recommender,
+    Retries,
     ServerError,
     ServerUnreachableError,
 )
+from tritonpress_client.cli import main
+from tritonpress_server import TritonServer
+from waiting import until
 
 Servers = tuple[Served, Served]
 
@@ -122,6 +128,51 @@ def test_a_progress_hook_that_raises_ends_the_call(ask: Any, servers: Servers, t
         assert len({line for line in servers[0].executed() if line.startswith(text)}) <= 3
     finally:
         (tmp_path / "release").touch()
+
+
+def test_a_queue_that_is_full_fails_what_it_refuses_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    repository = write_models(tmp_path / "repository", "narrow", instances=1)
+    config = repository / "recommendation" / "config.pbtxt"
+    config.write_text(config.read_text() + "dynamic_batching { default_queue_policy { max_queue_size: 1 } }\n")
+    release = tmp_path / "release"
+    refused: list[Exception] = []
+
+    def fill(recommender: Recommender) -> None:
+        while not release.exists():
+            try:
+                recommender.recommend(f"wait {release}")
+            except ModelUnavailableError as exc:
+                refused.append(exc)
+
+    with (
+        TritonServer(repository, log_path=tmp_path / "log", settings=AT_ONCE) as server,
+        Recommender(server.grpc_url, timeout_s=60, options=Options(retries=Retries(attempts=1))) as others,
+        ThreadPoolExecutor(16) as pool,
+    ):
+        try:
+            others.limits()
+            asked = [pool.submit(fill, others) for _ in range(16)]
+            # By then all has been taken that there is room for, executing too.
+            assert until(lambda: len(refused) > 200)
+            assert main(["recommend", "a", "--url", server.grpc_url]) == 1
+            assert "Exceeds maximum queue size" in capsys.readouterr().err
+
+            def make_room(done: int, total: int) -> None:
+                release.touch()
+                assert until(lambda: all(each.done() for each in asked))
+
+            async def ask() -> Any:
+                async with AsyncRecommender(server.grpc_url, timeout_s=60, in_flight=1) as recommender:
+                    return await recommender.recommend_many([str(n) for n in range(12)], 1, progress=make_room)
+
+            with pytest.raises(PartialFailureError) as caught:
+                asyncio.run(ask())
+        finally:
+            release.touch()
+    assert {index: type(error) for index, error in caught.value.failures.items()} == dict.fromkeys(
+        range(4), ModelUnavailableError
+    )
+    assert [items[0].item_id for items in caught.value.results[4:]] == [str(number) for number in range(4, 12)]
 
 
 def test_threads_share_a_client(servers: Servers) -> None:

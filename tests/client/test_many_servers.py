@@ -1,4 +1,4 @@
-"""Several servers: who gets a request, that losing one loses nothing, how it comes back, names with many addresses."""
+"""Several servers: who gets a request, that losing one loses nothing, how it comes back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -26,7 +25,6 @@ from tritonpress_client import (
     InvalidInputError,
     Options,
     Recommender,
-    ServerUnreachableError,
 )
 from tritonpress_client.balancer import Balancer
 from tritonpress_client.endpoint import Endpoint
@@ -139,46 +137,6 @@ def test_a_server_without_the_model_is_passed_over(servers: Servers, tmp_path: P
     finally:
         os.kill(server.pid, signal.SIGKILL)
         server.stop()
-
-
-def test_all_addresses_of_a_name_are_used(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    port = int(servers[0].url.rpartition(":")[2])
-    repository = write_models(tmp_path / "second", "second", instances=1)
-    server = TritonServer(repository, host="127.0.0.2", grpc_port=port, log_path=tmp_path / "log")
-    server.start()
-    found = ["127.0.0.1"]
-    real = socket.getaddrinfo
-
-    def getaddrinfo(host: Any, *arguments: Any, **options: Any) -> Any:
-        if host != "triton.test":
-            return real(host, *arguments, **options)
-        return [entry for address in found for entry in real(address, *arguments, **options)]
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    try:
-        options = Options(balancing=Balancing(resolve_s=0.2))
-        with Recommender(f"dns:///triton.test:{port}", options=options) as recommender:
-
-            def answered() -> set[str]:
-                return {recommender.recommend(str(number))[1].item_id for number in range(20)}
-
-            assert answered() == {"one"}
-            found.append("127.0.0.2")
-            assert until(lambda: answered() == {"one", "second"})
-            found.remove("127.0.0.1")
-            assert until(lambda: answered() == {"second"})
-    finally:
-        os.kill(server.pid, signal.SIGKILL)
-        server.stop()
-
-
-def test_a_name_that_is_unknown_is_named() -> None:
-    words = r"'dns:///no-such-name.invalid:8001' cannot be resolved: "
-    with (
-        Connection("dns:///no-such-name.invalid:8001", timeout_s=5) as connection,
-        pytest.raises(ServerUnreachableError, match=words),
-    ):
-        connection.ready()
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,35 @@ print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children])
 recommender.close()
 """
 
+FORKED_IN_A_LOOKUP = """
+import os, socket, sys, threading, time
+from tritonpress_client import Balancing, Options, Recommender, targets
+targets._LOOKUP_S = 0.2
+resolve, looking, never, lookups = socket.getaddrinfo, threading.Event(), threading.Event(), []
+def getaddrinfo(host, *arguments, **options):
+    if host != "triton.test":
+        return resolve(host, *arguments, **options)
+    lookups.append(host)
+    if len(lookups) == 2:
+        looking.set()
+        never.wait()
+    return resolve("127.0.0.1", *arguments, **options)
+socket.getaddrinfo = getaddrinfo
+options = Options(balancing=Balancing(resolve_s=0.01))
+recommender = Recommender("dns:///triton.test:" + sys.argv[1].rpartition(":")[2], options=options)
+while not looking.is_set():
+    recommender.recommend("parent")
+pid = os.fork()
+if not pid:
+    end = time.monotonic() + 10
+    try:
+        while len(lookups) == 2 and time.monotonic() < end:
+            recommender.recommend("child")
+    finally:
+        os._exit(len(lookups))
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
 GEVENT = """
 from gevent import monkey; monkey.patch_all()
 import grpc.experimental.gevent as grpc_gevent; grpc_gevent.init_gevent()
@@ -109,6 +138,10 @@ def test_a_forked_process_connects_by_itself(servers: Servers, state: str, serve
 
 def test_a_forked_process_fetches_a_token_by_itself() -> None:
     assert run(FORKED_WHILE_FETCHING) == "0"
+
+
+def test_a_process_that_was_forked_while_a_name_is_looked_up_looks_again(servers: Servers) -> None:
+    assert int(run(FORKED_IN_A_LOOKUP, servers[0].url)) > 2
 
 
 @pytest.mark.parametrize("servers_count", [1, 2])

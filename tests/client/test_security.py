@@ -84,6 +84,34 @@ def test_the_name_in_the_certificate_may_be_another(guarded: TritonServer, certi
                     connection.ready()
 
 
+@pytest.mark.parametrize(
+    ("addresses", "plain", "right"),
+    [
+        ({"away.test": "127.0.0.3", "triton.test": "127.0.0.1"}, [], True),
+        ({"away.test": "127.0.0.3"}, ["127.0.0.1"], True),
+        ({"triton.test": "127.0.0.3", "other.test": "127.0.0.1"}, [], False),
+    ],
+)
+def test_each_of_several_targets_is_held_to_its_own_name(
+    addresses: dict[str, str],
+    plain: list[str],
+    right: bool,
+    guarded: TritonServer,
+    certificates: Certificates,
+    names: dict[str, list[str]],
+) -> None:
+    names.update({name: [address] for name, address in addresses.items()})
+    port = guarded.grpc_url.rpartition(":")[2]
+    targets = [f"{target}:{port}" for target in (*plain, *(f"dns:///{name}" for name in addresses))]
+    options = Options(tls=tls(certificates), metadata={HEADER: SECRET})
+    with Recommender(targets, timeout_s=20, options=options) as recommender:
+        if right:
+            assert recommender.recommend("red lamp")[1].item_id == "guarded"
+        else:
+            with pytest.raises(ServerUnreachableError):
+                recommender.recommend("red lamp")
+
+
 @pytest.mark.parametrize("without", ["client certificate", "authority", "tls"])
 def test_without_the_right_certificates_nothing_answers(
     guarded: TritonServer, certificates: Certificates, without: str

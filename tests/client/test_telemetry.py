@@ -109,6 +109,20 @@ def test_a_span_says_what_was_called_and_how_it_ended(
     assert not bad.status.is_ok
 
 
+def test_the_spans_of_many_belong_to_the_callers(
+    tracing: Tracing, exporter: InMemorySpanExporter, servers: Servers
+) -> None:
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("caller")
+    with (
+        Recommender(servers[0].url, options=Options(observers=(tracing,))) as recommender,
+        tracer.start_as_current_span("job") as job,
+    ):
+        recommender.recommend_many([str(number) for number in range(9)])
+    spans = named(exporter, "ModelInfer recommendation")
+    assert len(spans) == 3
+    assert [span.parent and span.parent.span_id for span in spans] == [job.get_span_context().span_id] * 3
+
+
 def test_metrics_count_calls_and_what_was_sent_again(servers: Servers, unreachable_url: str, tmp_path: Path) -> None:
     registry = CollectorRegistry()
     options = Options(observers=(Metrics(registry),))
