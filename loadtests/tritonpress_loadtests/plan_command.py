@@ -22,9 +22,11 @@ from tritonpress_loadtests.simulator import POLICIES
 
 _SECONDS_A_DAY = 86_400
 _SECONDS_A_MONTH = 730 * 3_600
-# Of what the queue time at the limit is above a batcher's delay: a cluster needs minutes to start a machine, so that it
-# must begin before. The delay is waited by lone requests too, and to them no machine more is of use.
+# Of what the queue time at the limit is above a batcher's delay, which lone requests wait too: a cluster needs minutes
+# to start a machine, so that it must begin before.
 _SCALE_AT = 0.5
+_OVERLOOKED = 0.1
+"""Above the target, by an autoscaler: Kubernetes' `--horizontal-pod-autoscaler-tolerance`."""
 _MEAN_SHARE = 0.5
 
 
@@ -144,18 +146,28 @@ def lines(plan: dict[str, Any]) -> list[str]:
     said.append(
         f"Kubernetes: {kubernetes['min_replicas']} to {kubernetes['max_replicas']} replicas; scale on"
         f" {kubernetes['metric']} at {kubernetes['target_us']:.0f} µs"
+        if kubernetes["scales"]
+        else f"Kubernetes: {kubernetes['max_replicas']} replicas at all times, since with a queue delay of"
+        f" {capacity['delay_us']} µs the queue time does not tell how many are needed"
     )
     return said
 
 
 def _kubernetes(plan: dict[str, Any]) -> dict[str, Any]:
-    """Returns the figures of a HorizontalPodAutoscaler, a machine a replica."""
-    machines, capacity = plan["machines"], plan["capacity"]
+    """Returns the figures of a HorizontalPodAutoscaler, a machine a replica.
+
+    With a delay the queue time is longest where load is low, and may be no longer at the limit: then it says nothing of
+    how many are needed, and all stay (`scales` is false).
+    """
+    most, capacity = plan["machines"]["survives"], plan["capacity"]
+    target_us = capacity["delay_us"] + _SCALE_AT * max(1.0, capacity["queue_us"] - capacity["delay_us"])
+    scales = not capacity["delay_us"] or capacity["queue_us"] > (1 + _OVERLOOKED) * target_us
     return {
-        "min_replicas": min(machines["survives"], max(2, math.ceil(machines["survives"] / 2))),
-        "max_replicas": machines["survives"],
+        "scales": scales,
+        "min_replicas": min(most, max(2, math.ceil(most / 2))) if scales else most,
+        "max_replicas": most,
         "metric": "rate(nv_inference_queue_duration_us) / rate(nv_inference_request_success)",
-        "target_us": capacity["delay_us"] + _SCALE_AT * max(1.0, capacity["queue_us"] - capacity["delay_us"]),
+        "target_us": target_us,
     }
 
 

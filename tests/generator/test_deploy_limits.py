@@ -48,14 +48,21 @@ def test_a_limit_on_another_percentile_than_is_watched_is_refused(
     assert _capacity(out)["target_us"] == 900
 
 
-@pytest.mark.parametrize(("queue_delay_us", "target_us"), [(0, 5_000), (2_000, 5_000), (12_000, 24_000)])
-def test_a_queue_that_is_guessed_is_longer_than_the_delay_of_a_batcher(
-    tmp_path: Path, queue_delay_us: int, target_us: int
+@pytest.mark.parametrize(
+    ("queue_delay_us", "least", "says"),
+    [
+        (5_000, 2, "note: 2 to 4 replicas and a queue of 5000 µs are a guess; measure"),
+        (5_001, 4, "note: 4 replicas at all times are a guess: with a queue delay of 5001 µs the queue time does not"),
+    ],
+)
+def test_no_server_is_added_since_lone_requests_wait(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], queue_delay_us: int, least: int, says: str
 ) -> None:
-    """Else the autoscaler would add servers for as long as anybody asks."""
     repository = write_repository(tmp_path / "model_repo", queue_delay_us=queue_delay_us)
     out = deploy(repository, tmp_path / "out", "--p99-ms=50")
-    assert _capacity(out)["target_us"] == target_us
+    assert says in capsys.readouterr().out
+    found = _capacity(out)
+    assert (found["min_replicas"], found["max_replicas"], found["target_us"]) == (least, 4, 5_000)
 
 
 def _capacity(out: Path) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from tritonpress_loadtests.service_model import fit_service
 from tritonpress_loadtests.simulator import Replica
 from true_servers import RATES, TRUTH, run_of
 
-QUICK_RATES = (50, 600, 1500, 2800)
 WITHOUT_ROOM = """
 import resource, sys
 from tritonpress_loadtests.cli import main
@@ -93,18 +92,30 @@ def test_one_machine_is_one_replica(truth: dict[str, Any], tmp_path: Path) -> No
     assert (kubernetes["min_replicas"], kubernetes["max_replicas"]) == (1, 1)
 
 
-def test_the_autoscaler_adds_no_servers_for_the_sake_of_a_delay(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("replica", "rates", "scales"),
+    [
+        (Replica(1, 16, 0.002, 0.0005, delay_s=0.002), (50, 500, 1000, 1500), True),
+        (Replica(1, 16, 0.002, 0.0002, delay_s=0.004), (50, 600, 1500, 2800), False),
+    ],
+)
+def test_the_autoscaler_adds_no_servers_for_the_sake_of_a_delay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], replica: Replica, rates: tuple[int, ...], scales: bool
+) -> None:
     """A lone request waits for the whole of it, however many servers there are."""
-    quick = run_of(Replica(instances=1, max_batch=16, fixed_s=0.002, per_row_s=0.0002, delay_s=0.004), QUICK_RATES)
-    (tmp_path / "results.json").write_text(json.dumps(quick))
+    run = run_of(replica, rates)
+    (tmp_path / "results.json").write_text(json.dumps(run))
     assert main(["plan", str(tmp_path), "--peak-rps", "10000", "--p99-ms", "20"]) == 0
     plan = json.loads((tmp_path / "plan.json").read_text())
-    target_us, limit = plan["kubernetes"]["target_us"], plan["capacity"]
-    model = fit_service([quick])
-    for share in (0.01, 0.05, 0.25):
-        # Kubernetes leaves it at what is within a tenth of the target.
-        assert 1e6 * model.queue_s(share * limit["rate_per_s"], count=100_000) < 1.1 * target_us
-    assert target_us < limit["queue_us"]
+    kubernetes, limit = plan["kubernetes"], plan["capacity"]
+    model = fit_service([run])
+    for share in (0.01, 0.05, 0.25, 0.5):
+        assert 1e6 * model.queue_s(share * limit["rate_per_s"], count=100_000) < kubernetes["target_us"]
+    # By what is a tenth above the target Kubernetes adds servers.
+    assert (limit["queue_us"] > 1.1 * kubernetes["target_us"]) is scales
+    assert (kubernetes["min_replicas"] < kubernetes["max_replicas"]) is scales
+    for said in (capsys.readouterr().out, (tmp_path / "plan.html").read_text()):
+        assert ("the queue time does not tell how many are needed" in said) is not scales
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_plan_is_made(

@@ -173,7 +173,13 @@ def _notes(found: served.Served, wanted: Settings, chosen: str, replicas: capaci
         notes.append(
             f"pods take whatever bundle lies at {wanted.bundle}; give --bundle-sha256 for them to take one and no other"
         )
-    if not replicas.planned:
+    if not replicas.planned and replicas.min_replicas == replicas.max_replicas:
+        notes.append(
+            f"{replicas.max_replicas} replicas at all times are a guess: with a queue delay of"
+            f" {found.queue_delay_us} µs the queue time does not tell how many are needed; lower"
+            " max_queue_delay_microseconds, or measure and give --plan"
+        )
+    elif not replicas.planned:
         notes.append(
             f"{replicas.min_replicas} to {replicas.max_replicas} replicas and a queue of {replicas.target_us} µs are a"
             " guess; measure and give --plan"

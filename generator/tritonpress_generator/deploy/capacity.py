@@ -72,8 +72,8 @@ class Capacity:
 def read(path: Path | None, *, p99_ms: float | None, models: Sequence[str], queue_delay_us: int) -> Capacity:
     """Returns the capacity by the plan at `path`, or a guess where there is none.
 
-    The guess is two to four servers, and a queue of a tenth of the limit, or of twice the delay of the batchers: lone
-    requests wait for that too, and to them no server more is of use.
+    The guess is two to four servers, and a queue of a tenth of the limit; always four where lone requests wait longer
+    than that for companions, since then the queue does not tell how many are needed.
 
     Args:
         path: The `plan.json`.
@@ -86,8 +86,9 @@ def read(path: Path | None, *, p99_ms: float | None, models: Sequence[str], queu
     """
     if path is None:
         limit = p99_ms or _P99_MS
+        target_us = round(limit * 100) or 1
         return Capacity(
-            min_replicas=2, max_replicas=4, target_us=max(1, round(limit * 100), 2 * queue_delay_us), p99_ms=limit,
+            min_replicas=2 if queue_delay_us <= target_us else 4, max_replicas=4, target_us=target_us, p99_ms=limit,
             spread_zones=False, planned=False,
         )  # fmt: skip
     plan = _parse(path)
