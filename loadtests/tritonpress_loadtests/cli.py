@@ -12,13 +12,13 @@ from tritonpress_client import TritonpressError, connecting
 
 from tritonpress_loadtests import plan_command
 from tritonpress_loadtests.compare import bottlenecks, compare, differences, load_pair, page
-from tritonpress_loadtests.errors import LoadTestError, ScenarioError
+from tritonpress_loadtests.errors import LoadTestError, NotWrittenError, ScenarioError
 from tritonpress_loadtests.results import PERCENTILES, Results
 from tritonpress_loadtests.run import RunOptions, run
 
 _EXIT_STATUS = (
     "Exit status: 0 done; 1 a limit was missed, a run is worse or ended early, or the load generator was the"
-    " bottleneck; 2 the input is at fault; 130 interrupted."
+    " bottleneck; 2 the input is at fault, or a file cannot be written; 130 interrupted."
 )
 _COLUMNS = ("load", "requests", "failed", "answers/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "p99.9 ms", "max ms")
 _MODEL_COLUMNS = ("model", "executions", "mean batch", "queue µs", "input µs", "inference µs", "output µs")
@@ -93,6 +93,9 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     try:
         results = run(arguments.scenario, arguments.url, arguments.out, options=options, progress=progress)
+    except NotWrittenError as exc:
+        print("\n".join(["", *summary(exc.results)]))
+        raise
     finally:
         progress.clear()
     written = (

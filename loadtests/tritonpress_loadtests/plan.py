@@ -44,8 +44,9 @@ def make_plan(runs: list[Results], demand: Demand) -> dict[str, Any]:
                  execution; null if unknown), batches_seen; `others`: the same of the other models that are asked
     checks[]     each open stage against the simulation: rate_per_s, measured_ms, simulated_ms, error
     capacity     of one machine: rate_per_s at the limit, and queue_us there (the mean of the model whose queue is the
-                 longest); knee_per_s, where most is served for its mean latency (Kleinrock's power); saturation_per_s,
-                 where its instances are busy all of the time
+                 longest); delay_us, what of a queue a request waits that comes alone: a batcher's delay, the longest;
+                 knee_per_s, where most is served for its mean latency (Kleinrock's power); saturation_per_s, where its
+                 instances are busy all of the time
     curve[]      {rate_per_s, p99_ms}: one machine by simulation, up to beyond its capacity
     machines     {at_limit, survives, p99_ms, p99_ms_after_loss, peak_per_s, headroom, headroom_ends_at}: headroom is by
                  how much the peak may grow while all are there, until they miss the limit ("limit") or each serves
@@ -83,6 +84,7 @@ def make_plan(runs: list[Results], demand: Demand) -> dict[str, Any]:
         "capacity": {
             "rate_per_s": capacity,
             "queue_us": 1e6 * model.queue_s(capacity, count=_TRIAL_REQUESTS),
+            "delay_us": _delay_us(runs[0]),
             "knee_per_s": _knee_per_s(model),
             "saturation_per_s": model.most_per_s(),
         },
@@ -206,6 +208,14 @@ def _knee_per_s(model: ServiceModel) -> float:
     rates = (np.linspace(0.02, 0.98, 49) * model.most_per_s()).tolist()
     powers = [rate / model.latencies_s(rate, count=_TRIAL_REQUESTS // 4).mean() for rate in rates]
     return float(rates[int(np.argmax(powers))])
+
+
+def _delay_us(run: Results) -> int:
+    """Returns the longest that a batcher waits for companions, of all models, since scaling is by the worst of them."""
+    return max(
+        (entry["queue_delay_us"] for entry in run["served"].values() if entry["max_batch_size"] > 1),
+        default=0,
+    )
 
 
 def _what_if(model: ServiceModel, demand: Demand, measured_per_s: float) -> list[dict[str, Any]]:

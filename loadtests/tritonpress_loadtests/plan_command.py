@@ -13,6 +13,7 @@ from tritonpress_server import strict_yaml
 
 from tritonpress_loadtests.demand import Demand
 from tritonpress_loadtests.errors import ScenarioError
+from tritonpress_loadtests.out_files import check_writable, write_whole
 from tritonpress_loadtests.plan import make_plan
 from tritonpress_loadtests.plan_page import ENDS, LOST, page
 from tritonpress_loadtests.planned_runs import load_runs
@@ -21,8 +22,12 @@ from tritonpress_loadtests.simulator import POLICIES
 
 _SECONDS_A_DAY = 86_400
 _SECONDS_A_MONTH = 730 * 3_600
-# Of the queue time at the limit: a cluster needs minutes to start a machine, so that it must begin before.
+# Of what the queue time at the limit is above a batcher's delay, which lone requests wait too: a cluster needs minutes
+# to start a machine, so that it must begin before.
 _SCALE_AT = 0.5
+_OVERLOOKED = 0.1
+"""Above the target, by an autoscaler: Kubernetes' `--horizontal-pod-autoscaler-tolerance`."""
+_MEAN_SHARE = 0.5
 
 
 class Price(Settings):
@@ -31,8 +36,8 @@ class Price(Settings):
     machine_per_month: float = Field(gt=0)
     """In `currency`, for 730 hours."""
     currency: str = "EUR"
-    mean_share: float = Field(default=0.5, gt=0, le=1)
-    """The mean rate over the peak, for the cost of a million requests."""
+    mean_share: float | None = Field(default=None, gt=0, le=1)
+    """The mean rate over the peak, for the cost of a million requests; by default as `--per-day` says, or a half."""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -55,7 +60,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the plan and writes it as `plan.json` and `plan.html` into the first folder; returns the exit status."""
+    """Prints the plan and writes it as `plan.json` and `plan.html` into the first folder; returns the exit status.
+
+    Raises:
+        ScenarioError: An argument is at fault, or the runs do not carry the plan; or it cannot be written there.
+    """
     if arguments.zones < 2:
         raise ScenarioError(f"`--zones` must be 2 or more, got {arguments.zones}")
     peak = arguments.peak_rps or arguments.per_day / _SECONDS_A_DAY * arguments.peak_factor
@@ -69,13 +78,21 @@ def run(arguments: argparse.Namespace) -> int:
         policy=arguments.balancer,
     )
     price = _read_price(arguments.prices) if arguments.prices else None
-    plan = make_plan(load_runs(arguments.runs), demand)
-    plan["cost"] = _cost(plan, price) if price else None
+    runs, out_dir = load_runs(arguments.runs), arguments.runs[0]
+    remedy = "the plan is written there: give a copy of it, or another run first"
+    check_writable(out_dir, remedy=remedy)
+    plan = make_plan(runs, demand)
+    mean_share = 1 / arguments.peak_factor if arguments.per_day else _MEAN_SHARE
+    plan["cost"] = _cost(plan, price, mean_share) if price else None
     plan["kubernetes"] = _kubernetes(plan)
     text = json.dumps(plan, indent=2, ensure_ascii=False)
-    (arguments.runs[0] / "plan.json").write_text(text + "\n", encoding="utf-8")
-    (arguments.runs[0] / "plan.html").write_text(page(plan), encoding="utf-8")
-    print(text if arguments.json else "\n".join(lines(plan)))
+    try:
+        write_whole(out_dir / "plan.json", text + "\n")
+        write_whole(out_dir / "plan.html", page(plan))
+    except OSError as exc:
+        raise ScenarioError(f"cannot write all of the plan into {out_dir}: {exc.strerror}; {remedy}") from exc
+    finally:
+        print(text if arguments.json else "\n".join(lines(plan)))
     return 0
 
 
@@ -129,25 +146,34 @@ def lines(plan: dict[str, Any]) -> list[str]:
     said.append(
         f"Kubernetes: {kubernetes['min_replicas']} to {kubernetes['max_replicas']} replicas; scale on"
         f" {kubernetes['metric']} at {kubernetes['target_us']:.0f} µs"
+        if kubernetes["scales"]
+        else f"Kubernetes: {kubernetes['max_replicas']} replicas at all times, since with a queue delay of"
+        f" {capacity['delay_us']} µs the queue time does not tell how many are needed"
     )
     return said
 
 
 def _kubernetes(plan: dict[str, Any]) -> dict[str, Any]:
-    """Returns the figures of a HorizontalPodAutoscaler, a machine a replica."""
-    machines = plan["machines"]
-    queue_us = max(1.0, plan["capacity"]["queue_us"])
+    """Returns the figures of a HorizontalPodAutoscaler, a machine a replica.
+
+    With a delay the queue time is longest where load is low, and may be no longer at the limit: then it says nothing of
+    how many are needed, and all stay (`scales` is false).
+    """
+    most, capacity = plan["machines"]["survives"], plan["capacity"]
+    target_us = capacity["delay_us"] + _SCALE_AT * max(1.0, capacity["queue_us"] - capacity["delay_us"])
+    scales = not capacity["delay_us"] or capacity["queue_us"] > (1 + _OVERLOOKED) * target_us
     return {
-        "min_replicas": min(machines["survives"], max(2, math.ceil(machines["survives"] / 2))),
-        "max_replicas": machines["survives"],
+        "scales": scales,
+        "min_replicas": min(most, max(2, math.ceil(most / 2))) if scales else most,
+        "max_replicas": most,
         "metric": "rate(nv_inference_queue_duration_us) / rate(nv_inference_request_success)",
-        "target_us": _SCALE_AT * queue_us,
+        "target_us": target_us,
     }
 
 
-def _cost(plan: dict[str, Any], price: Price) -> dict[str, Any]:
+def _cost(plan: dict[str, Any], price: Price, mean_share: float) -> dict[str, Any]:
     per_month = plan["machines"]["survives"] * price.machine_per_month
-    requests = plan["demand"]["rate_per_s"] * price.mean_share * _SECONDS_A_MONTH
+    requests = plan["demand"]["rate_per_s"] * (price.mean_share or mean_share) * _SECONDS_A_MONTH
     return {"per_month": per_month, "per_million": per_month / requests * 1e6, "currency": price.currency}
 
 

@@ -95,7 +95,7 @@ def machines_needed(
     survives = {
         "nothing": at_limit,
         "machine": at_limit + 1,
-        "zone": _fewest_of_zones(at_limit, demand.zones),
+        "zone": fewest_of_zones(at_limit, demand.zones),
     }[demand.survive]
     headroom, bound = _headroom(model, demand, survives, measured_per_s)
     return {
@@ -109,9 +109,12 @@ def machines_needed(
     }
 
 
-def _fewest_of_zones(needed: int, zones: int) -> int:
-    """Returns the fewest machines, spread evenly over the zones, of which `needed` are left when one zone is lost."""
-    return math.ceil(needed / (zones - 1)) * zones
+def fewest_of_zones(needed: int, zones: int) -> int:
+    """Returns the fewest machines, spread evenly over the zones, of which `needed` are left when any zone is lost.
+
+    A zone has one more than another at most: of m machines ceil(m / zones) may be lost.
+    """
+    return math.ceil(needed * zones / (zones - 1))
 
 
 def _headroom(model: ServiceModel, demand: Demand, machines: int, measured_per_s: float) -> tuple[float, str]:

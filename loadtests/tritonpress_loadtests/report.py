@@ -12,6 +12,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from tritonpress_loadtests.errors import NotWrittenError
+from tritonpress_loadtests.out_files import write_whole
 from tritonpress_loadtests.plots import inline_svgs, write_plots
 from tritonpress_loadtests.results import PERCENTILES, Results, asked_model, by_load
 
@@ -25,19 +27,38 @@ _NAMES = {"p999": "p99.9"}
 
 
 def write_report(results: Results, out_dir: Path) -> None:
-    """Writes `report.html`, `stages.csv` and plots as PNG; `results.json` comes last, whole."""
-    write_plots(results, out_dir)
-    (out_dir / "report.html").write_text(page(results), encoding="utf-8")
-    (out_dir / "stages.csv").write_text(stages_csv(results), encoding="utf-8")
+    """Writes `results.json`, and then what is made of it: `report.html`, `stages.csv` and plots as PNG.
+
+    Raises:
+        NotWrittenError: Something cannot be written.
+    """
     write_results(results, out_dir)
+    try:
+        write_plots(results, out_dir)
+        (out_dir / "report.html").write_text(page(results), encoding="utf-8")
+        (out_dir / "stages.csv").write_text(stages_csv(results), encoding="utf-8")
+    except OSError as exc:
+        raise NotWrittenError(
+            f"cannot write page, plots and table into {out_dir}: {exc.strerror or exc}; results.json there has all that"
+            " was measured, for plan and compare",
+            results,
+        ) from exc
 
 
 def write_results(results: Results, out_dir: Path) -> None:
-    """Writes `results.json`, whole or not at all."""
-    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-    unfinished = out_dir / "results.json.part"
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(out_dir / "results.json")
+    """Writes `results.json`, whole or not at all.
+
+    Raises:
+        NotWrittenError: It cannot be written.
+    """
+    path = out_dir / "results.json"
+    try:
+        write_whole(path, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    except OSError as exc:
+        raise NotWrittenError(
+            f"cannot write {path}: {exc.strerror}; what was measured is kept nowhere: run it again with another --out",
+            results,
+        ) from exc
 
 
 def page(results: Results) -> str:

@@ -20,6 +20,7 @@ from tritonpress_loadtests.conductor import Conductor, Progress
 from tritonpress_loadtests.course import breakpoint_found, check_size, course, recovery_found, warm_up
 from tritonpress_loadtests.errors import LoadGeneratorError, NothingMeasuredError, ScenarioError
 from tritonpress_loadtests.measured import Measured, merge
+from tritonpress_loadtests.out_files import check_writable
 from tritonpress_loadtests.report import write_report, write_results
 from tritonpress_loadtests.results import Results, model_rows, summarise_stage
 from tritonpress_loadtests.scenario import LoadedScenario, load_scenario
@@ -97,6 +98,7 @@ def run(
         ScenarioError: The scenario or an argument is at fault.
         LoadGeneratorError: The load generator ended before a stage was measured; later, `failure` says so.
         NothingMeasuredError: The run was interrupted before its first stage.
+        NotWrittenError: What was measured cannot be written, or not all of it; the error has it.
         KeyboardInterrupt: A signal came behind the last stage; all is written.
         TritonpressError: The server or the model cannot be reached before the run.
     """
@@ -110,6 +112,7 @@ def run(
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise ScenarioError(f"cannot make the folder {out_dir}: {exc.strerror}; give another --out") from exc
+    check_writable(out_dir, remedy="give another --out")
     started_at = datetime.now().astimezone().isoformat(timespec="seconds")
     conductor = Conductor(loaded, url, processes=options.processes, via=options.via, security=options.security)
     # Until the results are written: a signal while the processes end would lose them.

@@ -31,6 +31,8 @@ def write_repository(
     stamps: Mapping[str, Mapping[str, Any]] | None = None,
     files: int = 1,
     canary: bool = False,
+    cached: bool = False,
+    queue_delay_us: int = 0,
 ) -> Path:
     """Returns `folder` after writing a workload with a Python step and, with `stamps`, a TensorRT engine into it.
 
@@ -41,6 +43,8 @@ def write_repository(
         stamps: Of the plans, by their file's name.
         files: Of the step, beside its code.
         canary: Whether it is placed beside the one that serves.
+        cached: Whether it has a response cache.
+        queue_delay_us: How long the Python step waits for companions.
     """
 
     def write_step(version_dir: Path) -> None:
@@ -58,14 +62,20 @@ def write_repository(
             (version_dir / file).write_bytes(b"plan")
             (version_dir / f"{file}.json").write_text(json.dumps(stamp))
 
-    steps = [Step("model", _config(pb.ModelInstanceGroup.KIND_CPU, backend="python"), write_step)]
+    config = _config(pb.ModelInstanceGroup.KIND_CPU, backend="python")
+    if queue_delay_us:
+        config.dynamic_batching.max_queue_delay_microseconds = queue_delay_us
+    steps = [Step("model", config, write_step)]
     if stamps is not None:
         gpu = _config(pb.ModelInstanceGroup.KIND_GPU, platform="tensorrt_plan")
         steps.insert(0, Step("engine", gpu, write_plans))
 
     def ensemble(names: dict[str, str]) -> pb.ModelConfig:
         parts = [pb.ModelEnsembling.Step(model_name=step, model_version=-1) for step in names.values()]
-        return pb.ModelConfig(platform="ensemble", ensemble_scheduling=pb.ModelEnsembling(step=parts))
+        config = pb.ModelConfig(platform="ensemble", ensemble_scheduling=pb.ModelEnsembling(step=parts))
+        if cached:
+            config.response_cache.enable = True
+        return config
 
     manifest = {"workload": name, "golden": {"requests": []}, "versions": {"tokenizers": "0.23.3"}}
     repository.write(folder, name, steps, ensemble, manifest, canary=canary)

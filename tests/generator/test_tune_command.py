@@ -33,6 +33,7 @@ def tuned(tiny_repository: Path, tmp_path: Path) -> Path:
         (["--p99-ms", "50", "--scenario", "missing.yaml"], "scenario missing.yaml: cannot be read"),
         (["--p99-ms", "50", "--scenario", "other.yaml"], "asks 'other', which is no workload of"),
         (["--p99-ms", "50", "--server", "127.0.0.1:1"], "127.0.0.1:1"),
+        (["--p99-ms", "50", "--work", "other.yaml"], "--work other.yaml: must be a folder that can be written, "),
     ],
 )
 def test_refuses_what_cannot_be_tuned(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pty
 import re
@@ -92,6 +93,37 @@ def test_input_at_fault_ends_with_2_and_one_line(
     )
     assert "model 'nothing'" in capsys.readouterr().err
     assert not (folder / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_load(
+    folder: Path, tiny_server: TritonServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Nobody may make a file there, root neither.
+    assert main(["run", str(write_scenario(folder)), "--out", "/proc", "--url", tiny_server.grpc_url]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("tritonpress-load: /proc must be a folder that can be written: ")
+    assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("in_the_way", "says"), [("report.html", "results.json there has all that was"), ("results.json", "kept nowhere")]
+)
+def test_what_cannot_be_written_behind_the_load_is_printed(
+    folder: Path, tiny_server: TritonServer, capsys: pytest.CaptureFixture[str], in_the_way: str, says: str
+) -> None:
+    out = folder / "out"
+    (out / in_the_way).mkdir(parents=True)
+    scenario = write_scenario(folder, stages=SHORT, warm_up_s=0)
+    command = ["run", str(scenario), "--out", str(out), "--url", tiny_server.grpc_url, "--duration-scale", "0.5"]
+    assert main(command) == 2
+    said = capsys.readouterr()
+    assert CLOSING.match(said.out)
+    assert "answers/s" in said.out
+    assert says in said.err
+    assert said.err.count("\n") == 1
+    if in_the_way != "results.json":
+        assert json.loads((out / "results.json").read_text(encoding="utf-8"))["stages"][0]["label"] == "2 users"
 
 
 @pytest.mark.parametrize(

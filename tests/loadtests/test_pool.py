@@ -11,7 +11,7 @@ from tritonpress_loadtests.demand import Demand
 from tritonpress_loadtests.errors import ScenarioError
 from tritonpress_loadtests.own_times import OwnTimes
 from tritonpress_loadtests.plan import machine_capacity
-from tritonpress_loadtests.pool import fewest, machines_needed, pool_ms
+from tritonpress_loadtests.pool import fewest, fewest_of_zones, machines_needed, pool_ms
 from tritonpress_loadtests.service_model import ServiceModel, Station
 from tritonpress_loadtests.simulator import POLICIES, Replica
 
@@ -58,6 +58,16 @@ def test_queues_that_grow_are_never_accepted(policy: str, p99_ms: float) -> None
     machines = fewest(MODEL, demand, machine_capacity(MODEL, demand), math.inf)
     assert machines * MODEL.most_per_s() > demand.rate_per_s
     assert pool_ms(MODEL, demand, math.floor(demand.rate_per_s / MODEL.most_per_s())) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("needed", "zones", "machines"),
+    [(1, 3, 2), (3, 3, 5), (4, 3, 6), (5, 3, 8), (1, 4, 2), (4, 4, 6), (7, 4, 10), (2, 2, 4)],
+)
+def test_a_zone_is_survived_by_the_fewest_machines(needed: int, zones: int, machines: int) -> None:
+    assert fewest_of_zones(needed, zones) == machines
+    more, fewer = (count - math.ceil(count / zones) for count in (machines, machines - 1))
+    assert more >= needed > fewer
 
 
 def test_more_machines_than_can_be_planned_are_refused() -> None:

@@ -77,7 +77,9 @@ def deploy(repository: Path, out: Path, wanted: Settings) -> Deployed:
     _check_ports(wanted, before)
     found = served.read(repository)
     chosen = release.choose(found.plans, wanted.release)
-    replicas = capacity.read(wanted.plan, p99_ms=wanted.p99_ms, models=found.models)
+    replicas = capacity.read(
+        wanted.plan, p99_ms=wanted.p99_ms, models=found.models, queue_delay_us=found.queue_delay_us
+    )
     objectives = Objectives(sorted(found.builds), replicas.p99_ms)
     packages = image.packages(found.packages, wanted)
     locked = requirements.lock(packages, str(RELEASES[chosen].python), release=chosen) if packages else []
@@ -171,10 +173,21 @@ def _notes(found: served.Served, wanted: Settings, chosen: str, replicas: capaci
         notes.append(
             f"pods take whatever bundle lies at {wanted.bundle}; give --bundle-sha256 for them to take one and no other"
         )
-    if not replicas.planned:
+    if not replicas.planned and replicas.min_replicas == replicas.max_replicas:
+        notes.append(
+            f"{replicas.max_replicas} replicas at all times are a guess: with a queue delay of"
+            f" {found.queue_delay_us} µs the queue time does not tell how many are needed; lower"
+            " max_queue_delay_microseconds, or measure and give --plan"
+        )
+    elif not replicas.planned:
         notes.append(
             f"{replicas.min_replicas} to {replicas.max_replicas} replicas and a queue of {replicas.target_us} µs are a"
             " guess; measure and give --plan"
+        )
+    if found.cached:
+        notes.append(
+            f"of a workload with a response cache Triton gives no p99 ({', '.join(found.cached)}): TritonLatency never"
+            " rings for it; watch its p99 at the clients, by tritonpress_client.metrics"
         )
     if "openvino" in found.native:
         notes.append(f"which OpenVINO Triton {chosen} has is not known here; try the image with tritonpress evaluate")

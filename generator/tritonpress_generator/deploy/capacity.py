@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tritonpress_generator.errors import InputError
 
 _P99_MS = 100.0
+_WATCHED = 0.99
+"""The quantile that alerts and dashboard are of, see `queries`."""
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -25,6 +27,8 @@ class Demand(_Part):
     """What the plan was made for."""
 
     p99_ms: _Positive
+    quantile: float = _WATCHED
+    """Of the limit."""
     survive: Literal["nothing", "machine", "zone"] = "machine"
 
 
@@ -65,30 +69,38 @@ class Capacity:
     planned: bool
 
 
-def read(path: Path | None, *, p99_ms: float | None, models: Sequence[str]) -> Capacity:
+def read(path: Path | None, *, p99_ms: float | None, models: Sequence[str], queue_delay_us: int) -> Capacity:
     """Returns the capacity by the plan at `path`, or a guess where there is none.
 
-    The guess is two to four servers, and a queue of a tenth of the limit.
+    The guess is two to four servers, and a queue of a tenth of the limit; always four where lone requests wait longer
+    than that for companions, since then the queue does not tell how many are needed.
 
     Args:
         path: The `plan.json`.
         p99_ms: The limit that was asked for; None for the plan's.
         models: The repository's.
+        queue_delay_us: The longest that one of them waits for companions.
 
     Raises:
-        InputError: It is no plan, or one of another repository.
+        InputError: It is no plan, or one of another repository, or for a limit on another percentile.
     """
     if path is None:
         limit = p99_ms or _P99_MS
+        target_us = round(limit * 100) or 1
         return Capacity(
-            min_replicas=2, max_replicas=4, target_us=round(limit * 100) or 1, p99_ms=limit, spread_zones=False,
-            planned=False,
+            min_replicas=2 if queue_delay_us <= target_us else 4, max_replicas=4, target_us=target_us, p99_ms=limit,
+            spread_zones=False, planned=False,
         )  # fmt: skip
     plan = _parse(path)
     if plan.service.model not in models:
         raise InputError(
             f"{path}: must be of this repository, is of one with the model {plan.service.model}; measure this one and"
             " plan again"
+        )
+    if plan.demand.quantile != _WATCHED and p99_ms is None:
+        raise InputError(
+            f"{path}: must have a limit on p99, of which alerts and dashboard are, has {plan.demand.p99_ms:g} ms on"
+            f" p{100 * plan.demand.quantile:g}; give --p99-ms too"
         )
     return Capacity(
         min_replicas=plan.kubernetes.min_replicas,

@@ -57,6 +57,10 @@ class Served:
     plans: Mapping[Path, Mapping[str, Any]]
     """The stamps of the TensorRT plans."""
     needs_gpu: bool
+    cached: Sequence[str]
+    """Those of the workloads with a response cache: of these Triton summarises no latency."""
+    queue_delay_us: int
+    """The longest that a step waits for companions."""
     cores: int
     """That the busiest workload's instances compute on."""
     memory_mib: int
@@ -111,6 +115,8 @@ def read(repository: Path) -> Served:
         native=sorted({config.backend or config.platform for config in configs.values()} - {"python"}),
         plans=plans,
         needs_gpu=any(_on_gpu(config) for config in configs.values()),
+        cached=[name for name in manifests if repositories.read_config(repository / name).response_cache.enable],
+        queue_delay_us=max((c.dynamic_batching.max_queue_delay_microseconds for c in configs.values()), default=0),
         cores=max(_cores([configs[step] for step in manifest["steps"].values()]) for manifest in manifests.values()),
         memory_mib=_SERVER_MIB + sum(_memory_mib(repository / step, config) for step, config in configs.items()),
         request_bytes=max(_request_bytes(repository, name, manifest) for name, manifest in manifests.items()),

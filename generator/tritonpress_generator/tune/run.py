@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tritonpress_generator import builds, repository
+from tritonpress_generator import builds, first_checks, repository
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.journal import Journal
 from tritonpress_generator.machine import processor
@@ -93,6 +93,7 @@ def _check_work(path: Path, work: Path) -> None:
             f"--work must lie outside of the repository {path}, in which every folder is a model to a server, "
             f"got {work}; give another"
         )
+    first_checks.check_work(work)
 
 
 def _manifest(path: Path, name: str) -> dict[str, Any]:
