@@ -51,9 +51,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     limit.add_argument("--p99-ms", type=_positive, metavar="M", help="the limit of p99")
     limit.add_argument("--p999-ms", type=_positive, metavar="M", help="the limit of p99.9")
     command.add_argument("--growth", type=_positive, default=1.0, metavar="X", help="multiply the peak (%(default)s)")
-    command.add_argument("--survive", choices=("nothing", "machine", "zone"), default="machine", help="(%(default)s)")
+    command.add_argument(
+        "--survive", choices=("nothing", "machine", "zone"), default="machine", help="what may fail (%(default)s)"
+    )
     command.add_argument("--zones", type=int, default=3, metavar="N", help="zones of the cluster (%(default)s)")
-    command.add_argument("--balancer", choices=POLICIES, default="two_choices", help="(%(default)s)")
+    command.add_argument(
+        "--balancer", choices=POLICIES, default="two_choices", help="how requests are spread (%(default)s)"
+    )
     command.add_argument("--prices", type=Path, metavar="FILE", help="YAML: machine_per_month, currency, mean_share")
     command.add_argument("--json", action="store_true", help="print the plan as JSON")
     command.set_defaults(command=run)
