@@ -106,6 +106,7 @@ class ModelControl:
             InputError: The steps are asked on and on, or are not unloaded in time.
         """
         if self._loaded:
+            # Not what is still being loaded: Triton 2.51 may end when it is unloaded then (4 of 25 times).
             configs = self._ready_configs()
             steps = {*self._loaded} - used(configs)
             self._unload({step: config for step, config in configs.items() if step in steps})

@@ -21,9 +21,15 @@ def scratch() -> Iterator[Path]:
 
     It lies where the system has such folders (`TMPDIR`).
     """
-    place = Path(tempfile.gettempdir())
-    _remove_litter(place, _SCRATCH)
-    with tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-", dir=place) as folder:
+    with within(Path(tempfile.gettempdir()), _SCRATCH) as folder:
+        yield folder
+
+
+@contextmanager
+def within(place: Path, prefix: str) -> Iterator[Path]:
+    """Yields a folder in `place`, whose name begins with `prefix`; those of processes that were killed are removed."""
+    _remove_litter(place, prefix)
+    with tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}-", dir=place) as folder:
         yield Path(folder)
 
 
@@ -46,9 +52,8 @@ def at_work(repository: Path, name: str, *, wait: bool) -> Iterator[Path]:
             raise InputError(
                 f"{target}: another build, promote or rollback is changing it; wait until that has ended"
             ) from None
-        _remove_litter(target, ".build-")
-        with tempfile.TemporaryDirectory(prefix=f".build-{os.getpid()}-", dir=target) as work:
-            yield Path(work)
+        with within(target, ".build-") as work:
+            yield work
     finally:
         os.close(lock)
 

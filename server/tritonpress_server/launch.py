@@ -80,6 +80,9 @@ def shared_options(repository: PurePath, *, host: str, ports: Mapping[str, int])
         *(f"--{endpoint}-port={port}" for endpoint, port in ports.items()),
         # Auto-completion costs each Python-hosted model a process of its own and a second.
         "--disable-auto-complete-config",
+        # Ready once all is loaded that is loaded at the start, and until it ends. Else it were not ready while it loads
+        # another build, nor ever again once it has refused one, and would be taken out of service with what it serves.
+        "--strict-readiness=false",
     ]
 
 

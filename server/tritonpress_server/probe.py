@@ -10,7 +10,7 @@ TIMEOUT_S = 2.0
 
 
 def is_ready(address: str, *, http_port: int, metrics_port: int | None, server_id: str) -> bool:
-    """Whether the Triton with this id says that it and all its models are ready, and its endpoints are open.
+    """Whether the Triton with this id says that it has loaded what it loads first, and its endpoints are open.
 
     Triton opens gRPC, then HTTP, then metrics; None says that there are no metrics.
     """

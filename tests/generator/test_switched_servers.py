@@ -216,6 +216,8 @@ def test_a_server_that_cannot_load_a_build_is_left_as_it_was(
         assert "nothing was switched" in error
         assert builds.served(model_repo, NAME) == old
         assert loaded(server.grpc_url) == {NAME, *steps_of(model_repo)[old]}
+        with Connection(server.grpc_url, timeout_s=30) as connection:
+            assert connection.ready()
         with asked(server.grpc_url, model_repo, 1) as load:
             wait_for(load, old)
     assert set(load.seen) == {old}

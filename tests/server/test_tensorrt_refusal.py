@@ -42,9 +42,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(repository: Path) -> Iterator[TritonServer]:
-    with TritonServer(
-        repository, extra_args=["--exit-on-error=false", "--strict-readiness=false"], settings=AT_ONCE
-    ) as server:
+    with TritonServer(repository, extra_args=["--exit-on-error=false"], settings=AT_ONCE) as server:
         yield server
 
 

@@ -89,7 +89,7 @@ def deploy(repository: Path, out: Path, wanted: Settings) -> Deployed:
     models = out / _MODELS if copied else repository
 
     files: dict[str, tree.Content] = {f"{_MODELS}/{path}": content for path, content in copied.items()}
-    context = image.files(release=chosen, locked=locked, command=line, settings=wanted)
+    context = image.files(release=chosen, locked=locked, command=line, startup_s=found.startup_s, settings=wanted)
     files |= {f"image/{path}": content for path, content in context.items()}
     base_image = triton_image(chosen)
     files[_SBOM] = sbom.document(
@@ -172,6 +172,13 @@ def _notes(found: served.Served, wanted: Settings, chosen: str, replicas: capaci
     if wanted.bundle and not wanted.bundle_sha256:
         notes.append(
             f"pods take whatever bundle lies at {wanted.bundle}; give --bundle-sha256 for them to take one and no other"
+        )
+    if not found.needs_gpu:
+        measured = replicas.measured_cores
+        too_few = f" (the plan's machine has {measured})" if measured and measured <= found.cores else ""
+        notes.append(
+            f"a pod asks for cpu {found.cores}, the engine's instances × threads, and a node has less to give than its"
+            f" cores: take nodes of more than {found.cores}{too_few}, or build with fewer instances or threads"
         )
     if not replicas.planned and replicas.min_replicas == replicas.max_replicas:
         notes.append(

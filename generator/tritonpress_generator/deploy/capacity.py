@@ -46,6 +46,12 @@ class Replicas(_Part):
     target_us: _Positive
 
 
+class Machine(_Part):
+    """The one that was measured."""
+
+    cores: int = Field(gt=0)
+
+
 class Plan(_Part):
     """A `plan.json`, as far as it matters here."""
 
@@ -53,6 +59,8 @@ class Plan(_Part):
     demand: Demand
     service: Service
     kubernetes: Replicas
+    machine: Machine | None = None
+    """None where the load came from another one."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,8 @@ class Capacity:
     spread_zones: bool
     """Whether a zone that has no room stops a server from being placed elsewhere."""
     planned: bool
+    measured_cores: int | None = None
+    """Of the machine that the plan was measured on, where it is known."""
 
 
 def read(path: Path | None, *, p99_ms: float | None, models: Sequence[str], queue_delay_us: int) -> Capacity:
@@ -109,6 +119,7 @@ def read(path: Path | None, *, p99_ms: float | None, models: Sequence[str], queu
         p99_ms=p99_ms or plan.demand.p99_ms,
         spread_zones=plan.demand.survive == "zone",
         planned=True,
+        measured_cores=plan.machine.cores if plan.machine else None,
     )
 
 

@@ -115,7 +115,7 @@ def _triton(served: Served, settings: Settings, image: str, repository: str) -> 
             "interval": "10s",
             "timeout": "5s",
             "retries": 3,
-            "start_period": "300s",
+            "start_period": f"{served.startup_s}s",
         },
         "deploy": {"resources": resources},
     }

@@ -46,11 +46,11 @@ def packages(served: Sequence[str], settings: Settings) -> list[str]:
 
 
 def files(
-    *, release: str, locked: Sequence[Package], command: Sequence[str], settings: Settings
+    *, release: str, locked: Sequence[Package], command: Sequence[str], startup_s: int, settings: Settings
 ) -> dict[str, str | bytes | Path]:
     """Returns the files of the build's context by their paths; a path stands for its file's content."""
     context: dict[str, str | bytes | Path] = {
-        "Dockerfile": _dockerfile(release, command, bool(locked), settings),
+        "Dockerfile": _dockerfile(release, command, bool(locked), startup_s, settings),
         "healthcheck.py": _PACKAGE / "deploy" / "image_files" / "healthcheck.py",
     }
     if settings.guarded:
@@ -66,7 +66,7 @@ def files(
     return context
 
 
-def _dockerfile(release: str, command: Sequence[str], has_packages: bool, settings: Settings) -> str:
+def _dockerfile(release: str, command: Sequence[str], has_packages: bool, startup_s: int, settings: Settings) -> str:
     base = triton_image(release)
     install = [
         "python3", "-m", "pip", "install", "--no-cache-dir", "--no-deps", "--only-binary=:all:", "--require-hashes",
@@ -102,7 +102,7 @@ def _dockerfile(release: str, command: Sequence[str], has_packages: bool, settin
             f"ENV {path}PYTHONDONTWRITEBYTECODE=1",
             f"USER {USER}:{USER}",
             f"EXPOSE {GRPC} {HTTP} {METRICS}",
-            f"HEALTHCHECK --interval=10s --timeout=5s --start-period=300s CMD {json.dumps(HEALTHCHECK)}",
+            f"HEALTHCHECK --interval=10s --timeout=5s --start-period={startup_s}s CMD {json.dumps(HEALTHCHECK)}",
             "# NVIDIA's entry point, which makes CUDA fit the driver and then becomes this command, stays.",
             f"CMD {json.dumps(command)}",
             "",

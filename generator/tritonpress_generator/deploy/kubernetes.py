@@ -105,7 +105,7 @@ def _deployment(
             # A new build, or release, has another template: servers are added before others go.
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
             "minReadySeconds": 10,
-            "progressDeadlineSeconds": 2 * pods.startup_s(served),
+            "progressDeadlineSeconds": 2 * served.startup_s,
             "revisionHistoryLimit": 5,
             "template": {
                 "metadata": {"labels": {**labels, COMPONENT: JOB}, "annotations": {"tritonpress/builds": builds}},

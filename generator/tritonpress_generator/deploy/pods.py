@@ -33,11 +33,6 @@ _TLS = "grpc-tls"
 _FETCH = {"s3": (S3_IMAGE, ["aws", "s3", "cp", "--only-show-errors"]), "gs": (GCS_IMAGE, ["gcloud", "storage", "cp"])}
 
 
-def startup_s(served: Served) -> int:
-    """Returns how long a server may take to load: on a GPU, engines may be compiled first."""
-    return 1800 if served.needs_gpu else 300
-
-
 def claim(settings: Settings) -> str:
     """Returns the name of the volume claim with the repository in it, where there is no bundle."""
     return f"{settings.name}-repository"
@@ -113,7 +108,7 @@ def _triton(served: Served, settings: Settings, image: str, command: Sequence[st
             {"name": "shared-memory", "mountPath": "/dev/shm"},
             *({"name": name, "mountPath": folder, "readOnly": True} for name, folder, _ in _secrets(settings)),
         ],
-        "startupProbe": {**_probe("ready"), "failureThreshold": startup_s(served) // _PROBE_S},
+        "startupProbe": {**_probe("ready"), "failureThreshold": served.startup_s // _PROBE_S},
         "readinessProbe": {**_probe("ready"), "failureThreshold": 2},
         "livenessProbe": {**_probe("live"), "failureThreshold": 6},
         # Endpoints are taken back while the server still answers; then SIGTERM drains it.
@@ -185,7 +180,8 @@ def _unpack(image: str, sha256: str | None) -> dict[str, Any]:
 
 
 def _modest() -> dict[str, Any]:
-    return {"requests": {"cpu": "500m", "memory": f"{_FETCH_MIB}Mi"}, "limits": {"memory": f"{_FETCH_MIB}Mi"}}
+    # Requests that equal limits, as in overlay `cpu`: else no container of the pod gets cores of its own.
+    return {kind: {"cpu": "1", "memory": f"{_FETCH_MIB}Mi"} for kind in ("requests", "limits")}
 
 
 def _locked() -> dict[str, Any]:

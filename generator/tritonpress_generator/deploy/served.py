@@ -79,6 +79,11 @@ class Served:
         """For requests and answers between Triton and its Python processes."""
         return 64 + 32 * len(self.python_steps)
 
+    @property
+    def startup_s(self) -> int:
+        """How long a server may take to load: on a GPU, engines may be compiled first."""
+        return 1800 if self.needs_gpu else 300
+
 
 def read(repository: Path) -> Served:
     """Returns what `repository` serves, every file being as its manifest says.

@@ -6,18 +6,20 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tritonpress_generator import workplace
 from tritonpress_generator.errors import InputError
 
 RECORD = "deploy.json"
 """What was generated of what, and the sha256 of each file."""
 SCHEMA = "tritonpress-deploy/1"
+_STAGING = ".deploy-"
+"""With which the folders begin that a call writes in; one that was killed leaves its own."""
 _CHUNK = 1 << 20
 
 Content = str | bytes | Path
@@ -32,11 +34,13 @@ def yaml_text(content: Mapping[str, Any]) -> str:
 def earlier(out: Path) -> dict[str, Any]:
     """Returns the record of what was generated into `out` before; empty if that is a new or an empty folder.
 
+    One in which a first call was killed before it had put anything in its place counts as empty.
+
     Raises:
         InputError: It is something else.
     """
     try:
-        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        if not out.exists() or (out.is_dir() and all(path.name.startswith(_STAGING) for path in out.iterdir())):
             return {}
         record: dict[str, Any] = json.loads((out / RECORD).read_text(encoding="utf-8"))
         if record["schema"] != SCHEMA or not isinstance(record["files"], dict):
@@ -66,19 +70,21 @@ def write(out: Path, files: Mapping[str, Content], about: Mapping[str, Any]) -> 
     before: dict[str, str] = earlier(out).get("files", {})
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".deploy-", dir=out) as work:
-            new = {path: _stage(content, Path(work) / path) for path, content in files.items()}
+        with workplace.within(out, _STAGING) as work:
+            new = {path: _stage(content, work / path) for path, content in files.items()}
             for path in sorted({*new, *before}):
                 _check_unchanged(out, path, {before.get(path), new.get(path)})
-            for path in new:
-                (out / path).parent.mkdir(parents=True, exist_ok=True)
-                (Path(work) / path).replace(out / path)
             record = {"schema": SCHEMA, **about, "files": new}
-            _stage(json.dumps(record, indent=2, ensure_ascii=False) + "\n", Path(work) / RECORD)
-            (Path(work) / RECORD).replace(out / RECORD)
-        for path in set(before) - set(new):
-            (out / path).unlink(missing_ok=True)
-            _remove_empty(out, (out / path).parent)
+            _stage(json.dumps(record, indent=2, ensure_ascii=False) + "\n", work / RECORD)
+            # A call that is killed can be given again: the record knows what there is, before it or by it.
+            for path in new if before else (RECORD, *new):
+                (out / path).parent.mkdir(parents=True, exist_ok=True)
+                (work / path).replace(out / path)
+            for path in set(before) - set(new):
+                (out / path).unlink(missing_ok=True)
+                _remove_empty(out, (out / path).parent)
+            if before:
+                (work / RECORD).replace(out / RECORD)
     except OSError as exc:
         raise InputError(f"--out {out}: cannot be written ({exc}); run it again, or give another") from exc
 

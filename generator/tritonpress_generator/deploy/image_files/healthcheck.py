@@ -1,4 +1,4 @@
-"""Says by its exit status whether Triton's HTTP port, its one argument, says that all models are ready."""
+"""Says by its exit status whether Triton's HTTP port, its one argument, says that it serves."""
 
 import sys
 import urllib.error
