@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import yaml
+from killed_work import victims_of
 from tiny_sources import write_recipe
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonpress_generator import cli, export, repository
@@ -225,20 +223,13 @@ def test_repository_that_is_a_file_is_refused(sources: Path, capsys: pytest.Capt
     assert target.read_text() == "mine"
 
 
-KILLED = """
-import os, shutil, signal, sys
+WRITTEN = """
+import shutil, sys
 from pathlib import Path
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonpress_generator import repository
-left = int(sys.argv[2])
-target = Path(sys.argv[1])
-def counted(event, arguments):
-    # Every change of a name in the repository passes here: folders made, files opened, renamed and removed.
-    global left
-    if event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "open") and str(target) in str(arguments[:2]):
-        left -= 1
-        if left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+def prepare(victim):
+    shutil.copytree(sys.argv[3], victim)
 def step(role):
     def write(folder):
         folder.mkdir(parents=True)
@@ -249,9 +240,10 @@ def ensemble(names):
     for name in names.values():
         config.ensemble_scheduling.step.add(model_name=name, model_version=-1)
     return config
-steps = [step(role) for role in ("tokenizer", "engine", "postprocessing")]
-sys.addaudithook(counted)
-repository.write(target, "recommendation", steps, ensemble, {"workload": "recommendation", "golden": {}})
+def work(victim):
+    steps = [step(role) for role in ("tokenizer", "engine", "postprocessing")]
+    manifest = {"workload": "recommendation", "golden": {}}
+    repository.write(Path(victim), "recommendation", steps, ensemble, manifest)
 """
 
 
@@ -259,17 +251,10 @@ def test_writing_killed_at_any_moment_leaves_a_whole_repository(model_repo: Path
     """Kills the writing of another build at each touch of the file system in turn, until it is let through."""
     old = repository.read_manifest(model_repo, "recommendation")["build"]
     builds = []
-    for allowed in range(0, 1000, 4):
-        victim = Path(shutil.copytree(model_repo, model_repo.with_name(f"victim-{allowed}")))
-        done = subprocess.run(
-            [sys.executable, "-c", KILLED, str(victim), str(allowed)], capture_output=True, text=True, check=False
-        )
-        assert done.returncode in {0, -signal.SIGKILL}, done.stderr
+    for victim in victims_of(WRITTEN, model_repo.with_name("victim"), str(model_repo), step=4):
         manifest = repository.read_manifest(victim, "recommendation")
         assert repository.changed_files(victim, manifest) == []
         builds.append(manifest["build"])
-        if done.returncode == 0:
-            break
     assert len(builds) > 10
     assert builds[0] == old
     assert builds[-1] != old

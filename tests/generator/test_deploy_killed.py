@@ -3,56 +3,34 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from deployments import deploy, use_index, write_repository
+from killed_work import victims_of
 from tritonpress_generator.deploy import tree
 
 FIRST = {"a": "old", "b/c": "old", "d/e": "old", "f": "same"}
 SECOND = {"a": "new", "b/c": "new", "f": "same", "g/h/i": "new"}
-KILLED = """
-import json, os, signal, sys
+WRITTEN = """
+import json, sys
 from pathlib import Path
 from tritonpress_generator.deploy import tree
-folder, first, second = Path(sys.argv[1]), *map(json.loads, sys.argv[2:])
-def write(out, left):
-    def counted(event, arguments):
-        nonlocal left
-        # Every change of a name in the folder passes here: folders made, files opened, renamed and removed.
-        if event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "open") and str(out) in str(arguments[:2]):
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-    sys.addaudithook(counted)
-    tree.write(out, second, {})
-    os._exit(0)
-for allowed in range(200):
-    out = folder / f"victim-{allowed:03}"
+first, second = map(json.loads, sys.argv[3:])
+def prepare(victim):
     if first:
-        tree.write(out, first, {})
-    child = os.fork()  # of a process that has all it needs imported: a new one takes seconds
-    if not child:
-        write(out, allowed)
-    _, status = os.waitpid(child, 0)
-    print(out, os.waitstatus_to_exitcode(status), flush=True)
-    if os.WIFEXITED(status):
-        break
+        tree.write(Path(victim), first, {})
+def work(victim):
+    tree.write(Path(victim), second, {})
 """
 
 
 @pytest.mark.parametrize("first", [{}, FIRST], ids=["a first deploy", "another deploy"])
 def test_writing_killed_at_any_moment_is_done_again(tmp_path: Path, first: dict[str, str]) -> None:
     """Kills it at each touch of the file system in turn; the same call again then does the rest."""
-    command = [sys.executable, "-c", KILLED, str(tmp_path), json.dumps(first), json.dumps(SECOND)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    victims = [line.split() for line in done.stdout.splitlines()]
-    assert [int(status) for _, status in victims] == [-signal.SIGKILL] * (len(victims) - 1) + [0]
+    victims = victims_of(WRITTEN, tmp_path / "victim", json.dumps(first), json.dumps(SECOND))
     assert len(victims) > 2 * len(SECOND)
-    for out in (Path(name) for name, _ in victims):
+    for out in victims:
         tree.write(out, SECOND, {})
         found = {path.relative_to(out).as_posix(): path.read_text() for path in out.rglob("*") if path.is_file()}
         assert tree.earlier(out)["files"].keys() == SECOND.keys()

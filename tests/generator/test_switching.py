@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from killed_work import victims_of
 from switched_builds import CANARY, NAME, old_and_new, run, states
 from tritonpress_generator import builds, repository, workplace
 
@@ -151,42 +149,22 @@ def test_a_workload_is_changed_by_one_process_at_a_time(model_repo: Path, capsys
     assert run("promote", model_repo, NAME) == 0
 
 
-KILLED = """
-import os, shutil, signal, sys
-from pathlib import Path
+PROMOTED = """
+import shutil, sys
 from tritonpress_generator import cli, switching
-model_repo = Path(sys.argv[1])
-def promote(victim, left):
-    def counted(event, arguments):
-        nonlocal left
-        # Every change of a name in the repository passes here: folders made, files opened, renamed and removed.
-        if event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "open") and victim in str(arguments[:2]):
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-    sys.addaudithook(counted)
+def prepare(victim):
+    shutil.copytree(sys.argv[3], victim)
+def work(victim):
     command = ["promote", victim, "recommendation", "--keep", "0"]
-    os._exit(cli.main(command) or cli.main(command))  # the first switches, the second removes what served before
-for allowed in range(0, 800, 9):
-    victim = str(shutil.copytree(model_repo, model_repo.with_name(f"victim-{allowed:03}")))
-    child = os.fork()  # of a process that has all it needs imported: a new one takes seconds
-    if not child:
-        promote(victim, allowed)
-    _, status = os.waitpid(child, 0)
-    print(victim, os.waitstatus_to_exitcode(status), flush=True)
-    if os.WIFEXITED(status):
-        break
+    return cli.main(command) or cli.main(command)  # the first switches, the second removes what served before
 """
 
 
 def test_promote_killed_at_any_moment_leaves_a_whole_repository(model_repo: Path) -> None:
     """Kills it at each touch of the file system in turn; the same command again then does the rest."""
     old, new = old_and_new(model_repo)
-    done = subprocess.run([sys.executable, "-c", KILLED, str(model_repo)], capture_output=True, text=True, check=True)
-    victims = [line.split() for line in done.stdout.splitlines() if line.startswith("/")]
-    assert [int(status) for _, status in victims] == [-signal.SIGKILL] * (len(victims) - 1) + [0]
     seen = []
-    for victim in (Path(name) for name, _ in victims):
+    for victim in victims_of(PROMOTED, model_repo.with_name("victim"), str(model_repo), step=9):
         whole(victim)
         seen.append(builds.served(victim, NAME))
         for _ in range(2):
