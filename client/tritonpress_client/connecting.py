@@ -75,15 +75,23 @@ def _metadata(arguments: argparse.Namespace) -> Metadata | None:
     """Returns what goes with each request."""
     token_file: Path | None = arguments.token_file
     if token_file is not None:
-        return BearerToken(lambda: _read(token_file).decode(), lifetime_s=60)
+        return BearerToken(lambda: _token(token_file), lifetime_s=60)
     if arguments.admin_token_file is not None:
-        return {ADMIN_METADATA: _read(arguments.admin_token_file).decode().strip()}
+        return {ADMIN_METADATA: _token(arguments.admin_token_file)}
     return None
 
 
 def connected(kind: type[_Client], arguments: argparse.Namespace) -> _Client:
     """Returns a client of the model that the arguments name."""
     return kind(targets(arguments), model=arguments.model, timeout_s=arguments.timeout_s, options=options(arguments))
+
+
+def _token(path: Path) -> str:
+    """Returns the token in a file, without the white space around it."""
+    token = _read(path).decode(errors="replace").strip()
+    if not (token.isascii() and token.isprintable()):
+        raise InvalidInputError(f"{path} must hold a token of printable ASCII alone; put nothing else into the file")
+    return token
 
 
 def _read(path: Path) -> bytes:

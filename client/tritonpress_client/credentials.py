@@ -100,7 +100,7 @@ def sent_metadata(options: Options, context: Mapping[str, str]) -> list[tuple[st
     except TritonpressError:
         raise
     except Exception as exc:
-        # Its words may hold a secret.
+        # The user's own code may raise anything; its words may hold a secret.
         said = f"`Options.metadata` raised {type(exc).__name__}, and gave no headers; correct what the cause says"
         raise AccessDeniedError(said) from exc
     for name, value in pairs:

@@ -226,6 +226,20 @@ def test_bad_files_are_named(
     assert words in error
 
 
+@pytest.mark.parametrize("option", ["--token-file", "--admin-token-file"])
+@pytest.mark.parametrize("content", [b"tok\xc3\xa9n\n", b"\xff\xfe", b"two\nlines\n"])
+def test_file_that_holds_no_token_is_named(
+    url: str, tmp_path: Path, option: str, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "token"
+    file.write_bytes(content)
+    arguments = ["recommend", "red lamp", "--url", url, option, str(file)]
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == (
+        f"tritonpress-query: {file} must hold a token of printable ASCII alone; put nothing else into the file\n"
+    )
+
+
 @pytest.mark.parametrize("command", [["recommend", "a"], ["health"]])
 def test_an_unreachable_server_ends_with_2(
     command: list[str], unreachable_url: str, capsys: pytest.CaptureFixture[str]
