@@ -72,11 +72,13 @@ class Calls:
     async def close(self) -> None:
         """Closes the channels."""
         self._closed = True
-        for regions in list(self._regions.values()):
-            await regions.close(time.monotonic() + _PROBE_S)
-        for endpoint in self.balancer.endpoints:
-            if (channel := endpoint.forget_channel()) is not None:
-                await self.transport.close_channel(channel)  # type: ignore[attr-defined]
+        try:
+            for regions in list(self._regions.values()):
+                await regions.close(time.monotonic() + _PROBE_S)
+        finally:
+            for endpoint in self.balancer.endpoints:
+                if (channel := endpoint.forget_channel()) is not None:
+                    await self.transport.close_channel(channel)  # type: ignore[attr-defined]
 
     async def call(self, method: str, request: Any, *, model: str = "", deadline: float | None = None) -> Any:
         """Returns the answer of one of the servers.

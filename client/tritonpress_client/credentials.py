@@ -114,11 +114,23 @@ def sent_metadata(options: Options, context: Mapping[str, str]) -> list[tuple[st
 
 
 def expire_metadata(options: Options) -> bool:
-    """Returns whether another value can be had for the next attempt, after a server has denied access."""
+    """Returns whether another value can be had for the next attempt, after a server has denied access.
+
+    Raises:
+        AccessDeniedError: What gives the metadata has raised something.
+    """
     expire = getattr(options.metadata, "expire", None)
-    if expire is not None:
+    if expire is None:
+        return False
+    try:
         expire()
-    return expire is not None
+    except TritonpressError:
+        raise
+    except Exception as exc:
+        # As above.
+        said = f"`Options.metadata.expire` raised {type(exc).__name__}, and gave no way on; correct what the cause says"
+        raise AccessDeniedError(said) from exc
+    return True
 
 
 def _after_fork() -> None:

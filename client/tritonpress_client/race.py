@@ -245,7 +245,12 @@ class Race:
             or (kind is ModelUnavailableError and (elsewhere or is_overloaded(error)))
         )
         if kind is AccessDeniedError and not self._denied:
-            self._denied = again = expire_metadata(calls.options)
+            try:
+                self._denied = again = expire_metadata(calls.options)
+            except TritonpressError:
+                if not self._flights:
+                    raise
+                # What is on its way may still be answered.
             elsewhere = again
         if not again:
             # A request that is at fault is so everywhere; else what is on its way may still be answered.

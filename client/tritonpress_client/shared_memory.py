@@ -308,7 +308,7 @@ class Regions:
                 if time.monotonic() >= min(end, deadline):
                     return
                 await self._sleep(_MOMENT_S)
-        except grpc.RpcError:
+        except (grpc.RpcError, TritonpressError):
             return  # it cannot be asked: another time
         finally:
             with self._lock:

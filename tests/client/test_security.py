@@ -166,6 +166,25 @@ def test_what_is_denied_is_asked_again_with_a_fresh_value(guarded: TritonServer,
     assert gate.fetched[-1] == SECRET
 
 
+class SealedGate(Gate):
+    """Cannot learn another value."""
+
+    def expire(self) -> None:
+        """Raises what the user's own code may."""
+        raise OSError(SECRET)
+
+
+def test_what_expiring_raises_is_told(guarded: TritonServer, certificates: Certificates) -> None:
+    options = Options(tls=tls(certificates), metadata=SealedGate())
+    with (
+        Recommender(guarded.grpc_url, options=options) as recommender,
+        pytest.raises(AccessDeniedError, match=r"`Options.metadata.expire` raised OSError, and gave no way") as caught,
+    ):
+        recommender.recommend("red lamp")
+    assert isinstance(caught.value.__cause__, OSError)
+    assert SECRET not in str(caught.value)
+
+
 def test_a_token_is_fetched_again_when_it_is_old() -> None:
     tokens = iter(["first", "second", "third"])
     token = BearerToken(lambda: next(tokens), lifetime_s=1000)

@@ -184,6 +184,27 @@ def test_a_guarded_server_wants_its_token(guarded: TritonServer) -> None:
     assert not regions(guarded.grpc_url, TOKEN)
 
 
+def test_a_token_that_is_not_had_does_not_keep_a_connection_from_closing(servers: tuple[Served, Served]) -> None:
+    gone = [False]
+
+    def metadata() -> dict[str, str]:
+        if gone[0]:
+            raise OSError("the vault is sealed")
+        return {}
+
+    options = Options(shared_memory=SharedMemory(least_bytes=1), metadata=metadata)
+    recommender = Recommender(servers[0].url, options=options)
+    recommender.recommend("red lamp")
+    (region,) = regions(servers[0].url)
+    gone[0] = True
+    recommender.close()
+    assert [endpoint.forget_channel() for endpoint in recommender._calls.balancer.endpoints] == [None]
+    # Nobody could ask the server any more to give the region back.
+    with grpc.insecure_channel(servers[0].url) as plain:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(plain)
+        stub.SystemSharedMemoryUnregister(service_pb2.SystemSharedMemoryUnregisterRequest(name=region))
+
+
 def test_a_server_that_cannot_open_the_memory_is_named(
     servers: tuple[Served, Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
