@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -127,6 +128,31 @@ def test_a_context_of_white_space_has_no_answer() -> None:
     assert answers["START"].tolist() == answers["END"].tolist() == [[0, 0]]
 
 
+@pytest.mark.parametrize("n_best", [2, 100])
+def test_a_context_of_one_character_takes_no_more_work_than_it_is_long(n_best: int) -> None:
+    """All of its spans are one and the same answer, so that there is no second one, however many of them are tried."""
+    token = "\u200d."
+
+    def calls(tokens: int) -> int:
+        """Counts the calls of functions, of Python and of C, that an answer takes."""
+        ends = 1 + len(token) * np.arange(1, tokens + 1)
+        spans = np.concatenate([np.full((QUESTION_TOKENS, 2), -1), np.stack([ends - 1, ends], 1)]).astype(np.int32)
+        scores = np.random.default_rng(0).normal(size=(2, len(spans))).astype(np.float32)
+        pieces = {"lengths": np.array([len(spans)]), "counts": np.array([1]), "spans": spans}
+        texts = {"CONTEXT": np.array([("a" + token * tokens).encode()], np.object_)}
+        answering = Postprocessor(n_best=n_best, max_answer_length=8, null_threshold=None)
+        events: list[str] = []
+        sys.setprofile(lambda frame, event, argument: events.append(event))
+        try:
+            answers = answering({"start": scores[0], "end": scores[1]}, pieces, texts)
+        finally:
+            sys.setprofile(None)
+        assert (answers["ANSWER"][0] != b"").sum() == 1
+        return sum(event in {"call", "c_call"} for event in events)
+
+    assert calls(160) < 3 * calls(80)
+
+
 def test_a_question_is_answered_alike_alone_and_among_others() -> None:
     generator = np.random.default_rng(0)
     lengths = np.array([9, 12, 7, 30])
@@ -150,8 +176,10 @@ def test_a_question_is_answered_alike_alone_and_among_others() -> None:
 def test_no_character_is_cut(text: str, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(text) - 1))
     end = data.draw(st.integers(start + 1, len(text)))
-    first, last = whole_characters(text, start, end)
-    assert 0 <= first <= last <= len(text)
+    begins, ends = whole_characters(text)
+    first, last = begins[start], ends[end]
+    assert 0 <= first <= len(text)
+    assert 0 <= last <= len(text)
     if first < last:
         assert not text[first].isspace()
         assert not text[last - 1].isspace()
@@ -174,8 +202,8 @@ def test_no_character_is_cut(text: str, data: st.DataObject) -> None:
 )
 def test_what_belongs_together_is_kept(text: str, cut: str, whole: str) -> None:
     start = text.index(cut)
-    first, last = whole_characters(text, start, start + len(cut))
-    assert text[first:last] == whole
+    begins, ends = whole_characters(text)
+    assert text[begins[start] : ends[start + len(cut)]] == whole
 
 
 def test_settings_survive_the_folder(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -144,50 +144,62 @@ class Postprocessor:
         """Returns score, first and last character of the best spans, best first, none of them twice.
 
         White space alone, which some tokenizers make tokens of, answers nothing; where all is, no answer is the best.
+        Each answer is looked for among all spans once: many of them may be one and the same, as windows overlap, and as
+        tokens of one character do, so that a context could be made in which the best ones are nearly all the same.
         """
-        flat = table.ravel()
-        count = 1 if self.n_best == 1 else 4 * self.n_best
-        while True:
-            count = min(count, flat.size)
-            if count == 1:
-                top = np.array([flat.argmax()])
-            else:
-                top = np.argpartition(-flat, count - 1)[:count]
-                top = top[np.lexsort((top, -flat[top]))]
-            found: dict[tuple[int, int], float] = {}
-            for index in top[np.isfinite(flat[top])].tolist():
-                first, more = divmod(index, table.shape[1])
-                start, end = whole_characters(context, int(spans[first, 0]), int(spans[first + more, 1]))
-                if start < end:
-                    found.setdefault((start, end), float(flat[index]))
-            # Windows overlap, so that a span may be in two of them: then there must be more to choose from.
-            if len(found) >= self.n_best or count == flat.size:
-                return [(score, *place) for place, score in found.items()] or [(float(flat.max()), 0, 0)]
-            count *= 4
+        begins, ends = whole_characters(context)
+        starts = begins[spans[:, 0]]
+        finishes = np.append(ends[spans[:, 1]], np.zeros(table.shape[1] - 1, np.int64))
+        reached = np.lib.stride_tricks.sliding_window_view(finishes, table.shape[1])
+        left = np.where((starts[:, None] < reached) & np.isfinite(table), table, -np.inf)
+        found: list[tuple[float, int, int]] = []
+        while len(found) < self.n_best:
+            first, more = divmod(int(left.argmax()), table.shape[1])
+            score, start, end = float(left[first, more]), int(starts[first]), int(reached[first, more])
+            if score == -np.inf:
+                break
+            found.append((score, start, end))
+            same = np.flatnonzero(starts == start)
+            left[same] = np.where(reached[same] == end, -np.inf, left[same])
+        return found or [(float(table.max()), 0, 0)]
 
 
-def whole_characters(text: str, start: int, end: int) -> tuple[int, int]:
-    """Returns `start` and `end` moved so that nothing that is seen as one character is cut, without outer white space.
+def whole_characters(text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns for each place of `text`, its end included, where what is cut there begins, and where it ends, whole.
 
-    A tokenizer may leave out combining marks, and end a token in front of them.
+    A part from place i to j is to be `text[begins[i]:ends[j]]`: nothing that is seen as one character is cut, and there
+    is no outer white space; where there is nothing else, it begins behind its end. A tokenizer may leave out combining
+    marks, and end a token in front of them.
     """
-    while start > 0 and _continues(text, start):
-        start -= 1
-    while end < len(text) and _continues(text, end):
-        end += 1
-    while start < end and text[start].isspace():
-        start += 1
-    while start < end and text[end - 1].isspace():
-        end -= 1
-    return start, end
+    places = np.arange(len(text) + 1)
+    codes = np.frombuffer(text.encode("utf-32-le"), np.dtype("<u4"))
+    solid = ~_are(str.isspace, text, codes)
+    begins = ends = places
+    if (inside := _are(_continues, text, codes)).any():
+        inside[1:] |= codes[:-1] == ord(_JOINER)
+        inside[0] = False  # nothing is before it
+        whole = np.append(~inside, True)
+        begins, ends = _last(places, whole), _next(places, whole)
+    return _next(places, np.append(solid, True))[begins], _last(places, np.append(True, solid))[ends]
 
 
-def _continues(text: str, index: int) -> bool:
-    """Says whether the character at `index` belongs to the one before."""
-    character = text[index]
-    return (
-        unicodedata.category(character) in _EXTENDING
-        or character == _JOINER
-        or text[index - 1] == _JOINER
-        or ord(character) in _MODIFIERS
-    )
+def _are(kind: Callable[[str], bool], text: str, codes: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Says of each character of `text`, whose code points are `codes`, whether it is of a kind; asks once for each."""
+    table = np.zeros(codes.max(initial=0) + 1, bool)
+    table[[ord(character) for character in set(text) if kind(character)]] = True
+    return table[codes]
+
+
+def _last(places: NDArray[np.int64], of: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Returns for each place the last one up to it that is `of` those, of which the first is one."""
+    return np.maximum.accumulate(np.where(of, places, 0))
+
+
+def _next(places: NDArray[np.int64], of: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Returns for each place the first one from it on that is `of` those, of which the last is one."""
+    return np.minimum.accumulate(np.where(of, places, places[-1])[::-1])[::-1]
+
+
+def _continues(character: str) -> bool:
+    """Says whether `character` belongs to the one before, whatever that is."""
+    return unicodedata.category(character) in _EXTENDING or character == _JOINER or ord(character) in _MODIFIERS
