@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_sources import WORDS
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from tritonpress_generator.steps.tokenizer.pair_encoder import PairEncoder
 from tritonpress_generator.steps.tokenizer.texts import InvalidTextError, encode_requests
 
@@ -26,6 +27,23 @@ def tokenizer(tiny_sources: Path) -> Tokenizer:
 @pytest.fixture(scope="module")
 def encoder(tokenizer: Tokenizer) -> PairEncoder:
     return make(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def expanding() -> Tokenizer:
+    """One of SentencePiece's kind, whose normalisation makes four words of U+FDFA."""
+    words = unicodedata.normalize("NFKC", "\ufdfa").split()
+    pieces = ["<unk>", "<pad>", "<s>", "</s>", "▁", "▁a", *(f"▁{word}" for word in words), *words]
+    tokenizer = Tokenizer(
+        models.Unigram([(piece, -float(len(pieces) - i)) for i, piece in enumerate(pieces)], unk_id=0)
+    )
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = [("<s>", CLS), ("</s>", SEP)]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=special
+    )
+    return tokenizer
 
 
 def make(tokenizer: Tokenizer, **settings: object) -> PairEncoder:
@@ -108,6 +126,18 @@ def test_a_long_question_is_cut_or_refused(tokenizer: Tokenizer, encoder: PairEn
     assert ids.index(SEP) == 1 + MAX_QUESTION
     with pytest.raises(InvalidTextError, match="must be at most 10 tokens, got 12; send less"):
         make(tokenizer, too_long="refuse").encode(*long)
+
+
+def test_a_question_is_as_long_as_what_it_is_normalised_to(expanding: Tokenizer) -> None:
+    """Of fewer bytes than it may have tokens; a context had no room beside it, at which the tokenizer panics."""
+    few = ["\ufdfa".encode() * 6], [b"a " * 60]
+    assert len(few[0][0]) == 18
+    sequences = make(expanding, max_question_length=18).encode(*few)
+    alone = expanding.encode("\ufdfa" * 4, add_special_tokens=False).ids
+    assert len(alone) == 16
+    assert all(ids[1 : ids.index(SEP)] == alone for ids in sequences.ids)
+    with pytest.raises(InvalidTextError, match="must be at most 18 tokens, got 24; send less"):
+        make(expanding, max_question_length=18, too_long="refuse").encode(*few)
 
 
 def test_requests_of_pairs_are_refused_one_by_one(encoder: PairEncoder) -> None:

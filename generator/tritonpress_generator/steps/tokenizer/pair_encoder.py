@@ -86,14 +86,15 @@ class PairEncoder:
     def _fitting(self, index: int, question: str) -> str:
         """Returns the part of `question` that fits, nearly always all of it."""
         most = self._max_question_length
-        if len(question.encode()) <= most:  # a token has a byte at least
+        # A token has a byte at least, and one may be put in front. What is not ASCII may be normalised to far more.
+        if question.isascii() and len(question) < most:
             return question
-        offsets = self._questions.encode(question, add_special_tokens=False).offsets
-        if len(offsets) <= most:
-            return question
-        if not self._cuts:
-            raise InvalidTextError(index, f"must be at most {most} tokens, got {len(offsets)}; send less")
-        return question[: offsets[most - 1][1]]
+        while len(offsets := self._questions.encode(question, add_special_tokens=False).offsets) > most:
+            if not self._cuts:
+                raise InvalidTextError(index, f"must be at most {most} tokens, got {len(offsets)}; send less")
+            # A character of several tokens is left out where not all of them fit.
+            question = question[: min(offsets[most - 1][1], len(question) - 1)]
+        return question
 
 
 def _spans(window: Encoding) -> NDArray[np.int32]:
