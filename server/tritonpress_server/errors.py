@@ -4,7 +4,7 @@
     ├── ServerNotInstalledError    the nvidia-pytriton wheel or a shared libpython is missing
     ├── SettingsError              a setting is out of range, or excludes another
     ├── PortInUseError             a port that was asked for is taken, or may not be used
-    ├── ModelRepositoryError       the repository is missing or empty, or a model in it failed to load
+    ├── ModelRepositoryError       the repository is missing, empty or unreadable, or a model in it failed to load
     ├── ServerStartError           it did not start for another reason; the last log lines follow
     └── ServerTimeoutError         it was not ready, or did not end, in the time that was given
 

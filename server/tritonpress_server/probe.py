@@ -38,6 +38,7 @@ def ready_models(address: str, *, http_port: int, headers: Mapping[str, str]) ->
 
     Raises:
         OSError: Nobody listens there.
+        http.client.HTTPException: It ends while it answers.
     """
     with contextlib.closing(http.client.HTTPConnection(address, http_port, timeout=TIMEOUT_S)) as connection:
         _, body = _ask(connection, "POST", "/v2/repository/index", body='{"ready": true}', headers=headers)

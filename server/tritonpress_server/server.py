@@ -1,6 +1,7 @@
 """`TritonServer`: the embedded tritonserver as a context manager that ends with its process."""
 
 import contextlib
+import http.client
 import os
 import subprocess
 import tempfile
@@ -107,17 +108,23 @@ class TritonServer:
         Raises:
             ServerNotInstalledError: The wheel or a shared libpython is missing.
             PortInUseError: A port that was given is taken, or the host is no address of this machine.
-            ModelRepositoryError: The repository is missing or empty, or a model in it failed to load.
+            ModelRepositoryError: The repository is missing, empty or may not be read, or a model in it failed to load.
             ServerTimeoutError: Loading took longer than `startup_timeout_s`.
             ServerStartError: Anything else; also where it runs already, or has ended without `stop()`.
         """
         if self._guard is not None:
             state = f"runs already (pid {pid})" if (pid := self.pid) else "has ended by itself"
             raise ServerStartError(f"this server {state}; stop() it or make another TritonServer")
-        models = self._models_to_load()
+        try:
+            arguments = [*self.settings.arguments(self.repository, self._models_to_load()), *self.extra_args]
+        except OSError as error:
+            raise ModelRepositoryError(
+                f"model repository {str(self.repository)!r} must be readable by the user who serves it, "
+                f"{error.filename} is not: {error.strerror}; allow uid {os.geteuid()} to read it"
+            ) from error
         for attempt in range(1, PORT_TRIES + 1):
             try:
-                self._start_once(models)
+                self._start_once(arguments)
                 break
             except PortInUseError:
                 if attempt == PORT_TRIES or None not in self._wanted_ports.values():
@@ -169,12 +176,17 @@ class TritonServer:
         """Name and version of each model that answers, sorted.
 
         Raises:
-            ServerStartError: It does not run.
+            ServerStartError: It does not run, or does not answer.
         """
         if self._guard is None:
             raise ServerStartError("this server does not run, so it serves nothing; start() it first")
         address = WILDCARDS.get(self.host, self.host)
-        return probe.ready_models(address, http_port=self._ports["http"], headers=self.settings.admin_headers())
+        try:
+            return probe.ready_models(address, http_port=self._ports["http"], headers=self.settings.admin_headers())
+        except (OSError, http.client.HTTPException) as error:
+            raise ServerStartError(
+                f"Triton must answer at {self.http_url}, it does not: {error}; see its log {self.log_path}"
+            ) from error
 
     def log_tail(self) -> str:
         """The last lines of the log that matter, without those about missing GPUs; empty where there is no log."""
@@ -198,7 +210,7 @@ class TritonServer:
                 )
         return models_to_load(self.repository) if self.models is None else list(self.models)
 
-    def _start_once(self, models: list[str]) -> None:
+    def _start_once(self, arguments: list[str]) -> None:
         runtime = find_runtime()
         self._ports = choose_ports(self.host, self._wanted_ports)
         log = self._open_log()
@@ -211,7 +223,7 @@ class TritonServer:
                 host=self.host,
                 ports=self._ports,
                 log=log,
-                arguments=[*self.settings.arguments(self.repository, models), *self.extra_args],
+                arguments=arguments,
             )
             self._pid = pid_of(self._guard)
             self._wait_until_ready(server_id=private.name)

@@ -199,6 +199,14 @@ def test_stop_lets_requests_in_flight_end_and_a_chosen_model_is_served_alone(tmp
         np.testing.assert_array_equal(answer.result()["y"], ONE)
 
 
+def test_a_server_that_ends_while_it_is_asked_what_it_serves_is_said(repository: Path) -> None:
+    with TritonServer(repository) as server:
+        os.kill(server.pid, signal.SIGKILL)
+        assert server.wait() == 128 + signal.SIGKILL
+        with pytest.raises(ServerStartError, match=rf"at {server.http_url}, it does not: .*refused; see its log /"):
+            server.served_models()
+
+
 @pytest.mark.parametrize("victim", ["parent", "guard"])
 def test_server_and_stubs_die_with_a_killed_process(repository: Path, tmp_path: Path, victim: str) -> None:
     script = (

@@ -1,5 +1,6 @@
 """`tritonpress-serve` as a process."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from tiny_models import write_model
 
 # A shell that starts the tests in the background ignores SIGINT, and its children with it.
 COMMAND = ["env", "--default-signal=INT", sys.executable, "-m", "tritonpress_server.cli"]
+# Root may read all, unless it has given up the right to.
+NOT_ALL = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
 FREE_PORTS = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
 
 
@@ -72,3 +75,24 @@ def test_bad_input_gives_status_2_and_one_line(tmp_path: Path) -> None:
     done = subprocess.run([*COMMAND, "x", "--grpc-port", "70000"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "argument --grpc-port: must be in [1, 65535], or 0 for a free port, got '70000'" in done.stderr
+
+
+@pytest.mark.parametrize("closed", [".", "add_one/config.pbtxt"])
+@pytest.mark.parametrize("chosen", [[], ["--model", "add_one"]])
+def test_a_repository_that_may_not_be_read_gives_status_2_and_its_remedy(
+    repository: Path, closed: str, chosen: list[str]
+) -> None:
+    place = repository / closed
+    mode = place.stat().st_mode
+    place.chmod(0)
+    command = [*NOT_ALL, *COMMAND, str(repository), *FREE_PORTS, *chosen]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    finally:
+        place.chmod(mode)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(
+        f"tritonpress-serve: model repository '{repository}' must be readable by the user who "
+    )
+    assert f", {place} is not: Permission denied; allow uid {os.geteuid()} to read it\n" in done.stderr
+    assert done.stderr.count("\n") == 1
