@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -115,29 +116,31 @@ def head(model: Any, checkpoint: Checkpoint, config: Config) -> tuple[SequenceHe
     return divided, Signature({"logits": Output(int(model.config.num_labels))})
 
 
-def labels_of(model_settings: Mapping[str, Any], config: Config, *, source: str) -> list[str]:
+def labels_of(model_settings: Mapping[str, Any], config: Config, *, logits: int | None, source: str) -> list[str]:
     """Returns the labels' names by the index of their logit.
 
     Args:
         model_settings: The checkpoint's `config.json`.
         config: The recipe's.
+        logits: How many the model gives.
         source: The checkpoint's name, for the message.
 
     Raises:
-        InputError: The checkpoint names none, or the recipe names another number of them.
+        InputError: Neither names labels, or who does names another number of them than the model has, or one twice.
     """
     given = {int(index): str(name) for index, name in (model_settings.get("id2label") or {}).items()}
-    named = [given[index] for index in sorted(given)]
-    if config.labels is not None:
-        if given and len(named) != len(config.labels):
-            raise InputError(
-                f"task.classification.labels: must be {len(named)} names (the checkpoint's labels), got "
-                f"{len(config.labels)}; correct the list"
-            )
-        return config.labels
-    if not named:
-        raise InputError(f"checkpoint {source}: names no labels (id2label); give task.classification.labels")
-    return named
+    names, place, remedy = config.labels, "task.classification.labels", "correct the list"
+    if names is None:
+        names = [given[index] for index in sorted(given)]
+        place, remedy = f"checkpoint {source}: id2label", "give task.classification.labels"
+    if not names:
+        raise InputError(f"checkpoint {source}: names no labels (id2label); {remedy}")
+    if len(names) != logits:
+        raise InputError(f"{place}: must be {logits} names (the checkpoint's labels), got {len(names)}; {remedy}")
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise InputError(f"{place}: must be names that differ, got {name!r} {count} times; {remedy}")
+    return names
 
 
 def postprocessor(
@@ -146,16 +149,17 @@ def postprocessor(
     """Returns what makes labels of the model's logits.
 
     Raises:
-        InputError: The data has a label that the model does not know.
+        InputError: The labels are not those of the logits, or the data has one that the model does not know.
     """
     config: Config = recipe.task.config
-    labels = labels_of(checkpoint.settings("config.json"), config, source=checkpoint.source)
+    logits = signature.outputs["logits"].width
+    labels = labels_of(checkpoint.settings("config.json"), config, logits=logits, source=checkpoint.source)
     for row in (*data.rows, *data.held_out):
         check_labels(row, labels)
     temperature = config.temperature
     if temperature is None and data.held_out:
-        logits = logits_of(recipe, infer, signature, tokenizer, data.held_out)
-        temperature = best_temperature(logits, data.held_out, labels, multi_label=config.multi_label)
+        answered = logits_of(recipe, infer, signature, tokenizer, data.held_out)
+        temperature = best_temperature(answered, data.held_out, labels, multi_label=config.multi_label)
     if temperature is None:
         temperature = checkpoint.chosen.get("temperature", 1.0)
     return Postprocessor(labels=labels, multi_label=config.multi_label, temperature=temperature)

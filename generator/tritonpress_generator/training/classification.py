@@ -78,7 +78,8 @@ def check(
     Raises:
         InputError: A text cannot be served, or has a label that the training data has not.
     """
-    labels = task.labels_of(settings, recipe.task.config, source=recipe.checkpoint.source)
+    logits = signature.outputs["logits"].width
+    labels = task.labels_of(settings, recipe.task.config, logits=logits, source=recipe.checkpoint.source)
     for row in examples:
         task.check_labels(row, labels)
     encoded(make_encoder(recipe, signature, tokenizer), task.texts_of(examples))
@@ -121,7 +122,8 @@ def features(
         InputError: A text cannot be read, or has a label that the model has not.
     """
     config: Config = recipe.finetune.config
-    labels = task.labels_of(settings, recipe.task.config, source=recipe.checkpoint.source)
+    logits = signature.outputs["logits"].width
+    labels = task.labels_of(settings, recipe.task.config, logits=logits, source=recipe.checkpoint.source)
     for row in examples:
         task.check_labels(row, labels)
     limits = task.encoder_settings(recipe, signature) | {"too_long": "cut"}
@@ -200,10 +202,11 @@ def judge(
     `settings` are the model's, and what was chosen.
     """
     config = recipe.task.config
-    labels = task.labels_of(settings, config, source=recipe.checkpoint.source)
+    logits = np.array(answers)
+    labels = task.labels_of(settings, config, logits=logits.shape[1], source=recipe.checkpoint.source)
     temperature = config.temperature or settings.get("temperature", 1.0)
     postprocessor = Postprocessor(labels=labels, multi_label=config.multi_label, temperature=temperature)
-    probability = postprocessor.probabilities(np.array(answers))
+    probability = postprocessor.probabilities(logits)
     truth = task.indicators(examples, labels)
     return lambda rows: task.scores(truth[rows], probability[rows], multi_label=config.multi_label)
 
@@ -213,6 +216,6 @@ def chosen(
 ) -> dict[str, Any]:
     """Returns the temperature that is chosen on the held-out examples."""
     config = recipe.task.config
-    labels = task.labels_of(settings, config, source=recipe.checkpoint.source)
     logits = np.array(answers)
+    labels = task.labels_of(settings, config, logits=logits.shape[1], source=recipe.checkpoint.source)
     return {"temperature": task.best_temperature(logits, examples, labels, multi_label=config.multi_label)}
