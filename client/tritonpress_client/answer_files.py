@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from tritonpress_client.errors import InvalidInputError, TritonpressError
-from tritonpress_client.request_files import Request
+from tritonpress_client.request_files import Request, for_csv
 
 
 class AnswerFile:
@@ -137,7 +137,7 @@ class AnswerFile:
         if not text:
             return 0
         # Not strict: a last row may have been cut inside its quotes.
-        rows = list(csv.reader(io.StringIO(text, newline="")))
+        rows = list(csv.reader(for_csv(text)))
         if rows[0] != self._header:
             raise ValueError("another header")
         last = rows[-1][0] if len(rows) > 1 else ""

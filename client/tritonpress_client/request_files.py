@@ -69,6 +69,12 @@ def read_text(path: Path) -> str:
         raise InvalidInputError(f"{path} is not UTF-8 ({exc.reason} at byte {exc.start}); convert it") from exc
 
 
+def for_csv(text: str) -> io.StringIO:
+    """Returns what `csv` reads `text` from, with fields as long as it: all its readers take 131,072 characters else."""
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    return io.StringIO(text, newline="")
+
+
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yields the lines that hold something, with their numbers."""
     for number, line in enumerate(read_text(path).split("\n"), start=1):
@@ -77,7 +83,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _rows(path: Path, keys: tuple[str, ...]) -> Iterator[Request]:
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    reader = csv.DictReader(for_csv(read_text(path)), strict=True)
     try:
         if missing := set(keys) - set(reader.fieldnames or ()):
             raise InvalidInputError(f"{path} must have a header with {', '.join(keys)}; it lacks {min(missing)}")
@@ -86,7 +92,8 @@ def _rows(path: Path, keys: tuple[str, ...]) -> Iterator[Request]:
                 raise InvalidInputError(f"{path}:{reader.line_num} has fewer columns than the header; complete it")
             yield Request(reader.line_num, {key: row[key] for key in keys})
     except csv.Error as exc:
-        raise InvalidInputError(f"{path}:{reader.line_num} is not CSV ({exc}); quote it") from exc
+        # The line that it is at; `line_num` is that of the last row.
+        raise InvalidInputError(f"{path}:{reader.reader.line_num} is not CSV ({exc}); quote it") from exc
 
 
 def _entry(path: Path, number: int, line: str, keys: tuple[str, ...]) -> dict[str, str]:

@@ -59,6 +59,7 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     text = read_text(path)
     name = path.name.removesuffix(".gz")
     if name.endswith((".csv", ".tsv")):
+        csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # of all readers, 131,072 by default
         stream = io.StringIO(text, newline="")
         if name.endswith(".csv"):
             reader = csv.DictReader(stream, strict=True)
@@ -68,7 +69,8 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             for row in reader:
                 yield reader.line_num, row
         except csv.Error as exc:
-            raise InputError(f"{path}:{reader.line_num}: is not CSV ({exc}); correct the line") from exc
+            # The line that it is at; `line_num` is that of the last row.
+            raise InputError(f"{path}:{reader.reader.line_num}: is not CSV ({exc}); correct the line") from exc
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():

@@ -52,6 +52,14 @@ def test_csv_and_jsonl_give_the_same_items(tmp_path: Path) -> None:
     assert load_items(tmp_path / "a.csv") == load_items(tmp_path / "a.jsonl")
 
 
+@pytest.mark.parametrize(("name", "between"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_an_item_may_be_as_long_in_csv_as_in_jsonl(tmp_path: Path, name: str, between: str) -> None:
+    long = "lamp " * 30_000
+    (tmp_path / name).write_text(f"{between.join(('id', 'title', 'text'))}\n{between.join(('1', 'Lamp', long))}\n")
+    write_jsonl(tmp_path / "a.jsonl", [{"id": "1", "title": "Lamp", "text": long}])
+    assert load_items(tmp_path / name) == load_items(tmp_path / "a.jsonl")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -84,7 +92,8 @@ def test_bad_catalogue_says_which_line(tmp_path: Path, content: bytes, message: 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("c.csv", b'id,title,text\na,t,"open\n', r"c\.csv:1: is not CSV"),
+        ("c.csv", b'id,title,text\na,t,"open\n', r"c\.csv:2: is not CSV"),
+        ("c.csv", b'id,title,"text\n', r"c\.csv:1: is not CSV"),
         ("c.csv", b"id,title,text\na,t\n", r"c\.csv:2: 'text' must be a string, got None"),
         ("c.jsonl.gz", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\xff\xff\xff", r"cannot be read"),
         ("c.jsonl.gz", b"plain", r"cannot be read"),
