@@ -59,7 +59,8 @@ class Settings:
     admin_token_file: str | None = None
     """Its token is then asked of whoever loads models, reads statistics, maps shared memory, or changes traces and
     logs; inference, metadata and health stay open. gRPC wants it as `triton-grpc-protocol-tritonpress-admin`, HTTP as
-    `tritonpress-admin`. tritonserver takes it on its command line alone, which its own user's processes can read."""
+    `tritonpress-admin`. tritonserver takes it on its command line alone, which every user of the host can read (`ps`)
+    unless `/proc` is mounted with `hidepid=2`."""
 
     def __post_init__(self) -> None:
         for name, least, most in (
