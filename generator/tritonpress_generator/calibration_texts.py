@@ -13,6 +13,7 @@ from tritonpress_generator.answering import Encoder, Texts, encoded, thinned
 from tritonpress_generator.calibration import FEWEST_TEXTS
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.recipe import Recipe
+from tritonpress_generator.records import read_text
 from tritonpress_generator.steps.tokenizer.sequences import Sequences
 from tritonpress_generator.steps.tokenizer.texts import InvalidTextError
 
@@ -110,10 +111,8 @@ def samples(recipe: Recipe, encoder: Encoder, data: Any) -> Texts:
 def _texts(recipe: Recipe, file: str, encoder: Encoder) -> Texts:
     """Returns the texts of a file that `recipe` names, one for each of the task's inputs a line."""
     path = recipe.file(file)
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as exc:
-        raise InputError(f"{path}: cannot be read ({exc}); correct serve.samples in the recipe") from exc
+    # Not splitlines(): it also breaks at characters that are of a text, such as U+2028.
+    lines = [line.removesuffix("\r") for line in read_text(path).split("\n") if line.strip()]
     if not lines:
         raise InputError(f"{path}: must have at least one text, got none; serve.samples has one a line")
     names = recipe.task.module.INPUTS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -13,7 +14,10 @@ class Journal:
     """Results by their key; who measures asks for each before it computes it, in the same order again."""
 
     def __init__(self, path: Path) -> None:
-        """Reads the file, which need not exist; a line that a kill has left unfinished is cut off."""
+        """Reads the file, which need not exist.
+
+        A line that a kill has left unfinished is cut off; one that a crash has spoilt is as if it were not there.
+        """
         self._path = path
         self._known: dict[str, dict[str, Any]] = {}
         self._asked: set[str] = set()
@@ -26,8 +30,9 @@ class Journal:
         if rest:
             path.write_bytes(whole + b"\n" if whole else b"")
         for line in whole.splitlines():
-            entry = json.loads(line)
-            self._known[entry["key"]] = entry["result"]
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+                entry = json.loads(line)
+                self._known[entry["key"]] = entry["result"]
 
     def get(self, key: str) -> dict[str, Any] | None:
         """Returns the result; None if it is not known."""

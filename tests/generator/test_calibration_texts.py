@@ -113,6 +113,16 @@ def test_too_few_texts_and_those_of_another_task_are_refused(
         assert chosen(change(recipe, graph=["fuse"])).texts == 7
 
 
+def test_a_line_of_samples_ends_where_one_of_json_does(tmp_path: Path) -> None:
+    """Other characters that end a line for Python are of the text, and a byte order mark is not."""
+    recipe = change(write_task(tmp_path, "question_answering"), graph=["fuse"], serve={"samples": "samples.txt"})
+    text = "which\tred\u2028lamp\r\n\nwhich\x85one\tred\x0clamp\n"
+    (tmp_path / "samples.txt").write_text(text, encoding="utf-8-sig", newline="")
+    workload = Workload.load(recipes.load(recipe), Progress())
+    texts = calibration_texts.samples(workload.recipe, workload.encoder, workload.data)
+    assert texts == {"QUESTION": ["which", "which\x85one"], "CONTEXT": ["red\u2028lamp", "red\x0clamp"]}
+
+
 def test_training_examples_of_another_task_are_refused(tmp_path: Path) -> None:
     recipe = with_examples(tmp_path, "classification")
     loaded = recipes.load(recipe)

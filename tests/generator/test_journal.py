@@ -23,3 +23,16 @@ def test_gives_back_what_was_put_and_cuts_off_what_a_kill_has_left(tmp_path: Pat
     assert path.read_bytes() == whole
     again.put("trial two", {"layers": 2}, {"score": 0.75, "seconds": 1.0})
     assert Journal(path).get("trial two") == {"score": 0.75, "seconds": 1.0}
+
+
+def test_a_line_that_a_crash_has_spoilt_is_measured_again(tmp_path: Path) -> None:
+    """A file system may leave zeros where a line was being written when the machine went down."""
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+    for number in range(3):
+        journal.put(f"trial {number}", {}, {"score": number, "seconds": 2.0})
+    first, second, third = path.read_bytes().splitlines(keepends=True)
+    for spoilt in (b"\0" * (len(second) - 1), second[: len(second) // 2], b"[]", b"{}", b"\xff"):
+        path.write_bytes(first + spoilt + b"\n" + third)
+        again = Journal(path)
+        assert [again.get(f"trial {number}") is not None for number in range(3)] == [True, False, True]

@@ -86,6 +86,16 @@ def test_places_nothing_where_another_build_serves_by_now(tuned: Path, tiny_sour
     assert [*written.place(tuned, result, {})] == [name]
 
 
+def test_what_can_be_run_of_a_build_can_be_run_of_the_tuned_one(tuned: Path) -> None:
+    """As the script that builds a plan of TensorRT."""
+    name, result = found_in(tuned)
+    (tuned / result.manifests[name]["steps"]["engine"] / "1" / "model.onnx").chmod(0o755)
+    (new,) = written.place(tuned, result, {}).values()
+    switching.promote(tuned, name, new, keep=1)
+    placed = tuned / builds.read_manifest(tuned, name)["steps"]["engine"] / "1" / "model.onnx"
+    assert placed.stat().st_mode & 0o777 == 0o755
+
+
 def manifest_of(engine: object, **more: Any) -> dict[str, Any]:
     recipe = {
         "name": "w",

@@ -119,7 +119,7 @@ def _step(
         for file in files:
             target = folder / file.removeprefix(version)
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path / file, target)
+            shutil.copy(path / file, target)  # with its mode: `build_plan.sh` is run
 
     own = pb.ModelConfig()
     own.CopyFrom(config)

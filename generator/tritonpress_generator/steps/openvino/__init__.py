@@ -1,1 +1,1 @@
-"""ONNX Runtime within a Python step."""
+"""OpenVINO within a Python step."""

@@ -23,7 +23,8 @@ class Postprocessor:
 
     A span's score is the sum of its first token's start score and its last token's end score; that no span is the
     answer has the sum of the scores of a window's first token, the lowest of all windows. Windows are scored together:
-    the probability of an answer is the softmax over all spans of all windows, and over there being none.
+    the probability of an answer is the softmax over all spans of all windows, and, where there is a threshold, over
+    there being none, whose score is lowered by it.
     Source: Devlin et al. 2019, section 4.3; Clark and Gardner 2018, "Simple and Effective Multi-Paragraph Reading
     Comprehension", for the normalisation over all windows.
     """
