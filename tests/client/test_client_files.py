@@ -239,19 +239,6 @@ def test_a_file_that_was_cut_anywhere_is_completed(
     assert path.read_bytes() == whole
 
 
-def test_texts_may_be_as_long_in_csv_as_in_jsonl(tmp_path: Path) -> None:
-    """Python's `csv` takes 131,072 characters unless it is told otherwise."""
-    long = "lamp " * 30_000
-    (tmp_path / "in.csv").write_text(f"query\n{long}\n")
-    asked = read_requests(tmp_path / "in.csv", "query")
-    assert [request.texts for request in asked] == [{"query": long}]
-    for _ in range(2):
-        with AnswerFile(tmp_path / "out.csv", ["query"], ["label"]) as file:
-            for request in file.rest(asked):
-                file.write(request, "labels", [{"label": "a"}])
-    assert (tmp_path / "out.csv").read_text().count(long) == 1
-
-
 def test_the_bar_on_a_terminal_and_the_lines_elsewhere() -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
