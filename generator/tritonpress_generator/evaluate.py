@@ -10,14 +10,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm import tqdm
 from tritonpress_client import Connection, TritonpressError
 
 from tritonpress_generator import forms, gate
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator import repository as repositories
-from tritonpress_generator.answering import Answers, Texts, columns, golden, listed, unlisted
+from tritonpress_generator.answering import Answers, Texts, golden, listed, unlisted
+from tritonpress_generator.asking import ask
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.first_checks import IN_PROCESS, check_target
 from tritonpress_generator.kept import Kept
@@ -156,18 +155,3 @@ def _gate(repository: Path, recipe: Recipe, data: Any, answers: Answers) -> None
     }
     stamps = [path.with_name(f"{path.name}.json") for path in plans]
     repositories.record(repository, recipe.name, known, [*plans, *stamps])
-
-
-def ask(connection: Connection, model: str, texts: Texts, *, batch: int) -> Answers:
-    """Returns what `model` answers to `texts`, asked `batch` at a time.
-
-    Raises:
-        TritonpressError: The server is not there, or refuses a request.
-    """
-    count = len(next(iter(texts.values())))
-    parts: list[Answers] = []
-    for start in tqdm(range(0, count, batch), desc="asking", unit="request", leave=False, disable=None):
-        part = columns(texts, slice(start, start + batch))
-        inputs = {name: np.array(column, np.object_)[:, None] for name, column in part.items()}
-        parts.append(connection.infer(model, inputs))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
