@@ -33,3 +33,19 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path, monke
     with workplace.scratch() as folder, workplace.scratch() as second:
         assert sorted(tmp_path.iterdir()) == sorted([*others, folder, second])
     assert sorted(tmp_path.iterdir()) == sorted(others)
+
+
+def test_a_folder_in_use_stays_whatever_runs_here_under_its_pid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    (left,) = tmp_path.iterdir()
+    # Of a process on another host, whose pid is that of one which runs here.
+    left.rename(tmp_path / f"tritonpress-work-{os.getppid()}-left")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with workplace.scratch() as folder:
+        used = folder.rename(tmp_path / "tritonpress-work-999999999-used")  # no pid is so large
+        with workplace.scratch() as second:
+            assert sorted(tmp_path.iterdir()) == sorted([used, second])
+        used.rename(folder)
+    assert not list(tmp_path.iterdir())
