@@ -23,9 +23,19 @@ def scratch() -> Iterator[Path]:
     """Yields a folder for what is needed for a while; those of processes that were killed are removed.
 
     It lies where the system has such folders (`TMPDIR`).
+
+    Raises:
+        InputError: It cannot be made or written, or there is no room in it.
     """
-    with within(Path(tempfile.gettempdir()), _SCRATCH) as folder:
-        yield folder
+    place = "TMPDIR"
+    try:
+        place = tempfile.gettempdir()
+        with within(Path(place), _SCRATCH) as folder:
+            yield folder
+    except OSError as exc:
+        raise InputError(
+            f"{place}: must have room for what is computed meanwhile ({exc}); make some, or set TMPDIR"
+        ) from exc
 
 
 @contextmanager

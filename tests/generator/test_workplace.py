@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
-from tritonpress_generator import workplace
+from tiny_sources import write_recipe
+from tritonpress_generator import cli, workplace
 
 KILLED = """
 import os, signal, sys, tempfile
@@ -49,3 +52,24 @@ def test_a_folder_in_use_stays_whatever_runs_here_under_its_pid(
             assert sorted(tmp_path.iterdir()) == sorted([used, second])
         used.rename(folder)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "onnxruntime_edge", "openvino"])
+def test_a_build_says_in_a_line_that_its_folder_has_no_room(
+    engine: str, tiny_sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = Path(shutil.copytree(tiny_sources, tmp_path / "sources"))
+    recipe = write_recipe(sources, engine=engine, graph=[])
+    place = tmp_path / "place"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # less than an engine has
+    try:
+        status = cli.main(["build", str(recipe), "--out", str(tmp_path / "out")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert status == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"tritonpress build: {place}: must have room for what is computed meanwhile (")
+    assert not list(place.iterdir())
