@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tritonpress_generator.errors import InputError
+from tritonpress_generator.errors import InputError, ScratchError
 
 _SCRATCH = "tritonpress-work-"
 _LOCK = ".lock"
@@ -25,7 +25,7 @@ def scratch() -> Iterator[Path]:
     It lies where the system has such folders (`TMPDIR`).
 
     Raises:
-        InputError: It cannot be made or written, or there is no room in it.
+        ScratchError: It cannot be made or written, or there is no room in it.
     """
     place = "TMPDIR"
     try:
@@ -33,7 +33,7 @@ def scratch() -> Iterator[Path]:
         with within(Path(place), _SCRATCH) as folder:
             yield folder
     except OSError as exc:
-        raise InputError(
+        raise ScratchError(
             f"{place}: must have room for what is computed meanwhile ({exc}); make some, or set TMPDIR"
         ) from exc
 

@@ -9,10 +9,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_sources import write_recipe
 from tritonpress_generator import cli, workplace
+from tritonpress_generator.errors import ScratchError
+from tritonpress_generator.search.trials import attempted
 
 KILLED = """
 import os, signal, sys, tempfile
@@ -73,3 +76,17 @@ def test_a_build_says_in_a_line_that_its_folder_has_no_room(
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"tritonpress build: {place}: must have room for what is computed meanwhile (")
     assert not list(place.iterdir())
+
+
+def test_a_search_takes_no_missing_folder_for_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it is refused it keeps, and the next run does not try it again."""
+
+    def measured() -> dict[str, Any]:
+        with workplace.scratch() as folder:
+            return {"size": folder.stat().st_size}
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert attempted(measured)["size"]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(ScratchError, match=r"none: must have room for what is computed meanwhile \("):
+        attempted(measured)
