@@ -115,7 +115,7 @@ def build_recipe(
     say.stage("export to ONNX" + "".join(f", {stage.word}" for stage in recipe.graph))
     # A search keeps in `work` what it has computed.
     kept = Kept(out / recipe.name / "kept", None if work is None else work / "kept")
-    kept.put(evaluate.BASELINE, evaluate.kept_baseline(workload.data.inputs, answers))
+    kept.put(evaluate.BASELINE, evaluate.kept_baseline(workload.checkpoint, workload.data.inputs, answers))
     source = workload.source(kept, material)
     candidates = forms.compile_forms(recipe, source)
     say.stage(f"lengths: {', '.join(candidates)}")

@@ -2,6 +2,7 @@
 
     GeneratorError           every error of this package; `exit_status` is the command's
     ├── InputError           the input is at fault (recipe, checkpoint, data, repository): status 2
+    ├── ScratchError         the temporary folder cannot be written, or is full; the input may be right: status 2
     ├── GateError            the build ran and what it made is beyond an agreed limit: status 1
     │   └── UndecidedError   or the examples are too few to say
     ├── VerificationError    the repository is served and answers otherwise than it should: status 1
@@ -30,6 +31,10 @@ class InputError(GeneratorError):
     """The input is at fault."""
 
     exit_status = 2
+
+
+class ScratchError(GeneratorError):
+    """The temporary folder cannot be made or written, or has no room; the input may be right."""
 
 
 class GateError(GeneratorError):

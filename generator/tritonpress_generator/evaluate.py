@@ -10,17 +10,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm import tqdm
 from tritonpress_client import Connection, TritonpressError
 
 from tritonpress_generator import forms, gate
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator import repository as repositories
-from tritonpress_generator.answering import Answers, Texts, columns, golden, listed, unlisted
+from tritonpress_generator.answering import Answers, Texts, golden, listed, unlisted
+from tritonpress_generator.asking import ask
+from tritonpress_generator.checkpoint import Checkpoint
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.first_checks import IN_PROCESS, check_target
 from tritonpress_generator.kept import Kept
+from tritonpress_generator.model_control import build_of, check_serves
 from tritonpress_generator.plans import pending
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.recipe import Recipe
@@ -57,7 +58,8 @@ def evaluate(
         wait_s: How long an endpoint may take until it is ready.
 
     Raises:
-        InputError: The recipe, the checkpoint or the data is at fault.
+        InputError: The recipe, the checkpoint or the data is at fault, or the endpoint serves another build than
+            `repository`, or two while it is asked.
         GateError: The endpoint is less accurate than the build of `repository` was allowed to be.
         TritonpressError: The endpoint is not there, or refuses a request.
     """
@@ -67,16 +69,10 @@ def evaluate(
     if dataset is not None:
         recipe = replace(own, gate=own.gate.model_copy(update={"dataset": str(dataset.resolve())}))
     say = Progress()
-    if repository is not None:
-        repositories.read_manifest(repository, recipe.name)  # refused before the server is asked
     asked = recipe.task.module.load_data(recipe)
     if target not in IN_PROCESS:
         say.stage(f"{recipe.name} at {target}")
-        with Connection(target, timeout_s=_TIMEOUT_S) as connection:
-            _wait(connection, recipe.name, wait_s)
-            answers = ask(connection, recipe.name, asked.inputs, batch=recipe.serve.max_batch_size)
-        if repository is not None:
-            _gate(repository, recipe, asked, answers)
+        answers = _served(target, recipe, asked, repository, wait_s)
         say.done()
         return scores_of(recipe, asked, answers, None).metrics
     # The engine is the one that a build makes: it may be calibrated on the gate's texts, never on those asked here.
@@ -98,6 +94,26 @@ def evaluate(
     return metrics
 
 
+def _served(target: str, recipe: Recipe, data: Any, repository: Path | None, wait_s: float) -> Answers:
+    """Returns what a server answers, which with `repository` is held to the gate of the build there."""
+    # A repository that cannot be read is refused before the server is asked.
+    manifest = None if repository is None else repositories.read_manifest(repository, recipe.name)
+    with Connection(target, timeout_s=_TIMEOUT_S) as connection:
+        _wait(connection, recipe.name, wait_s)
+        before = build_of(connection.model_config(recipe.name))
+        if repository is not None and manifest is not None:
+            check_serves(target, repository, recipe.name, manifest["build"], before)
+        answers = ask(connection, recipe.name, data.inputs, batch=recipe.serve.max_batch_size)
+        after = build_of(connection.model_config(recipe.name))
+    if after != before:
+        raise InputError(
+            f"{target}: must serve one build of {recipe.name} while it is asked, got {before} and {after}; ask again"
+        )
+    if repository is not None and manifest is not None:
+        _gate(repository, recipe, manifest, data, answers)
+    return answers
+
+
 def _wait(connection: Connection, model: str, seconds: float) -> None:
     """Returns when `model` is ready, or the time is over: then the first request says what is wrong."""
     end = time.monotonic() + seconds
@@ -108,40 +124,46 @@ def _wait(connection: Connection, model: str, seconds: float) -> None:
         time.sleep(_POLL_S)
 
 
-def kept_baseline(texts: Texts, answers: Answers) -> dict[str, Any]:
-    """Returns what a server of the build is gated against: the FP32 checkpoint's answers, and to what."""
-    return {"texts": _digest(texts), "answers": listed(answers)}
+def kept_baseline(checkpoint: Checkpoint, texts: Texts, answers: Answers) -> dict[str, Any]:
+    """Returns what a server of the build is gated against: the FP32 checkpoint's answers, whose, and to what."""
+    hashes = [checkpoint.sha256, checkpoint.adapter_sha256]
+    return {"checkpoint": hashes, "texts": _digest(texts), "answers": listed(answers)}
 
 
-def _baseline(repository: Path, recipe: Recipe, texts: Texts) -> Answers:
-    """Returns the FP32 checkpoint's answers to `texts`, as the build has kept them.
+def _baseline(repository: Path, recipe: Recipe, manifest: dict[str, Any], texts: Texts) -> Answers:
+    """Returns the answers to `texts` of the FP32 checkpoint that was built, as the last build has kept them.
 
     Raises:
-        InputError: It has not, or other texts were asked.
+        InputError: It has not, or was of another checkpoint, or other texts were asked.
     """
     folder = repository / recipe.name / "kept"
     kept = Kept(folder).get(BASELINE)
-    if kept is None or kept["texts"] != _digest(texts):
-        raise InputError(
-            f"--repository: {folder} must have FP32's answers to the gate's data, has "
-            f"{'none' if kept is None else 'those to other data'}; build the workload again"
-        )
-    return unlisted(kept["answers"])
+    hashes = [manifest["checkpoint"][key] for key in ("sha256", "adapter_sha256")]
+    if kept is None:
+        found = "none"
+    elif kept.get("checkpoint") != hashes:
+        found = "those of another checkpoint than is served"
+    elif kept["texts"] != _digest(texts):
+        found = "those to other data"
+    else:
+        return unlisted(kept["answers"])
+    raise InputError(
+        f"--repository: {folder} must have FP32's answers to the gate's data, has {found}; build the workload again"
+    )
 
 
 def _digest(texts: Texts) -> str:
     return hashlib.sha256(json.dumps({name: list(column) for name, column in texts.items()}).encode()).hexdigest()
 
 
-def _gate(repository: Path, recipe: Recipe, data: Any, answers: Answers) -> None:
+def _gate(repository: Path, recipe: Recipe, manifest: dict[str, Any], data: Any, answers: Answers) -> None:
     """Holds what a server has answered to the gate of the build that it serves, and records it in the manifest.
 
     Raises:
-        InputError: The repository has no such workload, or the data of the gate are others than they were.
+        InputError: The checkpoint or the data of the gate are others than they were.
         GateError: The metric is below the limit.
     """
-    manifest = repositories.read_manifest(repository, recipe.name)
-    baseline = _baseline(repository, recipe, data.inputs)
+    baseline = _baseline(repository, recipe, manifest, data.inputs)
     before, after = (scores_of(recipe, data, given, baseline) for given in (baseline, answers))
     verdict = gate.check(recipe.gate, before, after)
     requests = golden(data.inputs, answers)
@@ -155,19 +177,4 @@ def _gate(repository: Path, recipe: Recipe, data: Any, answers: Answers) -> None
         "golden": {"score_tolerance": tolerance, "requests": requests},
     }
     stamps = [path.with_name(f"{path.name}.json") for path in plans]
-    repositories.record(repository, recipe.name, known, [*plans, *stamps])
-
-
-def ask(connection: Connection, model: str, texts: Texts, *, batch: int) -> Answers:
-    """Returns what `model` answers to `texts`, asked `batch` at a time.
-
-    Raises:
-        TritonpressError: The server is not there, or refuses a request.
-    """
-    count = len(next(iter(texts.values())))
-    parts: list[Answers] = []
-    for start in tqdm(range(0, count, batch), desc="asking", unit="request", leave=False, disable=None):
-        part = columns(texts, slice(start, start + batch))
-        inputs = {name: np.array(column, np.object_)[:, None] for name, column in part.items()}
-        parts.append(connection.infer(model, inputs))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    repositories.record(repository, recipe.name, manifest["build"], known, [*plans, *stamps])

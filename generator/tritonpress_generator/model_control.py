@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonpress_client import InvalidInputError, ModelUnavailableError, Options, Retries, TritonpressError
@@ -57,7 +58,7 @@ class ModelControl:
     def build(self, ensemble: str) -> str | None:
         """Returns the build that an ensemble is served with, empty where its config has none; None if it is not."""
         config = self._config(ensemble)
-        return None if config is None else str(config.parameters["build"].string_value)
+        return None if config is None else build_of(config)
 
     def load_steps(self, steps: Sequence[str]) -> None:
         """Loads those of `steps` that are not loaded, which nobody asks yet; `give_back` unloads them again.
@@ -195,6 +196,31 @@ class ModelControl:
                     "see the server's log"
                 )
             time.sleep(_POLL_S)
+
+
+def build_of(config: pb.ModelConfig) -> str:
+    """Returns the build that an ensemble's config names; empty if it names none."""
+    return str(config.parameters["build"].string_value)
+
+
+def check_serves(target: str, repository: Path, name: str, build: str, found: str | None) -> None:
+    """Refuses a server that serves something else than the repository says, as after a switch that was killed.
+
+    Args:
+        target: `HOST:PORT` of the server.
+        repository: The model repository.
+        name: The workload's.
+        build: That is to be served.
+        found: That is.
+
+    Raises:
+        InputError: They differ.
+    """
+    if found != build:
+        raise InputError(
+            f"{target}: must serve {name} with build {build}, as the repository says, got {found or 'none'}; bring "
+            f"it up to date first: tritonpress promote {repository} {name} {build} --server {target}"
+        )
 
 
 @contextlib.contextmanager

@@ -191,19 +191,20 @@ def place(
     return build
 
 
-def record(repository: Path, name: str, known: Mapping[str, Any], files: Sequence[Path]) -> None:
-    """Adds to the manifest of the build of `name` that is switched on what has become known of it.
+def record(repository: Path, name: str, build: str, known: Mapping[str, Any], files: Sequence[Path]) -> None:
+    """Adds to the manifest of a build of `name` what has become known of it.
 
     Args:
         repository: The model repository.
         name: The workload's.
+        build: Which one.
         known: Entries of the manifest.
         files: Of its steps, which have been added since.
 
     Raises:
         InputError: The manifest cannot be read or written.
     """
-    manifest = read_manifest(repository, name)
+    manifest = read_manifest(repository, name, build)
     added = {str(path.relative_to(repository)): _entry(path) for path in files}
     changed = {**manifest, **known, "files": {**manifest["files"], **added}}
     try:

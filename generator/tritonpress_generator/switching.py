@@ -17,7 +17,7 @@ from tritonpress_client import Options, TritonpressError
 
 from tritonpress_generator import builds, workplace
 from tritonpress_generator.errors import GeneratorError, InputError, VerificationError
-from tritonpress_generator.model_control import ModelControl, given_back, switch_back
+from tritonpress_generator.model_control import ModelControl, check_serves, given_back, switch_back
 from tritonpress_generator.plans import pending
 from tritonpress_generator.repository import KEEP, changed_files
 
@@ -107,12 +107,7 @@ def rollback(
                 f"{name}: no build lies there that served before {now}; promote one of: {_choices(repository, name)}"
             )
         for control in controls:
-            if (other := control.build(name)) != now:
-                raise InputError(
-                    f"{control.target}: must serve {name} with build {now}, as the repository says, got "
-                    f"{other or 'none'}; bring it up to date first: tritonpress promote {repository} {name} {now} "
-                    f"--server {control.target}"
-                )
+            check_serves(control.target, repository, name, now, control.build(name))
         return _switch(repository, name, before[0], work, controls, keep, history=before[1:])
 
 

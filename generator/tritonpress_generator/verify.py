@@ -11,11 +11,15 @@ from tritonpress_client.connection import Connection
 from tritonpress_server import Settings, TritonServer
 
 from tritonpress_generator import repository
+from tritonpress_generator.answering import Texts
+from tritonpress_generator.asking import ask, together
 from tritonpress_generator.errors import InputError, VerificationError
 from tritonpress_generator.infer import Array
 from tritonpress_generator.plans import pending, releases
 
 _THREADS = 8
+_BATCH = 8
+"""Golden requests that are asked together, where the server takes so many."""
 
 
 def verify(path: Path) -> dict[str, int]:
@@ -65,16 +69,13 @@ def _replay(url: str, name: str, manifest: dict[str, Any]) -> int:
     golden = manifest["golden"]
     requests = golden["requests"]
     tolerance = float(golden["score_tolerance"])
-    batch = repository_batch(manifest)
     with Connection(url, timeout_s=60.0) as connection:
-        compared = 0
-        for start, size in _slices(len(requests), batch):
-            part = requests[start : start + size]
-            answer = connection.infer(name, _stacked(part))
-            compared += _compare(name, part, answer, tolerance, how=f"in a batch of {size}")
+        answers = ask(connection, name, _texts(requests), batch=_BATCH)
+        compared = _compare(name, requests, answers, tolerance, how="in a batch")
 
         def alone(request: dict[str, Any]) -> int:
-            return _compare(name, [request], connection.infer(name, _stacked([request])), tolerance, how="alone")
+            answer = together(connection, name, _texts([request]))
+            return _compare(name, [request], answer, tolerance, how="alone")
 
         compared += sum(map(alone, requests))
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -82,20 +83,8 @@ def _replay(url: str, name: str, manifest: dict[str, Any]) -> int:
     return compared
 
 
-def repository_batch(manifest: dict[str, Any]) -> int:
-    """Returns how many requests one batch of the replay holds."""
-    return min(8, len(manifest["golden"]["requests"]))
-
-
-def _slices(total: int, size: int) -> list[tuple[int, int]]:
-    return [(start, min(size, total - start)) for start in range(0, total, size)]
-
-
-def _stacked(requests: list[dict[str, Any]]) -> dict[str, Array]:
-    return {
-        key: np.array([[request["inputs"][key].encode()] for request in requests], np.object_)
-        for key in requests[0]["inputs"]
-    }
+def _texts(requests: list[dict[str, Any]]) -> Texts:
+    return {key: [request["inputs"][key] for request in requests] for key in requests[0]["inputs"]}
 
 
 def _compare(name: str, requests: list[dict[str, Any]], answer: dict[str, Array], tolerance: float, *, how: str) -> int:

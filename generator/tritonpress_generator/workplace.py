@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -10,9 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tritonpress_generator.errors import InputError
+from tritonpress_generator.errors import InputError, ScratchError
 
 _SCRATCH = "tritonpress-work-"
+_LOCK = ".lock"
+"""Of a folder that is in use; a workload's name does not begin with a dot."""
 
 
 @contextmanager
@@ -20,16 +23,26 @@ def scratch() -> Iterator[Path]:
     """Yields a folder for what is needed for a while; those of processes that were killed are removed.
 
     It lies where the system has such folders (`TMPDIR`).
+
+    Raises:
+        ScratchError: It cannot be made or written, or there is no room in it.
     """
-    with within(Path(tempfile.gettempdir()), _SCRATCH) as folder:
-        yield folder
+    place = "TMPDIR"
+    try:
+        place = tempfile.gettempdir()
+        with within(Path(place), _SCRATCH) as folder:
+            yield folder
+    except OSError as exc:
+        raise ScratchError(
+            f"{place}: must have room for what is computed meanwhile ({exc}); make some, or set TMPDIR"
+        ) from exc
 
 
 @contextmanager
 def within(place: Path, prefix: str) -> Iterator[Path]:
     """Yields a folder in `place`, whose name begins with `prefix`; those of processes that were killed are removed."""
     _remove_litter(place, prefix)
-    with tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}-", dir=place) as folder:
+    with tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}-", dir=place) as folder, _locked(Path(folder)):
         yield Path(folder)
 
 
@@ -74,12 +87,37 @@ def check_writable(folder: Path, *, what: str, remedy: str) -> None:
         raise InputError(f"{what}: must be a folder that can be written, {nearest} is none; {remedy}")
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds a lock in `folder`: its owner may run on another host or in another container, where its pid is unknown."""
+    new = folder / f"{_LOCK}.new"
+    with new.open("wb") as lock:
+        # Where a file system has no locks nobody else gets this one either.
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        new.rename(folder / _LOCK)  # there only once it is held
+        yield
+
+
 def _remove_litter(target: Path, prefix: str) -> None:
     """Removes what processes that were killed have left; one that still runs keeps its own."""
     for folder in target.glob(f"{prefix}*-*"):
         owner = folder.name.removeprefix(prefix).partition("-")[0]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+        if owner.isdigit() and _is_left(folder, owner):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_left(folder: Path, owner: str) -> bool:
+    """Returns whether the process that has made `folder`, `owner` where it runs, has ended."""
+    try:
+        with (folder / _LOCK).open("r+b") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except FileNotFoundError:
+        # Killed before it held the lock, or of a version that had none.
+        return not Path(f"/proc/{owner}").exists()
+    except OSError:
+        return False
 
 
 def replace(target: Path, text: str, work: Path) -> None:

@@ -17,9 +17,9 @@ from tritonpress_client import Connection
 from tritonpress_generator import forms, gate
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.answering import Answers
+from tritonpress_generator.asking import ask
 from tritonpress_generator.build import build_recipe
 from tritonpress_generator.errors import UndecidedError
-from tritonpress_generator.evaluate import ask
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.recipe_text import GateConfig
 from tritonpress_generator.scores import Scores

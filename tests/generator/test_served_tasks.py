@@ -20,8 +20,8 @@ from tritonpress_client import Connection, InvalidInputError
 from tritonpress_generator import cli
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.answering import Answers, Texts
+from tritonpress_generator.asking import ask
 from tritonpress_generator.build import build
-from tritonpress_generator.evaluate import ask
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.workload import Workload
 from tritonpress_server import TritonServer

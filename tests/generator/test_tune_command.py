@@ -11,9 +11,16 @@ from pathlib import Path
 import pytest
 import yaml
 from tiny_builds import write_other_sources
+from tritonpress_client import ServerUnreachableError
 from tritonpress_generator import builds, cli, switching
 from tritonpress_generator.build import build
+from tritonpress_generator.journal import Journal
+from tritonpress_generator.progress import Progress
+from tritonpress_generator.tune.bench import Bench
 from tritonpress_generator.tune.load import Traffic
+from tritonpress_generator.tune.session import Session, TuneConfig
+from tritonpress_server import Settings, TritonServer
+from tunings import of_steps
 
 
 @pytest.fixture
@@ -83,6 +90,35 @@ def test_refuses_a_build_that_could_not_be_switched(
     path.write_text(json.dumps(manifest), encoding="utf-8")
     assert cli.main(["tune", str(tuned), "--p99-ms", "50", "--work", str(tmp_path / "work")]) == 2
     assert "builds cannot be switched; build it again" in capsys.readouterr().err
+
+
+def test_refuses_a_server_that_takes_no_orders(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with TritonServer(tuned, settings=Settings(model_control="none", drain_s=0)) as server:
+        command = ["tune", str(tuned), "--p99-ms", "50", "--budget-minutes", "0.01", "--work", str(tmp_path / "work")]
+        assert cli.main([*command, "--server", server.grpc_url]) == 2
+    assert f"--server {server.grpc_url}: must take orders" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_server_that_is_away_is_no_measurement(tmp_path: Path) -> None:
+    configs, knobs = of_steps("tokenizer", "engine")
+    requests = tmp_path / "queries.jsonl"
+    requests.write_text('{"query": "red"}\n', encoding="utf-8")
+    scenario = [{"workload": "recommendation", "model": "w", "queries": str(requests)}]
+    journal = Journal(tmp_path / "journal.jsonl")
+    # It went away behind the warm-up.
+    journal.put("most", {"what": "most"}, {"per_s": 100.0, "seconds": 0.0})
+    session = Session(
+        TuneConfig(p99_ms=50.0),
+        knobs,
+        Traffic(scenario, {}, "a test"),
+        journal,
+        Bench("127.0.0.1:1", configs, knobs),
+        Progress(shown=False),
+        began=time.monotonic(),
+    )
+    with pytest.raises(ServerUnreachableError, match=r"no Triton server answers at 127\.0\.0\.1:1"):
+        session.run()
+    assert len((tmp_path / "journal.jsonl").read_text(encoding="utf-8").splitlines()) == 1
 
 
 @pytest.mark.slow

@@ -69,6 +69,7 @@ def build(graphs: Mapping[str, onnx.ModelProto], version_dir: Path, config: Conf
 
     Raises:
         InputError: OpenVINO is not installed, or refuses the graph.
+        OSError: The folder cannot be written.
     """
     openvino = _openvino()
     version_dir.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,11 @@ def build(graphs: Mapping[str, onnx.ModelProto], version_dir: Path, config: Conf
         model = openvino.Core().read_model(graph.SerializeToString())
     except RuntimeError as exc:
         raise InputError(f"engine.openvino: OpenVINO refuses the model ({' '.join(str(exc).split())[:300]})") from exc
-    openvino.save_model(model, str(version_dir / "model.xml"), compress_to_fp16=False)
+    path = version_dir / "model.xml"
+    try:
+        openvino.save_model(model, str(path), compress_to_fp16=False)
+    except RuntimeError as exc:
+        raise OSError(f"OpenVINO cannot write {path}: {exc}") from exc
 
 
 def load(version_dir: Path, config: Config, *, threads: int | None = None) -> Infer:

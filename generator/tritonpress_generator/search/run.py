@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,8 +91,7 @@ def search(
     config = recipe.search or Config()
     workload = Workload.load(recipe, say)
     gate.check_examples(recipe.gate, len(next(iter(workload.data.inputs.values()))))
-    with workplace.scratch() as temporary:
-        own = work or temporary
+    with nullcontext(work) if work else workplace.scratch() as own:
         material = workload.material(data, own)
         folder = own / f"search-{_fingerprint(workload, material, config)[:12]}"
         loop, workshop = _begun(workload, material, config, folder, say, began=began)

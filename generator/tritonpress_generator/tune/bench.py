@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from tritonpress_client.connection import Connection
 from tritonpress_server import Settings, TritonServer
 
 from tritonpress_generator.errors import InputError
+from tritonpress_generator.model_control import ModelControl
 from tritonpress_generator.tune.knobs import Configs, Knob, Setting, changed
 
 _LOADING_S = 300.0
@@ -36,8 +38,10 @@ class Bench:
         """Returns once a setting is served.
 
         Raises:
-            InputError: The server takes no orders.
-            TritonpressError: It cannot load a config.
+            InputError: It is loaded, and not ready for long.
+            InvalidInputError: The server cannot load a config.
+            ServerError: Likewise.
+            TritonpressError: The server does not answer.
         """
         wanted = changed(self._configs, self._knobs, setting)
         # An ensemble follows its steps.
@@ -94,9 +98,16 @@ def bench(
 
     Raises:
         ServerError: The embedded server does not start.
-        TritonpressError: The other one does not answer.
+        InputError: The other one takes no orders.
+        TritonpressError: It does not answer.
     """
     if server is not None:
+        with contextlib.closing(ModelControl(server, timeout_s=_LOADING_S, options=options)) as control:
+            if not control.takes_orders:
+                raise InputError(
+                    f"--server {server}: must take orders, does not; start it with --model-control-mode=explicit "
+                    "(tritonpress-serve: --model-control explicit)"
+                )
         yield from _closing(Bench(server, configs, knobs, options))
         return
     settings = Settings(drain_s=0)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tritonpress_client import Options, TritonpressError
+from tritonpress_client import InvalidInputError, Options, ServerError
 
 from tritonpress_generator.errors import InputError, SloError
 from tritonpress_generator.journal import Journal
@@ -119,6 +119,7 @@ class Session:
         Raises:
             InputError: The load test refuses the scenario, or the budget is too short for one measurement.
             SloError: Nothing keeps the limit.
+            TritonpressError: The server does not answer; what was measured before stays known.
         """
         now: Setting = {knob.key: knob.now for knob in self._knobs}
         climb = Climb(self._measure, self._config.p99_ms, self._most(now))
@@ -191,7 +192,8 @@ class Session:
         def compute() -> dict[str, Any]:
             try:
                 self._bench.serve(setting)
-            except TritonpressError as exc:
+            except (InvalidInputError, ServerError) as exc:
+                # What else ends a call, such as a server that is away, says nothing of the setting.
                 return asdict(_refused(rate, str(exc)))
             loading_s = time.monotonic() - began
             self._loading_s = max(self._loading_s, loading_s)

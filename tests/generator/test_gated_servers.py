@@ -1,0 +1,46 @@
+"""A server is gated, and its answers recorded, for the build that it serves alone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from at_once import AT_ONCE
+from switched_builds import NAME, old_and_new, run
+from tritonpress_generator import builds
+from tritonpress_server import TritonServer
+
+
+@pytest.fixture
+def model_repo(both: Path, tmp_path: Path) -> Path:
+    """A repository that serves the tiny build; its canary is of another checkpoint, and was built after it."""
+    return Path(shutil.copytree(both, tmp_path / "model_repo"))
+
+
+def test_answers_of_another_build_are_not_recorded(
+    model_repo: Path, both: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = old_and_new(model_repo)
+    before = builds.manifests(model_repo, NAME)
+    with TritonServer(model_repo, settings=AT_ONCE) as server:
+        recipe = both.parent / "sources" / "recipe.yaml"
+        command = ["evaluate", recipe, "--target", server.grpc_url, "--repository", model_repo]
+        assert run("promote", model_repo, NAME) == 0
+        assert run(*command) == 2
+        (error,) = capsys.readouterr().err.splitlines()[-1:]
+        assert f"{server.grpc_url}: must serve {NAME} with build {new}, as the repository says, got {old}; " in error
+        assert builds.manifests(model_repo, NAME) == before
+        assert run("promote", model_repo, NAME, new, "--server", server.grpc_url) == 0
+        assert run(*command) == 0
+
+
+def test_what_another_checkpoint_has_answered_is_no_baseline(
+    model_repo: Path, tiny_sources: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = builds.manifests(model_repo, NAME)
+    with TritonServer(model_repo, settings=AT_ONCE) as server:
+        recipe = tiny_sources / "recipe.yaml"
+        assert run("evaluate", recipe, "--target", server.grpc_url, "--repository", model_repo) == 2
+    assert "has those of another checkpoint than is served; build the" in capsys.readouterr().err
+    assert builds.manifests(model_repo, NAME) == before
