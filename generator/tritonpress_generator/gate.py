@@ -62,15 +62,24 @@ def check(config: GateConfig, baseline: Scores, served: Scores, *, stage: str = 
         f"gate: {name} must stay at or above {limit:.4f} ({config.keep:g} of FP32's {before:.4f}), got {after:.4f}, "
         f"{fallen:.2f} % less{f' after {stage}' if stage else ''}"
     )
-    kept = _held(name, config.keep, baseline, served, confidence, wanted, "gate.keep")
+    floors = [(name, config.keep, wanted, "gate.keep")]
     agreement = None
     if config.agreement is not None:
         agreement = served.metrics[AGREEMENT]
         wanted = (
             f"gate: {AGREEMENT} with FP32's answers must stay at or above {config.agreement:g}, got {agreement:.4f}"
         )
-        _held(AGREEMENT, config.agreement, baseline, served, confidence, wanted, "gate.agreement")
-    return Verdict(name, before, after, limit, served.examples, confidence, kept, agreement)
+        floors.append((AGREEMENT, config.agreement, wanted, "gate.agreement"))
+    intervals: list[tuple[float, float] | None] = []
+    undecided: list[UndecidedError] = []
+    for one, keep, wanted, key in floors:
+        try:
+            intervals.append(_held(one, keep, baseline, served, confidence, wanted, key))
+        except UndecidedError as exc:
+            undecided.append(exc)  # said last: of what is certain to fail elsewhere, more examples mend nothing
+    if undecided:
+        raise undecided[0]
+    return Verdict(name, before, after, limit, served.examples, confidence, intervals[0], agreement)
 
 
 def check_baseline(config: GateConfig, baseline: Scores) -> float:
