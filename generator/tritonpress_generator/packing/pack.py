@@ -39,6 +39,9 @@ def pack(repository: Path, file: Path) -> Packed:
                 packed = _Writer(target, bar).write(found)
                 target.flush()
                 os.fsync(target.fileno())
+            # A build that has ended meanwhile names in one file what was not listed among the others.
+            if list(paths.walk(repository)) != found:
+                raise InputError(f"repository {repository}: changes while it is packed; stop what writes it")
             partial.replace(file)
     except OSError as exc:
         raise InputError(f"{repository}: cannot be packed into {file} ({exc}); nothing was written") from exc
