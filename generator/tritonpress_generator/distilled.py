@@ -10,11 +10,11 @@ from typing import Any
 
 from tritonpress_generator import cuts
 from tritonpress_generator import recipe as recipes
+from tritonpress_generator.checkpoint import CUTS
 from tritonpress_generator.compression import Compressed, Material
 from tritonpress_generator.errors import InputError
-from tritonpress_generator.first_checks import check_distills
+from tritonpress_generator.first_checks import check_distills, check_out
 from tritonpress_generator.model_card import distilled_card
-from tritonpress_generator.passes.restore import CUTS
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.recipe import Recipe
 from tritonpress_generator.training.distributed import World
@@ -40,6 +40,8 @@ def distill(
     say = Progress(shown=world.writes)
     recipe = recipes.load(recipe_path)
     check_distills((stage.word for stage in recipe.passes), path=recipe_path)
+    if out is not None:
+        check_out("distill", out)
     workload = Workload.load(recipe, say)
     material = replace(workload.material(data, work), world=world)
     if out is not None:

@@ -15,14 +15,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from tritonpress_generator import cuts
-from tritonpress_generator.checkpoint import ADAPTER
+from tritonpress_generator.checkpoint import ADAPTER, CUTS
 from tritonpress_generator.compression import Compressed, Material, copied
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.passes.crop import check_segments
 from tritonpress_generator.pretrained import merged
 from tritonpress_generator.recipe_text import Settings
 
-CUTS = "cuts.json"
 _MOST_BYTES = 16 << 20
 """Of `CUTS`, which has some kilobytes."""
 

@@ -22,7 +22,7 @@ from tritonpress_generator.errors import InputError
 from tritonpress_generator.training.distributed import World
 from tritonpress_generator.training.report import Report
 from tritonpress_generator.training.schedule import Schedule
-from tritonpress_generator.training.settings import TrainingConfig
+from tritonpress_generator.training.settings import BOARD, STATE, TrainingConfig
 
 _STATE_EVERY_S = 120.0
 
@@ -93,7 +93,7 @@ def train(trained: Trained, config: TrainingConfig, folder: Path, world: World) 
     parallel = DistributedDataParallel(model) if world.size > 1 else model
     evaluations = set(schedule.evaluations)
     epochs: dict[int, list[list[int]]] = {}
-    report = Report(folder / "tensorboard", schedule.steps, progress.step, shown=world.writes)
+    report = Report(folder / BOARD, schedule.steps, progress.step, shown=world.writes)
     clock = time.monotonic()
     try:
         while progress.step < schedule.steps and not _stops(progress, config):
@@ -197,7 +197,7 @@ class _State:
         optimizer: torch.optim.Optimizer,
         world: World,
     ) -> None:
-        self._path = folder / "state.pt"
+        self._path = folder / f"{STATE}.pt"
         self._trained = trained
         self._parameters = parameters
         self._optimizer = optimizer
