@@ -211,6 +211,12 @@ def test_places(refused: Callable[..., None], spoil: Spoil, pattern: str) -> Non
     refused("classification", spoil, pattern)
 
 
+def test_place_that_cannot_be_made_is_said_where_that_shows(refused: Callable[..., None]) -> None:
+    """As a disk that is full by then."""
+    pattern = r"File exists: '.*/out'; the same command goes on from the last state that was saved$"
+    refused("classification", lambda folder: (folder / "out").symlink_to("none"), pattern, trains=True)
+
+
 def test_adapter_beside_a_whole_checkpoint(refused: Callable[..., None]) -> None:
     def out_has_a_checkpoint(folder: Path) -> None:
         (folder / "out" / "training").mkdir(parents=True)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import fcntl
+import os
+import resource
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -202,6 +205,27 @@ def test_state_that_cannot_be_read_is_refused(tmp_path: Path, spoil: Callable[[b
     with pytest.raises(InputError, match=r"state\.pt cannot be read .*; remove it to begin anew") as raised:
         Job(METRICS).train(tmp_path, **PATIENT)
     assert "\n" not in str(raised.value)
+
+
+def test_state_that_cannot_be_written_is_said_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = Job(METRICS).train(tmp_path / "whole", **PATIENT)
+    folder = tmp_path / "full"
+    killed = Job(METRICS)
+    kill(killed, folder, 10, monkeypatch, **PATIENT)
+    before = (folder / "state.pt").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        resumed = Job(METRICS)
+        resumed.weights = killed.weights[:2]
+        with pytest.raises(InputError, match=r"state\.pt cannot be written \(.* File too large\); make room, and give"):
+            resumed.train(folder, **PATIENT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in folder.glob("state.*")] == ["state.pt"]
+    assert (folder / "state.pt").read_bytes() == before
+    resumed.weights = killed.weights[:2]
+    assert resumed.train(folder, **PATIENT) == expected
 
 
 def test_loss_that_is_not_finite_ends_the_run_and_leaves_the_state_good(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from typing import Any, Literal
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from tritonpress_generator.errors import InputError
+from tritonpress_generator import workplace
+from tritonpress_generator.errors import InputError, PlaceError
 from tritonpress_generator.training.distributed import World
 from tritonpress_generator.training.report import Report
 from tritonpress_generator.training.schedule import Schedule
@@ -212,7 +213,7 @@ class _State:
         try:
             state = torch.load(self._path, map_location=self._world.device, weights_only=True)
         except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as exc:
-            raise InputError(
+            raise PlaceError(
                 f"{where}: {self._path} cannot be read ({' '.join(str(exc).split())[:200]}); remove it to begin anew"
             ) from exc
         if state["fingerprint"] != self._trained.fingerprint:
@@ -242,11 +243,22 @@ class _State:
             "best": self._best,
             "progress": vars(progress),
         }
-        with new.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self._path)
+        try:
+            with new.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(self._path)
+        except (OSError, RuntimeError) as exc:
+            # torch raises the latter while it handles the former.
+            fault = exc if isinstance(exc, OSError) else exc.__context__
+            if not isinstance(fault, OSError):
+                raise
+            new.unlink(missing_ok=True)
+            raise PlaceError(
+                f"{self._trained.where}: {self._path} cannot be written ({fault}); make room, and give the same "
+                "command again: it goes on from the last state that was saved"
+            ) from exc
 
     def keep_best(self) -> None:
         self._best = [parameter.detach().clone() for parameter in self._parameters]
