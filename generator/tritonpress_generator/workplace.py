@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -10,9 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tritonpress_generator.errors import InputError
+from tritonpress_generator.errors import InputError, PlaceError
 
 _SCRATCH = "tritonpress-work-"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""Of a file system, as of networks: nobody holds anything there, and what is written is written all the same."""
 
 
 @contextmanager
@@ -44,16 +47,27 @@ def at_work(repository: Path, name: str, *, wait: bool) -> Iterator[Path]:
         InputError: Another process changes it, and `wait` is False.
     """
     target = repository / name
-    lock = os.open(target, os.O_RDONLY)
+    with held(target, wait=wait) as is_held:
+        if not is_held:
+            raise InputError(f"{target}: another build, promote or rollback is changing it; wait until that has ended")
+        with within(target, ".build-") as work:
+            yield work
+
+
+@contextmanager
+def held(folder: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Yields whether no other process holds `folder`, which this one then does; `wait` until it is so."""
+    lock = os.open(folder, os.O_RDONLY)
+    is_held = True
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            raise InputError(
-                f"{target}: another build, promote or rollback is changing it; wait until that has ended"
-            ) from None
-        with within(target, ".build-") as work:
-            yield work
+            is_held = False
+        except OSError as exc:
+            if exc.errno not in _NO_LOCKS:
+                raise
+        yield is_held
     finally:
         os.close(lock)
 

@@ -181,6 +181,27 @@ def test_run_goes_on_in_the_precision_in_which_it_began(
     assert other.losses != expected.losses
 
 
+def test_another_training_of_a_folder_is_refused_until_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a build that is begun while `tritonpress distill` runs."""
+    killed = Job(METRICS)
+    kill(killed, tmp_path, 10, monkeypatch, **PATIENT)
+    other = Job(METRICS)
+    other.weights = killed.weights[:2]
+    before = (tmp_path / "state.pt").read_bytes()
+    running = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(running, fcntl.LOCK_EX)
+    with pytest.raises(InputError, match=r"finetune: another training is at .*; wait until that has ended"):
+        other.train(tmp_path, **PATIENT)
+    assert (tmp_path / "state.pt").read_bytes() == before
+    fcntl.flock(running, fcntl.LOCK_UN)
+    expected = other.train(tmp_path, **PATIENT)
+    fcntl.flock(running, fcntl.LOCK_EX)
+    assert Job([]).train(tmp_path, **PATIENT) == expected
+    os.close(running)
+
+
 def test_finished_run_is_not_computed_again(tmp_path: Path) -> None:
     first = Job(METRICS)
     expected = first.train(tmp_path, **PATIENT)
