@@ -81,11 +81,11 @@ def check_writable(folder: Path, *, what: str, remedy: str) -> None:
         remedy: Likewise.
 
     Raises:
-        InputError: It is no folder, or could not be made or written.
+        PlaceError: It is no folder, or could not be made or written.
     """
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError(f"{what}: must be a folder that can be written, {nearest} is none; {remedy}")
+        raise PlaceError(f"{what}: must be a folder that can be written, {nearest} is none; {remedy}")
 
 
 def _remove_litter(target: Path, prefix: str) -> None:
