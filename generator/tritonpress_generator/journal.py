@@ -24,7 +24,7 @@ class Journal:
             return
         whole, _, rest = path.read_bytes().rpartition(b"\n")
         if rest:
-            path.write_bytes(whole + b"\n" if whole else b"")
+            os.truncate(path, len(whole) + 1 if whole else 0)
         for line in whole.splitlines():
             entry = json.loads(line)
             self._known[entry["key"]] = entry["result"]

@@ -134,13 +134,13 @@ def _begun(
     kinds = {group.kind for group in prunable(workload.model)}
     lengths = recipe.raw.get("serve", {}).get("lengths", "auto")
     if len(recipe.lengths) > 1 and config.space.lengths is None:
-        # Remembered, since another choice would be another reference.
-        chosen = folder / "lengths.json"
+        # Remembered, since another choice would be another reference; of each graph its own.
+        of_graph = hashlib.sha256(json.dumps(recipe.raw.get("graph")).encode()).hexdigest()[:12]
+        chosen = folder / f"lengths-{of_graph}.json"
         if not chosen.exists():
             source = workload.source(material=material)
             form, _ = form_choice.choose(recipe, forms.compile_forms(recipe, source), source)
-            folder.mkdir(parents=True, exist_ok=True)
-            chosen.write_text(json.dumps(form.lengths.word), encoding="utf-8")
+            workplace.replace(chosen, json.dumps(form.lengths.word), folder)
         lengths = json.loads(chosen.read_text(encoding="utf-8"))
     space = Space.load(recipe, config, depth=depth(workload.model), kinds=sorted(kinds), lengths=lengths)
     estimator = Estimator(material.original, material, samples=_ESTIMATED_ON, length=space.length)
