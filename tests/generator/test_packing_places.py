@@ -208,6 +208,16 @@ def test_repository_that_changes_while_it_is_packed(tmp_path: Path, monkeypatch:
     pack(source, tmp_path / "bundle")
 
 
+def test_what_a_killed_pack_or_unpack_has_left_is_removed(tmp_path: Path) -> None:
+    source = trees.write(tmp_path / "source", {"model": b"1"})
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    for work in (lambda: pack(source, tmp_path / "bundle"), lambda: unpack(tmp_path / "bundle", tmp_path / "target")):
+        trees.write(tmp_path / f".tritonpress-{ended.pid}-x", {"tree/model": b"1"})
+        work()
+        assert not list(tmp_path.glob(".tritonpress-*"))
+
+
 UNPACK_UNTIL_INTERRUPTED = """
 import signal, sys, time
 from tritonpress_generator.cli import main
