@@ -7,14 +7,17 @@ data are too few to tell.
 
 from __future__ import annotations
 
+import filecmp
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tritonpress_generator.errors import GateError, InputError, UndecidedError
+from tritonpress_generator.recipe import Recipe
 from tritonpress_generator.recipe_text import GateConfig
 from tritonpress_generator.scores import AGREEMENT, Scores
 
@@ -95,6 +98,20 @@ def check_baseline(config: GateConfig, baseline: Scores) -> float:
             "the checkpoint and gate.dataset, or take another gate.metric"
         )
     return before
+
+
+def read_elsewhere(recipe: Recipe, folder: Path) -> list[str]:
+    """Returns the keys of the recipe's `data`, whose files are in `folder`, that name the gate's own examples.
+
+    What was trained or chosen on them keeps more of the metric there than on others.
+    """
+    own = recipe.file(recipe.gate.dataset)
+    files = {"data.train": recipe.data.train, "data.validation": recipe.data.validation} if recipe.data else {}
+    return [key for key, names in files.items() if any(_are_the_same(own, folder / name) for name in names)]
+
+
+def _are_the_same(own: Path, other: Path) -> bool:
+    return other.is_file() and filecmp.cmp(own, other, shallow=False)
 
 
 def check_examples(config: GateConfig, examples: int) -> None:
