@@ -45,7 +45,7 @@ def make_encoder(recipe: Recipe, signature: Signature, tokenizer: Tokenizer) -> 
 
 
 def thinned(texts: Texts, most: int = 512) -> Texts:
-    """Returns at most about `most` of the texts, spread over all of them."""
+    """Returns fewer than twice `most` of the texts, spread over all of them."""
     step = max(1, len(next(iter(texts.values()))) // most)
     return {name: column[::step] for name, column in texts.items()}
 

@@ -132,6 +132,7 @@ def build_recipe(
         say.stage(f"repository {out}")
         manifest = _manifest(workload, form, rows, chosen)
         manifest |= {"lengths": lengths_entry, "passes": passes, "calibration": source.calibrated_on}
+        manifest["gate"]["read_elsewhere"] = gate.read_elsewhere(recipe, material.folder)
         parts = Parts(
             recipe=recipe,
             lengths=form.lengths,

@@ -36,9 +36,8 @@ def print_built(built: Built, recipe: Path, out: Path) -> None:
             print(f"\n{word}: what each part costs\n{sensitivity.table(done)}\n")
     print(gate_line(built.manifest["gate"]))
     print(lengths_line(built.manifest["lengths"]))
-    if line := calibration_texts.seen_line(built.manifest["calibration"]):
-        print(line)
-    if line := zeros_line(built.manifest):
+    seen = calibration_texts.seen_line(built.manifest["calibration"])
+    for line in filter(None, (elsewhere_line(built.manifest["gate"]), seen, zeros_line(built.manifest))):
         print(line)
     for name, done in built.manifest["passes"].items():
         if done.get("given_back"):
@@ -73,6 +72,14 @@ def gate_line(gate: dict[str, Any]) -> str:
     low, high = (f"{share:.1%}" for share in gate["kept"])
     sure = f"{gate['confidence']:.0%}"
     return f"{line}: passed; keeps {low} to {high} of FP32's, certain at {sure} with {gate['examples']} examples"
+
+
+def elsewhere_line(gate: dict[str, Any]) -> str | None:
+    """Returns that the gate's examples are others' too, where they are, of the manifest's `gate`."""
+    if not gate["read_elsewhere"]:
+        return None
+    keys = " and ".join(gate["read_elsewhere"])
+    return f"gate.dataset is {keys} too: what was trained or chosen on it keeps more there than elsewhere; name another"
 
 
 def zeros_line(manifest: dict[str, Any]) -> str | None:

@@ -38,7 +38,7 @@ class Calibration:
 
 
 def choose(recipe: Recipe, encoder: Encoder, data: Any, folder: Path) -> Calibration:
-    """Returns about 512 texts at most: training examples where `folder` has them, else the recipe's samples.
+    """Returns 512 to 1,023 of many texts: training examples where `folder` has them, else the recipe's samples.
 
     A recipe that has neither is calibrated on what its task has beside the gate's examples, or, where that is nothing,
     on these, without their labels. A training example that could not be asked, since it is too long, is left out.

@@ -16,6 +16,8 @@ from tritonpress_generator.errors import InputError
 from tritonpress_generator.recipe_text import CheckpointConfig
 
 ADAPTER = "adapter_model.safetensors"
+CUTS = "cuts.json"
+"""What `tritonpress distill --out` writes beside an adapter: its masks."""
 POOLING = "1_Pooling/config.json"
 """How token vectors become one (sentence-transformers)."""
 _LOCAL = (".", "/", "~")

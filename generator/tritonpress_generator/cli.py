@@ -26,6 +26,8 @@ _INTERRUPTED = {
     "promote": "the same command brings repository and servers together",
     "rollback": "promote, with the build that is to serve, brings repository and servers together",
 }
+_WORKING = ("finetune", "distill", "search")
+"""Commands that write for hours, to a disk that may be full by then."""
 _ELSEWHERE = {
     "deploy": deploy_command,
     "tune": tune_command,
@@ -40,36 +42,46 @@ _DATA = "the folder of the data files (default: the recipe's)"
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 it ran and the verdict is no, 2 the input is at fault."""
     options = _parsed(arguments)
-    # The server's errors are known only where it is needed.
     try:
-        if "recipe" in options:
-            from tritonpress_generator import first_checks
-
-            first_checks.check(options)
-        if options.command == "build":
-            _build(options)
-        elif options.command == "search":
-            _search(options.recipe, options.out, options.data, options.work)
-        elif options.command == "finetune":
-            _finetune(options.recipe, options.out, options.data)
-        elif options.command == "distill":
-            _distill(options.recipe, options.work, options.data, options.out)
-        elif options.command == "evaluate":
-            return _evaluate(options)
-        elif options.command == "pack":
-            _pack(options.repository, options.file)
-        elif options.command == "unpack":
-            _unpack(options.file, options.folder)
-        elif options.command in _ELSEWHERE:
-            _ELSEWHERE[options.command].run(options)
-        else:
-            return _verify(options.repository, options.server)
+        return _run(options)
     except GeneratorError as exc:
         print(f"tritonpress {options.command}: {exc}", file=sys.stderr)
         return exc.exit_status
+    except OSError as exc:
+        if options.command not in _WORKING:
+            raise
+        print(f"tritonpress {options.command}: {exc}; {_INTERRUPTED[options.command]}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"\ntritonpress {options.command}: interrupted; {_INTERRUPTED[options.command]}", file=sys.stderr)
         return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Returns the exit status of a command that has not failed."""
+    # The server's errors are known only where it is needed.
+    if "recipe" in options:
+        from tritonpress_generator import first_checks
+
+        first_checks.check(options)
+    if options.command == "build":
+        _build(options)
+    elif options.command == "search":
+        _search(options.recipe, options.out, options.data, options.work)
+    elif options.command == "finetune":
+        _finetune(options.recipe, options.out, options.data)
+    elif options.command == "distill":
+        _distill(options.recipe, options.work, options.data, options.out)
+    elif options.command == "evaluate":
+        return _evaluate(options)
+    elif options.command == "pack":
+        _pack(options.repository, options.file)
+    elif options.command == "unpack":
+        _unpack(options.file, options.folder)
+    elif options.command in _ELSEWHERE:
+        _ELSEWHERE[options.command].run(options)
+    else:
+        return _verify(options.repository, options.server)
     return 0
 
 

@@ -10,11 +10,12 @@ from typing import Any
 
 from tritonpress_generator import cuts
 from tritonpress_generator import recipe as recipes
+from tritonpress_generator.checkpoint import CUTS
 from tritonpress_generator.compression import Compressed, Material
 from tritonpress_generator.errors import InputError
-from tritonpress_generator.first_checks import check_distills
+from tritonpress_generator.first_checks import check_distills, check_out
 from tritonpress_generator.model_card import distilled_card
-from tritonpress_generator.passes.restore import CUTS
+from tritonpress_generator.passes.restore import adapter_digest
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.recipe import Recipe
 from tritonpress_generator.training.distributed import World
@@ -40,6 +41,8 @@ def distill(
     say = Progress(shown=world.writes)
     recipe = recipes.load(recipe_path)
     check_distills((stage.word for stage in recipe.passes), path=recipe_path)
+    if out is not None:
+        check_out("distill", out)
     workload = Workload.load(recipe, say)
     material = replace(workload.material(data, work), world=world)
     if out is not None:
@@ -74,15 +77,17 @@ def _write(out: Path, compressed: Compressed, material: Material) -> None:
     if compressed.adapter is None:
         raise TypeError("a distilled model must have its adapter")
     out.mkdir(parents=True, exist_ok=True)
-    for path in compressed.adapter.iterdir():
-        shutil.copy(path, out / path.name)
     content = {
         "checkpoint": [material.checkpoint.sha256, material.checkpoint.adapter_sha256],
         "cuts": cuts.written(compressed.cuts),
         "chosen": dict(compressed.chosen),
         "report": compressed.report,
+        "adapter": adapter_digest(compressed.adapter),
     }
+    # First: until the adapter is as it says, nobody restores from there.
     (out / CUTS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for path in compressed.adapter.iterdir():
+        shutil.copy(path, out / path.name)
     (out / "README.md").write_text(
         distilled_card(material.recipe, material.folder, compressed.report), encoding="utf-8"
     )

@@ -2,7 +2,7 @@
 
     GeneratorError           every error of this package; `exit_status` is the command's
     ├── InputError           the input is at fault (recipe, checkpoint, data, repository): status 2
-    ├── ScratchError         the temporary folder cannot be written, or is full; the input may be right: status 2
+    │   └── PlaceError       or a place where work is kept: its disk is full, or others are at it
     ├── GateError            the build ran and what it made is beyond an agreed limit: status 1
     │   └── UndecidedError   or the examples are too few to say
     ├── VerificationError    the repository is served and answers otherwise than it should: status 1
@@ -33,8 +33,8 @@ class InputError(GeneratorError):
     exit_status = 2
 
 
-class ScratchError(GeneratorError):
-    """The temporary folder cannot be made or written, or has no room; the input may be right."""
+class PlaceError(InputError):
+    """A place where work is kept cannot be used now, which says nothing of what was to be made there."""
 
 
 class GateError(GeneratorError):

@@ -26,7 +26,7 @@ from tritonpress_generator.trainable import Trainable
 from tritonpress_generator.training import loop
 from tritonpress_generator.training.distributed import ALONE, World
 from tritonpress_generator.training.fingerprint import fingerprint_of
-from tritonpress_generator.training.settings import Precision
+from tritonpress_generator.training.settings import TRAINING, Precision
 
 _RESAMPLES = 1000
 _WHERE = "finetune"
@@ -73,7 +73,7 @@ def finetune(recipe_path: Path, out: Path, data: Path | None, world: World) -> F
 
     say.stage(training.summary)
     say.pause()
-    progress = training.train(out / "training")
+    progress = training.train(out / TRAINING)
 
     say.stage("scores of what is written")
     chosen = training.chosen()

@@ -15,6 +15,7 @@ from tritonpress_generator import recipe as recipes
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.recipe_text import RecipeText
 from tritonpress_generator.search.settings import results_of
+from tritonpress_generator.training.settings import BOARD, STATE, TRAINING
 
 IN_PROCESS = ("torch", "onnx", "engine")
 """What `evaluate` runs by itself; any other target is a server."""
@@ -45,7 +46,7 @@ def _check_arguments(options: argparse.Namespace, written: RecipeText) -> None:
     if command in ("build", "search"):
         repository.check_writable(options.out)
     elif command != "evaluate" and options.out is not None:
-        check_folder(options.out)
+        check_out(command, options.out)
     if command == "build" and options.canary:
         repository.check_canary(options.out, written.name)
     if command == "evaluate":
@@ -127,10 +128,30 @@ def check_work(work: Path) -> None:
     workplace.check_writable(work, what=f"--work {work}", remedy="give another")
 
 
-def check_folder(out: Path) -> None:
-    """Refuses a place for a folder where a file lies."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: must be a folder, is a file; give another")
+def check_out(command: str, out: Path) -> None:
+    """Refuses a place for what `finetune` or `distill` writes that cannot be written, or where that overwrites others.
+
+    Args:
+        command: Of both.
+        out: The folder; one of an earlier run, whole or killed, is gone on with.
+
+    Raises:
+        InputError: See there.
+    """
+    workplace.check_writable(out, what=f"--out {out}", remedy="give another")
+    if out.is_dir() and any(out.iterdir()) and not _has_run(command, out):
+        raise InputError(
+            f"--out {out}: must be a new folder, or one of an earlier {command}, has other files; give another"
+        )
+
+
+def _has_run(command: str, out: Path) -> bool:
+    """Returns whether the command has written into the folder before."""
+    if command == "distill":
+        return (out / checkpoint.CUTS).is_file()
+    training = out / TRAINING
+    names = {path.name for path in training.iterdir()} if training.is_dir() else {""}
+    return all(name.startswith((STATE, BOARD, ".seen-")) for name in names)
 
 
 def check_target(target: str, *, dataset: Path | None, repository: Path | None) -> None:

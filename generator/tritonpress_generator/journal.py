@@ -28,7 +28,7 @@ class Journal:
             return
         whole, _, rest = path.read_bytes().rpartition(b"\n")
         if rest:
-            path.write_bytes(whole + b"\n" if whole else b"")
+            os.truncate(path, len(whole) + 1 if whole else 0)
         for line in whole.splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                 entry = json.loads(line)

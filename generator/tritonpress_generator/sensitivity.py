@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from tritonpress_generator import calibration
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import GateError
 from tritonpress_generator.graph import GraphMaterial
@@ -89,8 +90,7 @@ class Measured:
 
     def errors(self) -> dict[str, float]:
         """Returns how far the outputs move when a part alone is quantised, relative to their size."""
-        step = max(1, len(self.samples) // _TEXTS)
-        texts = self.samples[::step][:_TEXTS]
+        texts = calibration.spread(self.samples, _TEXTS)
         expected = _answers(self.model, texts)
         found = {}
         for name in self.parts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -11,11 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tritonpress_generator.errors import InputError, ScratchError
+from tritonpress_generator.errors import InputError, PlaceError
 
 _SCRATCH = "tritonpress-work-"
 _LOCK = ".lock"
 """Of a folder that is in use; a workload's name does not begin with a dot."""
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""Of a file system, as of networks: nobody holds anything there, and what is written is written all the same."""
 
 
 @contextmanager
@@ -25,7 +28,7 @@ def scratch() -> Iterator[Path]:
     It lies where the system has such folders (`TMPDIR`).
 
     Raises:
-        ScratchError: It cannot be made or written, or there is no room in it.
+        PlaceError: It cannot be made or written, or there is no room in it.
     """
     place = "TMPDIR"
     try:
@@ -33,7 +36,7 @@ def scratch() -> Iterator[Path]:
         with within(Path(place), _SCRATCH) as folder:
             yield folder
     except OSError as exc:
-        raise ScratchError(
+        raise PlaceError(
             f"{place}: must have room for what is computed meanwhile ({exc}); make some, or set TMPDIR"
         ) from exc
 
@@ -57,16 +60,27 @@ def at_work(repository: Path, name: str, *, wait: bool) -> Iterator[Path]:
         InputError: Another process changes it, and `wait` is False.
     """
     target = repository / name
-    lock = os.open(target, os.O_RDONLY)
+    with held(target, wait=wait) as is_held:
+        if not is_held:
+            raise InputError(f"{target}: another build, promote or rollback is changing it; wait until that has ended")
+        with within(target, ".build-") as work:
+            yield work
+
+
+@contextmanager
+def held(folder: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Yields whether no other process holds `folder`, which this one then does; `wait` until it is so."""
+    lock = os.open(folder, os.O_RDONLY)
+    is_held = True
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            raise InputError(
-                f"{target}: another build, promote or rollback is changing it; wait until that has ended"
-            ) from None
-        with within(target, ".build-") as work:
-            yield work
+            is_held = False
+        except OSError as exc:
+            if exc.errno not in _NO_LOCKS:
+                raise
+        yield is_held
     finally:
         os.close(lock)
 
@@ -80,11 +94,11 @@ def check_writable(folder: Path, *, what: str, remedy: str) -> None:
         remedy: Likewise.
 
     Raises:
-        InputError: It is no folder, or could not be made or written.
+        PlaceError: It is no folder, or could not be made or written.
     """
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError(f"{what}: must be a folder that can be written, {nearest} is none; {remedy}")
+        raise PlaceError(f"{what}: must be a folder that can be written, {nearest} is none; {remedy}")
 
 
 @contextmanager

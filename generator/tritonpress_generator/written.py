@@ -30,9 +30,10 @@ def check_folder(out: Path, config: FinetuneConfig) -> None:
     """Refuses a folder in which what is written would lie beside what it is not one with.
 
     Raises:
-        InputError: `out` is a file, or has an adapter where a checkpoint is to be written, or the reverse.
+        InputError: As `first_checks.check_out`; or `out` has an adapter where a checkpoint is to be written, or the
+            reverse.
     """
-    first_checks.check_folder(out)
+    first_checks.check_out("finetune", out)
     found = [path.name for path in sorted(out.glob("*.safetensors"))]
     wrong = [name for name in found if (name == ADAPTER) == (config.lora is None)]
     if wrong:
@@ -63,6 +64,7 @@ def write(
         trained.model.save_pretrained(out, safe_serialization=True)
         tokenizer.save(str(out / "tokenizer.json"))
         pooling = source.settings(POOLING)
+        (out / POOLING).unlink(missing_ok=True)  # of an earlier run, from another checkpoint
         if pooling:
             (out / POOLING).parent.mkdir(exist_ok=True)
             _write_json(out / POOLING, pooling)

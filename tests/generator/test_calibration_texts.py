@@ -65,6 +65,18 @@ def test_manifest_says_on_what_and_a_build_that_it_was_the_gates(
         assert ("quantize has seen the gate's own texts" in capsys.readouterr().out) == (samples is None)
 
 
+def test_build_says_that_the_gates_examples_are_others_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = change(write_training(tmp_path, "recommendation"), graph=["fuse"])
+    (tmp_path / "copy.jsonl").write_bytes((tmp_path / "test.jsonl").read_bytes())
+    files = {"apart": ["dev.jsonl"], "same": ["dev.jsonl", "test.jsonl"], "copied": ["copy.jsonl"]}
+    for name, validation in files.items():
+        change(recipe, data={"validation": validation})
+        assert cli.main(["build", str(recipe), "--out", str(tmp_path / name)]) == 0
+        found = repository.read_manifest(tmp_path / name, "recommendation")["gate"]["read_elsewhere"]
+        assert found == ([] if name == "apart" else ["data.validation"])
+        assert ("gate.dataset is data.validation too: what was" in capsys.readouterr().out) == (name != "apart")
+
+
 def test_a_training_example_that_could_not_be_asked_is_left_out(tmp_path: Path) -> None:
     """It would be found after all the passes, and a build that has trained for hours be refused."""
     recipe = with_examples(tmp_path, "classification")

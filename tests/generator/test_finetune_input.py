@@ -184,11 +184,12 @@ def out_is_a_file(folder: Path) -> None:
 
 
 def out_has_an_adapter(folder: Path) -> None:
-    (folder / "out").mkdir()
+    (folder / "out" / "training").mkdir(parents=True)
     (folder / "out" / "adapter_model.safetensors").write_bytes(b"")
 
 
 def out_is_the_checkpoint(folder: Path) -> None:
+    (folder / "checkpoint" / "training").mkdir()
     (folder / "out").symlink_to(folder / "checkpoint")
 
 
@@ -196,8 +197,12 @@ def out_is_the_checkpoint(folder: Path) -> None:
     ("spoil", "pattern"),
     [
         (serve_more_than_the_model_has, r"serve\.max_length must be at most 64 \(the model's positions\), got 256"),
-        (out_is_a_file, r"--out .*out: must be a folder, is a file; give another"),
+        (out_is_a_file, r"--out .*out: must be a folder that can be written, .*out is none; give another"),
         (out_has_an_adapter, r"--out .*out: has an adapter \(adapter_model\.safetensors\) of another training; remove"),
+        (
+            lambda folder: (folder / "out").symlink_to(folder / "checkpoint"),
+            r"--out .*out: must be a new folder, or one",
+        ),
         (out_is_the_checkpoint, r"--out .*out: must not be the checkpoint that is trained; give another folder"),
         (lambda folder: (folder / "checkpoint" / "config.json").unlink(), r"checkpoint \./checkpoint: .* no config"),
     ],
@@ -206,9 +211,15 @@ def test_places(refused: Callable[..., None], spoil: Spoil, pattern: str) -> Non
     refused("classification", spoil, pattern)
 
 
+def test_place_that_cannot_be_made_is_said_where_that_shows(refused: Callable[..., None]) -> None:
+    """As a disk that is full by then."""
+    pattern = r"File exists: '.*/out'; the same command goes on from the last state that was saved$"
+    refused("classification", lambda folder: (folder / "out").symlink_to("none"), pattern, trains=True)
+
+
 def test_adapter_beside_a_whole_checkpoint(refused: Callable[..., None]) -> None:
     def out_has_a_checkpoint(folder: Path) -> None:
-        (folder / "out").mkdir()
+        (folder / "out" / "training").mkdir(parents=True)
         (folder / "out" / "model.safetensors").write_bytes(b"")
 
     pattern = r"--out .*out: has a whole checkpoint \(model\.safetensors\) of another training"

@@ -98,6 +98,16 @@ def test_pooling_of_the_checkpoint_is_that_of_what_is_written(tmp_path: Path, se
     assert evaluate(change(recipe, task={"recommendation": task | {"pooling": "mean"}}), "torch") != kept
 
 
+def test_pooling_of_an_earlier_checkpoint_goes(tmp_path: Path) -> None:
+    recipe = write_training(tmp_path, "recommendation", epochs=1)
+    earlier = tmp_path / "out" / "1_Pooling" / "config.json"
+    for folder in (earlier.parent, tmp_path / "out" / "training"):
+        folder.mkdir(parents=True)
+    earlier.write_text('{"pooling_mode_cls_token": true}')
+    run(recipe)
+    assert not earlier.exists()
+
+
 def test_written_tokenizer_is_that_of_the_checkpoint(tmp_path: Path) -> None:
     run(write_training(tmp_path, "question_answering", epochs=1))
     written, source = (Tokenizer.from_file(str(tmp_path / name / "tokenizer.json")) for name in ("out", "checkpoint"))

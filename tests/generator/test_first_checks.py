@@ -109,8 +109,15 @@ def test_wrong_argument_and_file_that_is_not_there_are_refused_before_what_compu
         ),
         *(([command, elsewhere], "must have the file none.jsonl") for command in ("search", "finetune", "distill")),
         *(([command, good, "--data", "none"], "--data none: must be the folder") for command in RECIPES),
-        *(([command, good, "--out", file], "is a file") for command in ("finetune", "distill")),
-        *(([command, good, "--out", file], "must be a folder that can be written") for command in ("build", "search")),
+        *(
+            ([command, good, "--out", out], "must be a folder that can be written")
+            for command in ("build", "search", "finetune", "distill")
+            for out in (file, file / "new")
+        ),
+        *(
+            ([command, good, "--out", folder], f"must be a new folder, or one of an earlier {command}, has other files")
+            for command in ("finetune", "distill")
+        ),
         (["search", searched], f"{folder / 'searched.search'}: must be a folder that can be written"),
         *(
             ([command, good, "--work", file], f"--work {file}: must be a folder that can be written")

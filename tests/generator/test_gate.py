@@ -199,10 +199,12 @@ def test_draws_are_paired() -> None:
 
 
 @pytest.mark.parametrize("config", [POINT, SURE])
-def test_agreement_has_a_floor_of_its_own(config: GateConfig) -> None:
+@pytest.mark.parametrize("keep", [0.5, 0.99])
+def test_agreement_has_a_floor_of_its_own(config: GateConfig, keep: float) -> None:
+    """Of 0.99 the metric would be undecided, which more examples mend; they do not mend the agreement."""
     before = answered(1000, 500)
     other = ~before
-    config = config.model_copy(update={"agreement": 0.9, "keep": 0.5})
+    config = config.model_copy(update={"agreement": 0.9, "keep": keep})
     assert gate.check(config, scores(before, before), scores(before, before)).agreement == 1.0
     with pytest.raises(GateError, match=r"agreement with FP32's answers must stay at or above 0\.9, got 0\.0000"):
         gate.check(config, scores(before, before), scores(other, before))

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 from tritonpress_generator.journal import Journal
+
+
+def test_what_was_found_stays_where_the_disk_is_full(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    Journal(path).put("trial one", {"layers": 1}, {"score": 0.5, "seconds": 2.0})
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"key": "trial t')
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, hard))
+    try:
+        assert Journal(path).get("trial one") == {"score": 0.5, "seconds": 2.0}
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == whole
 
 
 def test_gives_back_what_was_put_and_cuts_off_what_a_kill_has_left(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -178,6 +179,43 @@ def test_file_that_changes_while_it_is_packed(tmp_path: Path, monkeypatch: pytes
                 with pytest.raises(InputError, match=r"model\.plan: changes while it is packed"):
                     pack(source, tmp_path / "bundle")
             assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_repository_that_changes_while_it_is_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a build ends: what was not coded yet may name what was not there when the files were listed."""
+    tree: trees.Tree = {"a/1/model": b"a", "b/config.pbtxt": b"old", "b_engine_old/1/model": b"b"}
+    source = trees.write(tmp_path / "source", tree)
+    cut = extents.cut
+    changes = [
+        lambda: trees.write(source / "b_engine_new", {"1/model": b"new"}),
+        lambda: (trees.write(tmp_path / "other", {"new": b"new"}) / "new").replace(source / "b/config.pbtxt"),
+        lambda: (source / "a/1/model").rename(source / "a/model"),
+    ]
+    for change in changes:
+        todo = [change]
+
+        def cut_and_change(file: BinaryIO, path: Path, todo: list[Callable[[], object]] = todo) -> list[Tensor]:
+            found = list(cut(file, path))
+            while todo:
+                todo.pop()()
+            return found
+
+        with monkeypatch.context() as context:
+            context.setattr(extents, "cut", cut_and_change)
+            with pytest.raises(InputError, match=r"source: changes while it is packed; stop what writes it"):
+                pack(source, tmp_path / "bundle")
+        assert not (tmp_path / "bundle").exists()
+    pack(source, tmp_path / "bundle")
+
+
+def test_what_a_killed_pack_or_unpack_has_left_is_removed(tmp_path: Path) -> None:
+    source = trees.write(tmp_path / "source", {"model": b"1"})
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    for work in (lambda: pack(source, tmp_path / "bundle"), lambda: unpack(tmp_path / "bundle", tmp_path / "target")):
+        trees.write(tmp_path / f".tritonpress-{ended.pid}-x", {"tree/model": b"1"})
+        work()
+        assert not list(tmp_path.glob(".tritonpress-*"))
 
 
 UNPACK_UNTIL_INTERRUPTED = """

@@ -169,6 +169,21 @@ def test_what_does_not_fit_is_refused(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_adapter_of_another_run_is_refused(
+    written: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """As a kill leaves it, between the files of a second run."""
+    folder = Path(shutil.copytree(written[1].parent, tmp_path / "sources"))
+    path = folder / "small" / name
+    content = bytearray(path.read_bytes())
+    place = content.rindex(b"4", 0) if name.endswith("json") else len(content) - 1
+    content[place] ^= 1
+    path.write_bytes(content)
+    assert cli.main(["build", str(restoring(folder / "recipe.yaml")), "--out", str(tmp_path / "out")]) == 2
+    assert "must have the adapter that was written with its cuts.json, has another or" in capsys.readouterr().err
+
+
 def test_endless_cuts_are_not_read(
     written: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -242,7 +242,7 @@ def test_speed_is_measured_and_lengths_are_chosen_once(source: Path, tmp_path: P
         search={**QUICK, "objective": objective, "trials": 2, "space": {"layers": [2, 1], "vocabulary": [False]}},
     )
     found = search(recipe, tmp_path / "out", work=tmp_path / "work", progress=Progress(shown=False))
-    (chosen,) = tmp_path.glob("work/search-*/lengths.json")
+    (chosen,) = tmp_path.glob("work/search-*/lengths-*.json")
     form = json.loads(chosen.read_text(encoding="utf-8"))
     assert form in {"ragged", "buckets", "exact"}
     for point in found.points:

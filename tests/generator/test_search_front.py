@@ -212,6 +212,11 @@ def test_proposals_learn_from_what_is_known(space: Space) -> None:
     assert mean < sum(one.layers + one.vocabulary for one in every) / len(every)
 
 
+def test_every_seed_of_a_recipe_proposes(space: Space) -> None:
+    for seed in (429_197, (1 << 31) - 1):
+        assert len(propose(space, [], set(), 3, seed=seed * 10_007 + 1)) == 3
+
+
 @pytest.mark.parametrize(
     ("search", "message"),
     [

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
+import pytest
 from tiny_search import QUICK, trained
 from tritonpress_generator import repository
+from tritonpress_generator.errors import InputError
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.search.run import search
 
@@ -64,3 +69,39 @@ def test_what_a_precision_leaves_out_is_measured_once(tmp_path: Path) -> None:
     # Neither for the candidate, which is made anew, nor for the build of its point.
     assert path.read_text(encoding="utf-8") == marked
     assert "99" in repository.read_manifest(out, "recommendation")["graph"]["quantize"]["metrics"]
+
+
+def test_fault_of_the_disk_is_not_kept_as_one_of_the_candidate(tmp_path: Path) -> None:
+    """What was found until then is, and the search goes on when the fault is mended."""
+    space = {"layers": [2, 1], "flops": [0.0], "vocabulary": [False], "precisions": [["fuse"]]}
+    recipe = trained(tmp_path, search={**QUICK, "space": space})
+    out, work = tmp_path / "out", tmp_path / "work"
+    first = search(recipe, out, work=work, progress=Progress(shown=False))
+    (journal,) = work.glob("search-*/against-*.jsonl")
+    lines = journal.read_text(encoding="utf-8").splitlines(keepends=True)
+    known = "".join(line for line in lines if json.loads(line)["kind"] != "build")
+    assert len(known) < len("".join(lines))
+    journal.write_text(known, encoding="utf-8")
+    in_the_way = journal.with_name("built")
+    in_the_way.write_text("", encoding="utf-8")
+    with pytest.raises(InputError, match=r"built: must be a folder that can be written"):
+        search(recipe, out, work=work, progress=Progress(shown=False))
+    assert journal.read_text(encoding="utf-8") == known
+    in_the_way.unlink()
+    shutil.rmtree(journal.with_name("engines"))  # which are made again where they are wanted
+    again = search(recipe, out, work=work, progress=Progress(shown=False))
+    assert again.points[0].build == first.points[0].build
+
+
+def test_another_search_of_a_folder_is_refused(tmp_path: Path) -> None:
+    space = {"layers": [2], "flops": [0.0], "vocabulary": [False], "precisions": [["fuse"]]}
+    recipe = trained(tmp_path, search={**QUICK, "budget_minutes": 0.001, "space": space})
+    arguments: Any = {"out": tmp_path / "out", "work": tmp_path / "work", "progress": Progress(shown=False)}
+    with pytest.raises(InputError, match="budget_minutes must be at least"):
+        search(recipe, **arguments)
+    (folder,) = (tmp_path / "work").glob("search-*")
+    running = os.open(folder, os.O_RDONLY)
+    fcntl.flock(running, fcntl.LOCK_EX)
+    with pytest.raises(InputError, match="search: another search is at"):
+        search(recipe, **arguments)
+    os.close(running)

@@ -102,6 +102,22 @@ def test_what_costs_is_left_out_and_the_rest_is_not(graph_pass: ModuleType, tmp_
         assert (score.asked > asked) == measured
 
 
+def test_errors_are_of_texts_of_all_lengths() -> None:
+    """They come by their lengths, and of 31 the first 16 were taken."""
+
+    def graph(operator: str) -> onnx.ModelProto:
+        given, answer = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
+        nodes = [onnx.helper.make_node(operator, ["x"], ["y"])]
+        opsets = [onnx.helper.make_opsetid("", 17)]
+        return onnx.helper.make_model(
+            onnx.helper.make_graph(nodes, "one", [given], [answer]), opset_imports=opsets, ir_version=8
+        )
+
+    samples = [{"x": np.array([16.5 - number], np.float32)} for number in range(31)]
+    measured = Measured(graph("Identity"), {"part": ["y"]}, lambda _: graph("Relu"), samples, NO_MATERIAL)
+    assert measured.errors()["part"] > 0
+
+
 def test_nothing_is_left_out_where_all_of_it_holds() -> None:
     score = Score(FP32)
     material = GraphMaterial(score=score, held_out=lambda: "these")

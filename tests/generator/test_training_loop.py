@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import fcntl
+import os
+import resource
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -178,6 +181,27 @@ def test_run_goes_on_in_the_precision_in_which_it_began(
     assert other.losses != expected.losses
 
 
+def test_another_training_of_a_folder_is_refused_until_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a build that is begun while `tritonpress distill` runs."""
+    killed = Job(METRICS)
+    kill(killed, tmp_path, 10, monkeypatch, **PATIENT)
+    other = Job(METRICS)
+    other.weights = killed.weights[:2]
+    before = (tmp_path / "state.pt").read_bytes()
+    running = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(running, fcntl.LOCK_EX)
+    with pytest.raises(InputError, match=r"finetune: another training is at .*; wait until that has ended"):
+        other.train(tmp_path, **PATIENT)
+    assert (tmp_path / "state.pt").read_bytes() == before
+    fcntl.flock(running, fcntl.LOCK_UN)
+    expected = other.train(tmp_path, **PATIENT)
+    fcntl.flock(running, fcntl.LOCK_EX)
+    assert Job([]).train(tmp_path, **PATIENT) == expected
+    os.close(running)
+
+
 def test_finished_run_is_not_computed_again(tmp_path: Path) -> None:
     first = Job(METRICS)
     expected = first.train(tmp_path, **PATIENT)
@@ -202,6 +226,27 @@ def test_state_that_cannot_be_read_is_refused(tmp_path: Path, spoil: Callable[[b
     with pytest.raises(InputError, match=r"state\.pt cannot be read .*; remove it to begin anew") as raised:
         Job(METRICS).train(tmp_path, **PATIENT)
     assert "\n" not in str(raised.value)
+
+
+def test_state_that_cannot_be_written_is_said_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = Job(METRICS).train(tmp_path / "whole", **PATIENT)
+    folder = tmp_path / "full"
+    killed = Job(METRICS)
+    kill(killed, folder, 10, monkeypatch, **PATIENT)
+    before = (folder / "state.pt").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        resumed = Job(METRICS)
+        resumed.weights = killed.weights[:2]
+        with pytest.raises(InputError, match=r"state\.pt cannot be written \(.* File too large\); make room, and give"):
+            resumed.train(folder, **PATIENT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in folder.glob("state.*")] == ["state.pt"]
+    assert (folder / "state.pt").read_bytes() == before
+    resumed.weights = killed.weights[:2]
+    assert resumed.train(folder, **PATIENT) == expected
 
 
 def test_loss_that_is_not_finite_ends_the_run_and_leaves_the_state_good(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tiny_sources import write_recipe
 from tritonpress_generator import cli, workplace
-from tritonpress_generator.errors import ScratchError
+from tritonpress_generator.errors import PlaceError
 from tritonpress_generator.search.trials import attempted
 
 KILLED = """
@@ -88,5 +88,5 @@ def test_a_search_takes_no_missing_folder_for_a_refusal(tmp_path: Path, monkeypa
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert attempted(measured)["size"]
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
-    with pytest.raises(ScratchError, match=r"none: must have room for what is computed meanwhile \("):
+    with pytest.raises(PlaceError, match=r"none: must have room for what is computed meanwhile \("):
         attempted(measured)

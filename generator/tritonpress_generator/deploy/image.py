@@ -24,7 +24,7 @@ UNPACK = ["python3", "-m", "tritonpress_generator.packing"]
 """The command of the image that unpacks and verifies a bundle."""
 
 # What `UNPACK` imports, beside the packing itself.
-_UNPACK_FILES = ("__init__.py", "errors.py")
+_UNPACK_FILES = ("__init__.py", "errors.py", "workplace.py")
 UNPACK_PACKAGES = (
     "annotated-types", "backports-zstd", "numpy", "pydantic", "pydantic-core", "tqdm", "typing-extensions",
     "typing-inspection",

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.packing import coding, paths
@@ -28,6 +28,9 @@ FILES = 100_000
 """As many folders may be made, too."""
 REFERENCES = 1_000_000
 """Contents, and places where files name them."""
+MARKS = {b"[{": 600_000, b":": 800_000, b",": 2_500_000}
+"""How often an index may have one of these characters, which begin lists, keys and entries: parsed, each takes up to
+half a kilobyte. One of weights has fewer in all of `INDEX_BYTES`."""
 FREE_BYTES = 1 << 30
 RATIO = 100
 """What is unpacked may be this many times the bundle and `FREE_BYTES`."""
@@ -37,10 +40,14 @@ _FILE_TEXT_BYTES = 130
 _BLOCK_TEXT_BYTES = len('{"crc32":4294967295,"streams":[65536,65536,65536,65536]},')
 """What it says of a block of FP32."""
 
+_LISTED = 1_000
+"""Faults of an index of which the first is looked for, in Pydantic's list of all: each unknown key is one."""
 _SHOWN = 200
 """Characters of what a bundle says that a message repeats."""
 
 _Count = Annotated[int, Field(ge=0, le=2**48)]
+_FIRST = FailFast()
+"""Of a list: a fault of each of millions of entries takes more memory than they do."""
 COPY_AGAIN = "copy the bundle again, or pack the repository again"
 
 
@@ -61,7 +68,7 @@ class Content(_Entry):
     """A tensor, or what lies between tensors."""
 
     bytes: Annotated[int, Field(ge=1, le=2**48)]
-    blocks: list[Block]
+    blocks: Annotated[list[Block], _FIRST]
 
     def lengths(self) -> Iterator[int]:
         """Yields how many bytes each block decodes to."""
@@ -76,17 +83,17 @@ class File(_Entry):
     bytes: _Count
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     executable: bool
-    contents: list[_Count]
+    contents: Annotated[list[_Count], _FIRST]
     """Places in the index's list, one behind the other."""
 
 
 class Index(_Entry):
     """What a bundle holds."""
 
-    files: Annotated[list[File], Field(max_length=FILES)]
-    folders: Annotated[list[str], Field(max_length=FILES)]
+    files: Annotated[list[File], Field(max_length=FILES), _FIRST]
+    folders: Annotated[list[str], Field(max_length=FILES), _FIRST]
     """Those that are empty."""
-    contents: Annotated[list[Content], Field(max_length=REFERENCES)]
+    contents: Annotated[list[Content], Field(max_length=REFERENCES), _FIRST]
 
     @property
     def size_bytes(self) -> int:
@@ -135,7 +142,7 @@ def write(file: BinaryIO, files: list[File], folders: list[str], contents: list[
     text = json.dumps(index.model_dump(), separators=(",", ":")).encode()
     begin = file.seek(0, 2)
     size = begin + len(text)
-    if fault := _fault(index, stored=begin - HEADER_BYTES, size=size):
+    if fault := _fault_of_text(text) or _fault(index, stored=begin - HEADER_BYTES, size=size):
         raise InputError(f"the repository cannot be a bundle: {fault}; pack less at once")
     check_index(len(text))
     file.write(text)
@@ -168,6 +175,8 @@ def read(file: BinaryIO, path: Path) -> Index:
     text = file.read(length)
     if hashlib.sha256(text).digest() != sha256:
         raise InputError(f"{path}: the index does not have its sha256; {COPY_AGAIN}")
+    if fault := _fault_of_text(text):
+        raise InputError(f"{path}: {fault}; {COPY_AGAIN}")
     try:
         index = Index.model_validate_json(text)
     except ValidationError as exc:
@@ -179,6 +188,8 @@ def read(file: BinaryIO, path: Path) -> Index:
 
 def _first(error: ValidationError) -> str:
     """Returns the first thing that is wrong, in one line."""
+    if error.error_count() > _LISTED:
+        return f"the index is not as it must be: {error.error_count()} things in it"
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(map(repr, first["loc"]))[:_SHOWN] or "it"
     return f"the index is not as it must be: {place}: {first['msg']}"
@@ -193,6 +204,14 @@ def _fault(index: Index, *, stored: int, size: int) -> str | None:
     limit = max(FREE_BYTES, RATIO * size)
     if index.size_bytes > limit:
         return f"its files must be at most {limit} bytes (1 GiB, or {RATIO} times the bundle), are {index.size_bytes}"
+    return None
+
+
+def _fault_of_text(text: bytes) -> str | None:
+    """Returns what is wrong with the text of an index, which is known without parsing it: that takes memory."""
+    for marks, most in MARKS.items():
+        if (found := sum(map(text.count, marks))) > most:
+            return f"the index must have at most {most} of {' and '.join(marks.decode())}, has {found}"
     return None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import BinaryIO, NoReturn
 
 from tqdm import tqdm
 
+from tritonpress_generator import workplace
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.packing import bundle, coding, extents, paths
 from tritonpress_generator.packing.formats import WORD_BYTES, Tensor
@@ -33,12 +33,15 @@ def pack(repository: Path, file: Path) -> Packed:
         if not found:
             raise InputError(f"repository {repository}: must hold files, is empty; run tritonpress build")
         bundle.check_sizes([entry for entry in found if not entry.is_folder])
-        with tempfile.TemporaryDirectory(prefix=".tritonpress-", dir=file.absolute().parent) as work:
-            partial = Path(work) / "bundle"
+        with workplace.within(file.absolute().parent, ".tritonpress-") as work:
+            partial = work / "bundle"
             with partial.open("xb") as target, _bar(found) as bar:
                 packed = _Writer(target, bar).write(found)
                 target.flush()
                 os.fsync(target.fileno())
+            # A build that has ended meanwhile names in one file what was not listed among the others.
+            if list(paths.walk(repository)) != found:
+                raise InputError(f"repository {repository}: changes while it is packed; stop what writes it")
             partial.replace(file)
     except OSError as exc:
         raise InputError(f"{repository}: cannot be packed into {file} ({exc}); nothing was written") from exc

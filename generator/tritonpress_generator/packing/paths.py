@@ -80,6 +80,8 @@ class Found(NamedTuple):
     size_bytes: int
     is_folder: bool
     is_executable: bool
+    written: tuple[int, int]
+    """Its number in the file system and when it was changed last: other ones where it was written meanwhile."""
 
 
 def walk(root: Path) -> Iterator[Found]:
@@ -105,5 +107,6 @@ def walk(root: Path) -> Iterator[Found]:
             raise InputError(f"{place}: must be a file or a folder, which is all that a bundle holds; remove it")
         if path and not inside:
             size = 0 if is_folder else status.st_size
-            yield Found(path, place, size, is_folder, bool(status.st_mode & stat.S_IXUSR))
+            written = (status.st_ino, status.st_mtime_ns)
+            yield Found(path, place, size, is_folder, bool(status.st_mode & stat.S_IXUSR), written)
         stack += [(f"{path}/{below.name}" if path else below.name, below) for below in inside]

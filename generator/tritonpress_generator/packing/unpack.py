@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import BinaryIO, NoReturn
 
 from tqdm import tqdm
 
+from tritonpress_generator import workplace
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.packing import bundle, coding, paths
 
@@ -41,8 +41,8 @@ def unpack(file: Path, folder: Path) -> Unpacked:
         with file.open("rb") as source:
             index = bundle.read(source, file)
             _check_space(index, folder, target)
-            with tempfile.TemporaryDirectory(prefix=".tritonpress-", dir=target.parent) as work:
-                tree = Path(work) / "tree"
+            with workplace.within(target.parent, ".tritonpress-") as work:
+                tree = work / "tree"
                 _write(Reader(source, file, index), index, tree)
                 # In the place of an empty folder, too; of one that is no longer empty it is an error.
                 tree.rename(target)

@@ -15,14 +15,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from tritonpress_generator import cuts
-from tritonpress_generator.checkpoint import ADAPTER
+from tritonpress_generator.checkpoint import ADAPTER, CUTS
 from tritonpress_generator.compression import Compressed, Material, copied
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.passes.crop import check_segments
 from tritonpress_generator.pretrained import merged
 from tritonpress_generator.recipe_text import Settings
 
-CUTS = "cuts.json"
 _MOST_BYTES = 16 << 20
 """Of `CUTS`, which has some kilobytes."""
 
@@ -43,6 +42,8 @@ class _Written(Settings):
     """On held-out examples: a threshold, a temperature."""
     report: dict[Literal["crop", "prune", "distill"], dict[str, Any]]
     """What each pass has done."""
+    adapter: str | None = None
+    """As `adapter_digest` gives it; what was written before that was looked at does not say it."""
 
 
 def apply(given: Compressed, config: Config, material: Material) -> Compressed:
@@ -63,6 +64,11 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
             f"passes.restore: {folder} must be of the recipe's checkpoint ({material.checkpoint.sha256[:12]}…), is of "
             f"{str(written.checkpoint[0])[:12]}… or of another adapter; restore what was made of this one"
         )
+    if written.adapter is not None and written.adapter != adapter_digest(folder):
+        raise InputError(
+            f"passes.restore: {folder} must have the adapter that was written with its {CUTS}, has another or none; "
+            "write both again with tritonpress distill --out"
+        )
     if any("segments" in cut for cut in written.cuts):
         check_segments(given.model, material)
     result = cuts.again(copied(given), written.cuts)
@@ -72,6 +78,15 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
         history = (*history, hashlib.sha256((folder / ADAPTER).read_bytes()).hexdigest())
     report = result.report | written.report
     return replace(result, model=model.eval(), report=report, history=history, chosen=written.chosen)
+
+
+def adapter_digest(folder: Path) -> str:
+    """Returns a hash of the adapter in `folder`, its settings too, or of what of it is there."""
+    found = hashlib.sha256()
+    for name in ("adapter_config.json", ADAPTER):
+        if (folder / name).is_file():
+            found.update(name.encode() + hashlib.sha256((folder / name).read_bytes()).digest())
+    return found.hexdigest()
 
 
 def _read(path: Path) -> _Written:

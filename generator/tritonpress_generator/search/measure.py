@@ -140,7 +140,7 @@ class Workshop:
 
     def throw_away(self, others: set[str]) -> None:
         """Removes all engines but those of the candidates with the keys `others`."""
-        for folder in self._folder.iterdir():
+        for folder in self._folder.glob("*"):  # there is no folder where all that was asked for was known
             if folder.name not in others:
                 shutil.rmtree(folder)
 

@@ -94,28 +94,35 @@ def search(
     with nullcontext(work) if work else workplace.scratch() as own:
         material = workload.material(data, own)
         folder = own / f"search-{_fingerprint(workload, material, config)[:12]}"
-        loop, workshop = _begun(workload, material, config, folder, say, began=began)
-        reference = loop.begin()
-        loop.run()
-        points, times = _in_turn(loop.gate_front(), reference, workshop, config)
-        if not points:
-            raise _nothing(recipe, loop)
-        say.stage("recipes of the front")
-        target = results_of(recipe_path)
-        written = write(points, loop.passed, times, workshop, recipe, target)
-        say.stage(f"the best of {len(written)} points: {points[0].candidate.label}")
-        again = build(written[0].recipe, out, data=material.folder, work=own, progress=Progress(shown=False))
-        if again.manifest["build"] != written[0].build:
-            raise VerificationError(
-                f"search: {written[0].recipe} must build {written[0].build} again, has built "
-                f"{again.manifest['build']}; what a pass or the engine computes is not the same twice on this machine"
-            )
-        say.done()
-        metric = str(recipe.finetune.module.METRIC)
-        return Found(
-            written, target, [*loop.full.values()], reference.candidate, loop.floor, metric, config.objective,
-            loop.refused, loop.budget.spent_s / 60,
-        )  # fmt: skip
+        folder.mkdir(parents=True, exist_ok=True)
+        with workplace.held(folder) as is_held:
+            if not is_held:
+                raise InputError(
+                    f"search: another search is at {folder}; wait until that has ended, or give another --work"
+                )
+            loop, workshop = _begun(workload, material, config, folder, say, began=began)
+            reference = loop.begin()
+            loop.run()
+            points, times = _in_turn(loop.gate_front(), reference, workshop, config)
+            if not points:
+                raise _nothing(recipe, loop)
+            say.stage("recipes of the front")
+            target = results_of(recipe_path)
+            written = write(points, loop.passed, times, workshop, recipe, target)
+            say.stage(f"the best of {len(written)} points: {points[0].candidate.label}")
+            again = build(written[0].recipe, out, data=material.folder, work=own, progress=Progress(shown=False))
+            if again.manifest["build"] != written[0].build:
+                raise VerificationError(
+                    f"search: {written[0].recipe} must build {written[0].build} again, has built "
+                    f"{again.manifest['build']}; what a pass or the engine computes is not the same twice on this "
+                    "machine"
+                )
+            say.done()
+            metric = str(recipe.finetune.module.METRIC)
+            return Found(
+                written, target, [*loop.full.values()], reference.candidate, loop.floor, metric, config.objective,
+                loop.refused, loop.budget.spent_s / 60,
+            )  # fmt: skip
 
 
 def _begun(
@@ -127,13 +134,13 @@ def _begun(
     kinds = {group.kind for group in prunable(workload.model)}
     lengths = recipe.raw.get("serve", {}).get("lengths", "auto")
     if len(recipe.lengths) > 1 and config.space.lengths is None:
-        # Remembered, since another choice would be another reference.
-        chosen = folder / "lengths.json"
+        # Remembered, since another choice would be another reference; of each graph its own.
+        of_graph = hashlib.sha256(json.dumps(recipe.raw.get("graph")).encode()).hexdigest()[:12]
+        chosen = folder / f"lengths-{of_graph}.json"
         if not chosen.exists():
             source = workload.source(material=material)
             form, _ = form_choice.choose(recipe, forms.compile_forms(recipe, source), source)
-            folder.mkdir(parents=True, exist_ok=True)
-            chosen.write_text(json.dumps(form.lengths.word), encoding="utf-8")
+            workplace.replace(chosen, json.dumps(form.lengths.word), folder)
         lengths = json.loads(chosen.read_text(encoding="utf-8"))
     space = Space.load(recipe, config, depth=depth(workload.model), kinds=sorted(kinds), lengths=lengths)
     estimator = Estimator(material.original, material, samples=_ESTIMATED_ON, length=space.length)

@@ -16,6 +16,9 @@ _STARTUP = 8
 _TRIES = 6
 """How many proposals are drawn for each that is wanted: of few candidates, most are soon known."""
 
+_SEEDS = 1 << 32
+"""Optuna gives the seed to NumPy, which takes no larger one."""
+
 
 def propose(
     space: Space, known: Sequence[tuple[Candidate, float, float]], seen: Collection[str], count: int, *, seed: int
@@ -35,7 +38,7 @@ def propose(
     2022, "Multiobjective Tree-Structured Parzen Estimator".
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=_STARTUP)
+    sampler = optuna.samplers.TPESampler(seed=seed % _SEEDS, n_startup_trials=_STARTUP)
     study = optuna.create_study(sampler=sampler, directions=["maximize", "minimize"])
     distributions: dict[str, BaseDistribution] = {
         name: IntDistribution(0, len(values) - 1) if name in _ORDERED else CategoricalDistribution(range(len(values)))

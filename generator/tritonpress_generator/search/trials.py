@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from tritonpress_generator.errors import GateError, InputError
+from tritonpress_generator.errors import GateError, InputError, PlaceError
 from tritonpress_generator.search import front
 from tritonpress_generator.search.estimate import Estimate, Estimator
 from tritonpress_generator.search.measure import GRAPH
@@ -61,11 +61,19 @@ def front_of(trials: Sequence[Trial], objective: str) -> list[Trial]:
 
 
 def attempted(compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Returns what is computed, or under `refused` why it cannot be, with the `seconds` that it took."""
+    """Returns what is computed, or under `refused` why it cannot be, with the `seconds` that it took.
+
+    Raises:
+        InputError: Files could not be read or written, which says nothing of the candidate.
+    """
     began = time.monotonic()
     try:
         result = compute()
+    except PlaceError:
+        raise
     except InputError as exc:
+        if isinstance(exc.__cause__, OSError):
+            raise
         result = {"refused": str(exc)}
     except GateError as exc:  # of a graph pass that is held to the metric itself
         result = {"refused": exc.reason, "remedy": exc.remedy}

@@ -18,11 +18,12 @@ from typing import Any, Literal
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from tritonpress_generator.errors import InputError
+from tritonpress_generator import workplace
+from tritonpress_generator.errors import InputError, PlaceError
 from tritonpress_generator.training.distributed import World
 from tritonpress_generator.training.report import Report
 from tritonpress_generator.training.schedule import Schedule
-from tritonpress_generator.training.settings import TrainingConfig
+from tritonpress_generator.training.settings import BOARD, STATE, TrainingConfig
 
 _STATE_EVERY_S = 120.0
 
@@ -80,9 +81,17 @@ def train(trained: Trained, config: TrainingConfig, folder: Path, world: World) 
     Raises:
         InputError: `folder` has the state of another run, or is another one for each process, or the loss is no
             longer finite.
+        PlaceError: `folder` cannot be read or written, or another training that is not done is at it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     world.check_shared(folder, where=trained.where)
+    # The states of two would be written over each other.
+    with workplace.held(folder) if world.writes else nullcontext(True) as is_held:
+        return _train(trained, config, folder, world, alone=all(world.gather(is_held)))
+
+
+def _train(trained: Trained, config: TrainingConfig, folder: Path, world: World, *, alone: bool) -> Progress:
+    """Trains as `train` says; `alone` if no other training is at `folder`."""
     schedule = Schedule([len(feature["input_ids"]) for feature in trained.features], config)
     model = trained.model.to(world.device)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -90,13 +99,15 @@ def train(trained: Trained, config: TrainingConfig, folder: Path, world: World) 
     state = _State(folder, trained, parameters, optimizer, world)
     progress = state.load() or Progress(precision=_precision(config, world))
     config = config.model_copy(update={"precision": progress.precision})
+    if not (alone or _is_done(progress, schedule, config)):
+        raise PlaceError(f"{trained.where}: another training is at {folder}; wait until that has ended")
     parallel = DistributedDataParallel(model) if world.size > 1 else model
     evaluations = set(schedule.evaluations)
     epochs: dict[int, list[list[int]]] = {}
-    report = Report(folder / "tensorboard", schedule.steps, progress.step, shown=world.writes)
+    report = Report(folder / BOARD, schedule.steps, progress.step, shown=world.writes)
     clock = time.monotonic()
     try:
-        while progress.step < schedule.steps and not _stops(progress, config):
+        while not _is_done(progress, schedule, config):
             number = progress.step // schedule.steps_per_epoch
             if number not in epochs:
                 epochs = {number: schedule.epoch(number)}
@@ -172,8 +183,8 @@ def _precision(config: TrainingConfig, world: World) -> Literal["fp32", "bf16"]:
     return "bf16" if world.gather(computes_in_bf16(config, world.device))[0] else "fp32"
 
 
-def _stops(progress: Progress, config: TrainingConfig) -> bool:
-    return config.patience is not None and progress.worse >= config.patience
+def _is_done(progress: Progress, schedule: Schedule, config: TrainingConfig) -> bool:
+    return progress.step >= schedule.steps or (config.patience is not None and progress.worse >= config.patience)
 
 
 def _note(progress: Progress, metrics: dict[str, float], metric: str, state: _State) -> None:
@@ -197,7 +208,7 @@ class _State:
         optimizer: torch.optim.Optimizer,
         world: World,
     ) -> None:
-        self._path = folder / "state.pt"
+        self._path = folder / f"{STATE}.pt"
         self._trained = trained
         self._parameters = parameters
         self._optimizer = optimizer
@@ -212,7 +223,7 @@ class _State:
         try:
             state = torch.load(self._path, map_location=self._world.device, weights_only=True)
         except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as exc:
-            raise InputError(
+            raise PlaceError(
                 f"{where}: {self._path} cannot be read ({' '.join(str(exc).split())[:200]}); remove it to begin anew"
             ) from exc
         if state["fingerprint"] != self._trained.fingerprint:
@@ -242,11 +253,22 @@ class _State:
             "best": self._best,
             "progress": vars(progress),
         }
-        with new.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self._path)
+        try:
+            with new.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(self._path)
+        except (OSError, RuntimeError) as exc:
+            # torch raises the latter while it handles the former.
+            fault = exc if isinstance(exc, OSError) else exc.__context__
+            if not isinstance(fault, OSError):
+                raise
+            new.unlink(missing_ok=True)
+            raise PlaceError(
+                f"{self._trained.where}: {self._path} cannot be written ({fault}); make room, and give the same "
+                "command again: it goes on from the last state that was saved"
+            ) from exc
 
     def keep_best(self) -> None:
         self._best = [parameter.detach().clone() for parameter in self._parameters]

@@ -8,6 +8,10 @@ from pydantic import Field
 
 from tritonpress_generator.recipe_text import Settings
 
+TRAINING = "training"
+"""The folder beside what `finetune` writes, in which a run that was killed is gone on with."""
+STATE, BOARD = "state", "tensorboard"
+"""What lies there: files of that name, and a folder."""
 Precision = Literal["fp16", "fp8"]
 
 
