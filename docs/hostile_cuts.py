@@ -14,7 +14,7 @@ from hostile_files import ROOT, Calls, Kind
 from mutations import json_bytes, spoilt
 from tokenizers import Tokenizer, models
 from tritonpress_generator import cuts, recipe
-from tritonpress_generator.checkpoint import Checkpoint
+from tritonpress_generator.checkpoint import CUTS, Checkpoint
 from tritonpress_generator.compression import Compressed, Material, copied
 from tritonpress_generator.errors import GeneratorError
 from tritonpress_generator.passes import restore
@@ -51,7 +51,7 @@ class Cuts:
     def case(self, chance: random.Random, folder: Path) -> Calls:
         content = json.dumps(self._content).encode()
         changed = spoilt(chance, content) if chance.random() < 0.2 else json_bytes(chance, self._content)
-        (folder / restore.CUTS).write_bytes(changed)
+        (folder / CUTS).write_bytes(changed)
         checkpoint = Checkpoint("hostile", folder, (), _SHA256)
         material = Material(self._recipe, checkpoint, self._original, folder)
         yield "restore", partial(restore.apply, self._original, restore.Config(folder=str(folder)), material)
