@@ -8,8 +8,9 @@ of one and the second half of another, for which the original says what is to be
 they are. Some are made of the catalogues themselves, which whoever compresses a model has: neighbouring sentences of
 one item, lists of titles drawn at random. What judges are the queries of SciFact, of Online Retail and MovieTweetings,
 and the shipped ones, which are not read here (a list of titles may be one of them by chance). Question answering: the
-training files as they are, 400 questions that decide, and 2,464 of XQuAD and of SQuADShifts' held-out reviews and posts
-that judge.
+training files as they are, with four fifths of the passages that were written for this (`distill/customers.json`: help
+pages with their customers' questions, none of them among those that judge); 400 questions of Wikipedia and the other
+fifth, which decide; and 2,464 of XQuAD and of SQuADShifts' held-out reviews and posts that judge.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from __future__ import annotations
 import argparse
 import csv
 import gzip
+import itertools
 import json
+import operator
 import random
 import re
 import shutil
@@ -29,6 +32,7 @@ from typing import Any
 _HELD_OUT = ("eval_xquad", "dev_shifts_amazon_reviews", "dev_shifts_reddit")
 _RECIPES = Path(__file__).resolve().parents[1] / "generator" / "recipes"
 _DECIDING = 600
+_FIFTH = 5
 _PAIRS_EACH = 4000
 _SHORTEST, _TITLES = 15, 10
 """Characters of a sentence, and titles of a list at most."""
@@ -69,6 +73,11 @@ def _question_answering(data: Path, out: Path) -> None:
             if number < len(article["paragraphs"]) and _questions(deciding) < 400:
                 deciding.append({"title": article["title"], "paragraphs": [article["paragraphs"][number]]})
     _write_squad(out / "qa_deciding.json.gz", deciding)
+    with (_RECIPES / "distill" / "customers.json").open(encoding="utf-8") as file:
+        customers = json.load(file)["data"]
+    decides = [number % _FIFTH == 0 for number in range(len(customers))]
+    _write_squad(out / "customers_deciding.json.gz", [*itertools.compress(customers, decides)])
+    _write_squad(out / "train_customers.json.gz", [*itertools.compress(customers, map(operator.not_, decides))])
     _write_squad(out / "qa_held_out.json.gz", [a for file in _HELD_OUT for a in _articles(_qa(data, file))])
     for path in sorted((data / "qa").glob("train_*.json.gz")):
         shutil.copy(path, out)

@@ -15,6 +15,7 @@ from tritonpress_generator import recipe as recipes
 RECIPES = Path(__file__).parents[2] / "generator" / "recipes"
 TRAINED = ("classification", "question_answering")
 QUESTIONS = squad.load(RECIPES / "question_answering" / "customer_service.json")
+TRAINING_QUESTIONS = squad.load(RECIPES / "distill" / "customers.json")
 TEXTS = labelled_texts.load(RECIPES / "classification" / "financial_news.tsv")
 
 
@@ -24,13 +25,22 @@ def test_passages_and_questions_are_as_many_as_promised() -> None:
     assert len(QUESTIONS) >= 240
     assert 0.18 <= sum(not question.answers for question in QUESTIONS) / len(QUESTIONS) <= 0.22
     assert len({question.question for question in QUESTIONS}) == len(QUESTIONS)
+    assert all(question.question.endswith("?") for question in QUESTIONS)
     assert len({question.title for question in QUESTIONS}) == len(contexts)
 
 
-def test_answers_are_whole_words_of_their_passage() -> None:
+def test_passages_to_train_on_have_nothing_of_those_that_judge() -> None:
+    assert len(TRAINING_QUESTIONS) >= 1000
+    for part in ("question", "context", "title"):
+        judging, training = ({getattr(one, part).casefold() for one in of} for of in (QUESTIONS, TRAINING_QUESTIONS))
+        assert not judging & training, part
+    assert len({one.question for one in TRAINING_QUESTIONS}) == len(TRAINING_QUESTIONS)
+
+
+@pytest.mark.parametrize("questions", [QUESTIONS, TRAINING_QUESTIONS], ids=["judging", "training"])
+def test_answers_are_whole_words_of_their_passage(questions: list[squad.Question]) -> None:
     """That each is where it should be, `squad.load` has checked."""
-    for question in QUESTIONS:
-        assert question.question.endswith("?")
+    for question in questions:
         assert question.question == question.question.strip()
         assert 40 <= len(question.context.split()) <= 800
         for answer in question.answers:
