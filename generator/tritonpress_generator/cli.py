@@ -136,6 +136,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate_parser.add_argument(
         "--repository", type=Path, help="what the server serves: gate it, and record its answers in the manifest"
     )
+    evaluate_parser.add_argument("--canary", action="store_true", help="ask the server for NAME_canary instead")
     evaluate_parser.add_argument("--wait-s", type=float, default=0.0, help="until the server is ready (default: 0)")
     evaluate_parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
     pack_parser = commands.add_parser("pack", help="write a repository into one file, smaller, bit for bit")
@@ -216,6 +217,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             data=options.data,
             work=options.work,
             repository=options.repository,
+            canary=options.canary,
             wait_s=options.wait_s,
         )
     except TritonpressError as exc:

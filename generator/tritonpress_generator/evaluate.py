@@ -12,7 +12,7 @@ from typing import Any
 
 from tritonpress_client import Connection, TritonpressError
 
-from tritonpress_generator import forms, gate
+from tritonpress_generator import builds, forms, gate
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator import repository as repositories
 from tritonpress_generator.answering import Answers, Texts, golden, listed, unlisted
@@ -43,6 +43,7 @@ def evaluate(
     data: Path | None = None,
     work: Path | None = None,
     repository: Path | None = None,
+    canary: bool = False,
     wait_s: float = 0.0,
 ) -> dict[str, float]:
     """Returns the task's metrics of what answers.
@@ -55,6 +56,7 @@ def evaluate(
         data: The folder of what the recipe's passes train and measure on; default: the recipe's.
         work: Where their trainings have kept their states.
         repository: What the endpoint serves; holds it to its gate, and its manifest to what it answered.
+        canary: Whether the endpoint is asked for the workload's canary.
         wait_s: How long an endpoint may take until it is ready.
 
     Raises:
@@ -64,15 +66,16 @@ def evaluate(
         TritonpressError: The endpoint is not there, or refuses a request.
     """
     recipe = recipes.load(recipe_path)
-    check_target(target, dataset=dataset, repository=repository)
+    check_target(target, dataset=dataset, repository=repository, canary=canary)
     own = recipe
     if dataset is not None:
         recipe = replace(own, gate=own.gate.model_copy(update={"dataset": str(dataset.resolve())}))
     say = Progress()
     asked = recipe.task.module.load_data(recipe)
     if target not in IN_PROCESS:
-        say.stage(f"{recipe.name} at {target}")
-        answers = _served(target, recipe, asked, repository, wait_s)
+        name = builds.canary_name(recipe.name) if canary else recipe.name
+        say.stage(f"{name} at {target}")
+        answers = _served(target, recipe, name, asked, repository, wait_s)
         say.done()
         return scores_of(recipe, asked, answers, None).metrics
     # The engine is the one that a build makes: it may be calibrated on the gate's texts, never on those asked here.
@@ -94,20 +97,20 @@ def evaluate(
     return metrics
 
 
-def _served(target: str, recipe: Recipe, data: Any, repository: Path | None, wait_s: float) -> Answers:
-    """Returns what a server answers, which with `repository` is held to the gate of the build there."""
+def _served(target: str, recipe: Recipe, ensemble: str, data: Any, repository: Path | None, wait_s: float) -> Answers:
+    """Returns what a server's ensemble answers, which with `repository` is held to the gate of the build there."""
     # A repository that cannot be read is refused before the server is asked.
-    manifest = None if repository is None else repositories.read_manifest(repository, recipe.name)
+    manifest = None if repository is None else repositories.read_manifest(repository, ensemble)
     with Connection(target, timeout_s=_TIMEOUT_S) as connection:
-        _wait(connection, recipe.name, wait_s)
-        before = build_of(connection.model_config(recipe.name))
+        _wait(connection, ensemble, wait_s)
+        before = build_of(connection.model_config(ensemble))
         if repository is not None and manifest is not None:
-            check_serves(target, repository, recipe.name, manifest["build"], before)
-        answers = ask(connection, recipe.name, data.inputs, batch=recipe.serve.max_batch_size)
-        after = build_of(connection.model_config(recipe.name))
+            check_serves(target, repository, ensemble, manifest["build"], before)
+        answers = ask(connection, ensemble, data.inputs, batch=recipe.serve.max_batch_size)
+        after = build_of(connection.model_config(ensemble))
     if after != before:
         raise InputError(
-            f"{target}: must serve one build of {recipe.name} while it is asked, got {before} and {after}; ask again"
+            f"{target}: must serve one build of {ensemble} while it is asked, got {before} and {after}; ask again"
         )
     if repository is not None and manifest is not None:
         _gate(repository, recipe, manifest, data, answers)

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from tritonpress_generator import checkpoint, records, repository, workplace
+from tritonpress_generator import builds, checkpoint, records, repository, workplace
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.recipe_text import RecipeText
@@ -50,9 +50,10 @@ def _check_arguments(options: argparse.Namespace, written: RecipeText) -> None:
     if command == "build" and options.canary:
         repository.check_canary(options.out, written.name)
     if command == "evaluate":
-        check_target(options.target, dataset=options.dataset, repository=options.repository)
+        check_target(options.target, dataset=options.dataset, repository=options.repository, canary=options.canary)
         if options.repository is not None:
-            repository.read_manifest(options.repository, written.name)
+            ensemble = builds.canary_name(written.name) if options.canary else written.name
+            repository.read_manifest(options.repository, ensemble)
     words = [recipes.divided(stage, where=str(path))[0] for stage in written.passes]
     if command == "distill":
         check_distills(words, path=path)
@@ -154,12 +155,14 @@ def _has_run(command: str, out: Path) -> bool:
     return all(name.startswith((STATE, BOARD, ".seen-")) for name in names)
 
 
-def check_target(target: str, *, dataset: Path | None, repository: Path | None) -> None:
+def check_target(target: str, *, dataset: Path | None, repository: Path | None, canary: bool) -> None:
     """Refuses what `evaluate` cannot ask, or not together."""
     if repository is not None and (dataset is not None or target in IN_PROCESS):
         raise InputError(
             "--repository: gates a server on the gate's own data; give --target HOST:PORT, and no --dataset"
         )
+    if canary and target in IN_PROCESS:
+        raise InputError("--canary: is asked of a server; give --target HOST:PORT")
     if target not in IN_PROCESS and ":" not in target:
         raise InputError(f"--target: must be {', '.join(IN_PROCESS)} or HOST:PORT of a server, got {target!r}")
 

@@ -17,6 +17,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from tritonpress_client import InvalidInputError, ModelUnavailableError, Options, Retries, TritonpressError
 from tritonpress_client.connection import Connection
 
+from tritonpress_generator import builds
 from tritonpress_generator.errors import GeneratorError, InputError, VerificationError
 from tritonpress_generator.used import calls, own_steps, used
 
@@ -209,18 +210,21 @@ def check_serves(target: str, repository: Path, name: str, build: str, found: st
     Args:
         target: `HOST:PORT` of the server.
         repository: The model repository.
-        name: The workload's.
+        name: The workload's, or its canary's.
         build: That is to be served.
         found: That is.
 
     Raises:
         InputError: They differ.
     """
-    if found != build:
-        raise InputError(
-            f"{target}: must serve {name} with build {build}, as the repository says, got {found or 'none'}; bring "
-            f"it up to date first: tritonpress promote {repository} {name} {build} --server {target}"
-        )
+    if found == build:
+        return
+    remedy = f"bring it up to date first: tritonpress promote {repository} {name} {build} --server {target}"
+    if builds.owner(repository, name) != name:
+        remedy = "load it there, or restart the server"
+    raise InputError(
+        f"{target}: must serve {name} with build {build}, as the repository says, got {found or 'none'}; {remedy}"
+    )
 
 
 @contextlib.contextmanager

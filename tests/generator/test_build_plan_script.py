@@ -6,13 +6,15 @@ a GPU alone.
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 from tiny_sources import write_task
-from tritonpress_generator import cli
+from tritonclient.grpc import model_config_pb2 as pb
+from tritonpress_generator import builds, cli
 from tritonpress_generator.plans import pending
 
 DOCKER = """echo "$*" | tr '\\n' ' ' >> "$LOG"; echo >> "$LOG"
@@ -40,7 +42,13 @@ esac
 
 
 def run(
-    folder: Path, *, gate: dict[str, int] | None = None, release: str = "24.10", several: bool = False, **set_: str
+    folder: Path,
+    *,
+    gate: dict[str, int] | None = None,
+    release: str = "24.10",
+    several: bool = False,
+    served: str = "x",
+    **set_: str,
 ) -> tuple[subprocess.CompletedProcess[str], str]:
     """Returns what became of the script in `folder`, and what was called, a line each.
 
@@ -49,12 +57,23 @@ def run(
         gate: Its verdicts, by precision.
         release: Of Triton's.
         several: Whether the plan is of a kind of GPU.
+        served: The ensemble that serves the step's build.
         set_: Environment of the stand-ins.
     """
-    commands = folder.parents[1] / "bin"
+    repository = folder.parents[1]
+    commands = repository / "bin"
     commands.mkdir()
+    for ensemble, build in {"x": "b1", "x_canary": "b2"}.items():
+        config = pb.ModelConfig(name=ensemble)
+        config.parameters["build"].string_value = build
+        config.parameters["previous"].string_value = "b1"
+        (repository / ensemble).mkdir()
+        (repository / ensemble / "config.pbtxt").write_text(builds.config_text(config))
+        steps = {"engine": folder.parent.name if ensemble == served else "another"}
+        (repository / "x" / f"manifest.{build}.json").write_text(json.dumps({"build": build, "steps": steps}))
     verdicts = " ".join(f'"plan {name}") exit {status};;' for name, status in (gate or {"int8": 0}).items())
-    asked = f"""case "$(cat "$PLAN"/model.plan "$PLAN"/model_9.0.plan 2>/dev/null | tail -1)" in {verdicts} esac"""
+    asked = f"""echo "tritonpress $*" >> "$LOG"
+    case "$(cat "$PLAN"/model.plan "$PLAN"/model_9.0.plan 2>/dev/null | tail -1)" in {verdicts} esac"""
     for name, text in {"docker": DOCKER, "python3": PYTHON, "tritonpress": asked}.items():
         (commands / name).write_text(f"#!/bin/bash\n{text}\n")
         (commands / name).chmod(0o755)
@@ -132,6 +151,23 @@ def test_steps_have_their_packages_in_a_folder_of_their_own(tmp_path: Path) -> N
     assert "tritonserver:25.08-py3 python3 -m pip install" in install
     (serve,) = (line for line in called.splitlines() if "tritonserver --model-repository" in line)
     assert ":/packages:ro -e PYTHONPATH=/packages" in serve
+
+
+@pytest.mark.parametrize(("served", "word"), [("x", ""), ("x_canary", " --canary")])
+def test_gate_asks_the_ensemble_that_serves_the_plan(tmp_path: Path, served: str, word: str) -> None:
+    done, called = run(tmp_path / "step" / "1", served=served)
+    assert done.returncode == 0, done.stderr
+    assert f" --model-control-mode=explicit --load-model={served} " in called
+    (asked,) = (line for line in called.splitlines() if line.startswith("tritonpress "))
+    assert asked.endswith(f"--repository {tmp_path}{word}")
+
+
+def test_plan_that_is_served_by_nobody_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    done, called = run(tmp_path / "step" / "1", served="none")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("build_plan.sh: step: must be of the build that x or its canary serves")
+    assert called == ""
 
 
 @pytest.mark.parametrize("release", ["23.03", "23.04"])

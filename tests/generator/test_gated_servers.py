@@ -35,6 +35,22 @@ def test_answers_of_another_build_are_not_recorded(
         assert run(*command) == 0
 
 
+def test_canary_is_gated_and_its_answers_recorded(
+    model_repo: Path, both: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = old_and_new(model_repo)
+    before = builds.manifests(model_repo, NAME)
+    recipe = both.parent / "sources" / "recipe.yaml"
+    with TritonServer(model_repo, settings=AT_ONCE) as server:
+        assert run("evaluate", recipe, "--target", server.grpc_url, "--repository", model_repo, "--canary") == 0
+        after = builds.manifests(model_repo, NAME)
+        assert after[old] == before[old]
+        assert after[new].pop("plans") == {}
+        assert after[new].keys() == before[new].keys()
+    assert run("evaluate", recipe, "--canary") == 2
+    assert "--canary: is asked of a server; give --target HOST:PORT" in capsys.readouterr().err
+
+
 def test_what_another_checkpoint_has_answered_is_no_baseline(
     model_repo: Path, tiny_sources: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

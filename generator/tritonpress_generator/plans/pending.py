@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tritonpress_server.backends.tensorrt import cuda_calls
 
+from tritonpress_generator import builds
 from tritonpress_generator.errors import InputError
 from tritonpress_generator.plans import builder, releases
 
@@ -42,6 +43,32 @@ repository=$(cd "$here/../.." && pwd)
 recipe=${{1:?usage: build_plan.sh RECIPE}}
 gpu="device=${{GPU:-0}}"
 port=${{PORT:-8001}}
+# Which ensemble serves the build that this step is of says its config, by the build's name.
+step=$(basename "$(dirname "$here")")
+serves_it() {{
+    [ -f "$repository/$1/config.pbtxt" ] || return 1
+    config=$(tr -d '[:space:]' < "$repository/$1/config.pbtxt")
+    for manifest in "$repository/{workload}"/manifest.*.json; do
+        build=${{manifest##*/manifest.}}
+        case $config in
+            *'key:"build"value{{string_value:"'"${{build%.json}}"'"}}'*) ;;
+            *) continue ;;
+        esac
+        ! grep -qF "\\"$step\\"" "$manifest" || return 0
+    done
+    return 1
+}}
+ensemble={workload}
+canary=
+if ! serves_it "$ensemble"; then
+    ensemble={canary}
+    canary=--canary
+    serves_it "$ensemble" || {{
+        echo "build_plan.sh: $step: must be of the build that {workload} or its canary serves, which the gate asks," \\
+            "is of neither; build it again" >&2
+        exit 2
+    }}
+fi
 # Without a home, as whoever starts this, for whom what is written is.
 user=(--user "$(id -u):$(id -g)" -e HOME=/tmp -e PIP_INDEX_URL -e HTTPS_PROXY)
 # --target: from 24.11 on Python's own folder is the system's (PEP 668).
@@ -89,10 +116,10 @@ while read -r rung; do
     running="tritonpress-plan-$$-$rung"
     docker run --rm -d --name "$running" --gpus "$gpu" -p "127.0.0.1:$port:8001" -v "$repository:/models:ro" \
         -v "$packages:/packages:ro" -e PYTHONPATH=/packages {triton_image} tritonserver --model-repository=/models \
-        --model-control-mode=explicit --load-model={workload} > /dev/null
+        --model-control-mode=explicit --load-model="$ensemble" > /dev/null
     status=0
     tritonpress evaluate "$recipe" --target "127.0.0.1:$port" --wait-s 300 \
-        --repository "$repository" || status=$?
+        --repository "$repository" $canary || status=$?
     docker stop "$running" > /dev/null
     running=
     [ "$status" != 0 ] || gated=yes
@@ -155,6 +182,7 @@ def write(
         builder_packages=" ".join(BUILDER_PACKAGES),
         packages=" ".join(f"{name}=={version(name)}" for name in ("numpy", "tokenizers")),
         workload=workload,
+        canary=builds.canary_name(workload),
     )
     if reason := releases.lacks_python(release):
         script = _REFUSAL.format(reason=reason)
