@@ -6,11 +6,13 @@ Classification: SEntFiN's training headlines but the last 600, which decide, and
 of one and the second half of another, for which the original says what is to be learnt (more examples, as Jiao et al.
 2020 make for "TinyBERT"). Recommendation: pairs of English texts that belong together, and the recipe, whose catalogue
 they are. Some are made of the catalogues themselves, which whoever compresses a model has: neighbouring sentences of
-one item, lists of titles drawn at random. What judges are the queries of SciFact, of Online Retail and MovieTweetings,
-and the shipped ones, which are not read here (a list of titles may be one of them by chance). Question answering: the
-training files as they are, with four fifths of the passages that were written for this (`distill/customers.json`: help
-pages with their customers' questions, none of them among those that judge); 400 questions of Wikipedia and the other
-fifth, which decide; and 2,464 of XQuAD and of SQuADShifts' held-out reviews and posts that judge.
+one item, lists of titles drawn at random; four fifths of the queries that were written for the shipped catalogue
+(`distill/shoppers.jsonl`, without a look at those that judge) are among them. What judges are the queries of SciFact,
+of Online Retail and MovieTweetings, and the shipped ones, which are not read here (a list of titles may be one of them
+by chance). Question answering: the training files as they are, with four fifths of the passages that were written for
+this (`distill/customers.json`: help pages with their customers' questions, none of them among those that judge); 400
+questions of Wikipedia and the other fifth, which decide; and 2,464 of XQuAD and of SQuADShifts' held-out reviews and
+posts that judge.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ _RECIPES = Path(__file__).resolve().parents[1] / "generator" / "recipes"
 _DECIDING = 600
 _FIFTH = 5
 _PAIRS_EACH = 4000
+_SHOPPERS_EACH = 4
+"""How often the queries that were written for the shipped catalogue are among the training pairs."""
 _SHORTEST, _TITLES = 15, 10
 """Characters of a sentence, and titles of a list at most."""
 _SEED = 0
@@ -104,12 +108,26 @@ def _recommendation(data: Path, out: Path) -> None:
     pairs = [pair for pair in pairs if all(text.strip() for text in pair)]
     generator.shuffle(pairs)
     deciding, training = pairs[:400], pairs[400:]
-    names = {text: f"T{number}" for number, text in enumerate(dict.fromkeys(text for _, text in pairs))}
+    for number, asked in enumerate(_shoppers({item["id"]: f"{item['title']}. {item['text']}" for item in items})):
+        if number % _FIFTH:
+            training += asked * _SHOPPERS_EACH
+        else:
+            deciding += asked[:1]
+    generator.shuffle(training)
+    names = {text: f"T{number}" for number, text in enumerate(dict.fromkeys(t for _, t in (*deciding, *training)))}
     _write_lines(out / "pairs_items.jsonl", [{"id": name, "title": "", "text": text} for text, name in names.items()])
     for path, chosen in (("pairs_training.jsonl", training), ("pairs_deciding.jsonl", deciding)):
         _write_lines(out / path, [{"query": query, "relevant": {names[text]: 1}} for query, text in chosen])
     shutil.copy(_RECIPES / "distill" / "recommendation.yaml", out)
-    (out / "corpus.txt").write_text("\n".join(text for pair in pairs for text in pair), encoding="utf-8")
+    texts = (text for pair in (*deciding, *training) for text in pair)
+    (out / "corpus.txt").write_text("\n".join(texts), encoding="utf-8")
+
+
+def _shoppers(texts: dict[str, str]) -> Iterator[list[tuple[str, str]]]:
+    """Yields each of the written queries with the items that suit it, the best first."""
+    for line in (_RECIPES / "distill" / "shoppers.jsonl").read_text(encoding="utf-8").splitlines():
+        query = json.loads(line)
+        yield [(query["query"], texts[item]) for item in query["relevant"]]
 
 
 def _answered(articles: Sequence[Any]) -> Iterator[tuple[str, str]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tritonpress_generator import labelled_texts, squad
 from tritonpress_generator import recipe as recipes
+from tritonpress_generator.catalogue import load_items, load_queries
 
 RECIPES = Path(__file__).parents[2] / "generator" / "recipes"
 TRAINED = ("classification", "question_answering")
@@ -35,6 +37,34 @@ def test_passages_to_train_on_have_nothing_of_those_that_judge() -> None:
         judging, training = ({getattr(one, part).casefold() for one in of} for of in (QUESTIONS, TRAINING_QUESTIONS))
         assert not judging & training, part
     assert len({one.question for one in TRAINING_QUESTIONS}) == len(TRAINING_QUESTIONS)
+
+
+def test_queries_to_train_on_have_nothing_of_those_that_judge() -> None:
+    folder = RECIPES / "recommendation"
+    items = {item.item_id for item in load_items(folder / "catalogue.jsonl")}
+    judging = load_queries(folder / "queries.jsonl", items)
+    training = load_queries(RECIPES / "distill" / "shoppers.jsonl", items)
+    assert len(training) >= 2000
+    assert items == {item for query in training for item in query.relevant}
+    assert len({" ".join(_words(query.query)) for query in training}) == len(training)
+    searched = {four for query in judging if "\n" not in query.query for four in _fours(query.query)}
+    seen = [{*query.query.split("\n")} for query in judging if "\n" in query.query]
+    asked = {" ".join(_words(query.query)) for query in judging}
+    for query in training:
+        assert " ".join(_words(query.query)) not in asked, query
+        if "\n" in query.query:
+            assert max(len(titles & {*query.query.split("\n")}) for titles in seen) < 2, query
+        else:
+            assert not searched & {*_fours(query.query)}, query
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+def _fours(text: str) -> Iterator[tuple[str, ...]]:
+    words = _words(text)
+    return zip(words, words[1:], words[2:], words[3:], strict=False)
 
 
 @pytest.mark.parametrize("questions", [QUESTIONS, TRAINING_QUESTIONS], ids=["judging", "training"])
