@@ -117,6 +117,17 @@ def canary(repository: Path, name: str) -> str | None:
     return served(repository, folder.name)
 
 
+def asked(repository: Path | None, name: str, *, canary: bool) -> str:
+    """Returns the name of the ensemble that serves the workload `name`, or of its canary.
+
+    Raises:
+        InputError: `repository` is given, and has no canary of it.
+    """
+    if canary and repository is not None and not (repository / canary_name(name)).exists():
+        raise InputError(f"{repository}: must have a canary of {name}, has none; build one, or leave out --canary")
+    return canary_name(name) if canary else name
+
+
 def manifests(repository: Path, name: str) -> dict[str, dict[str, Any]]:
     """Returns the manifests of the builds of `name` that lie there, by build; one that cannot be read is left out."""
     found: dict[str, dict[str, Any]] = {}
