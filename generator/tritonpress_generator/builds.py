@@ -117,15 +117,15 @@ def canary(repository: Path, name: str) -> str | None:
     return served(repository, folder.name)
 
 
-def asked(repository: Path | None, name: str, *, canary: bool) -> str:
+def asked(repository: Path | None, name: str, *, of_canary: bool) -> str:
     """Returns the name of the ensemble that serves the workload `name`, or of its canary.
 
     Raises:
-        InputError: `repository` is given, and has no canary of it.
+        InputError: `repository` is given, and has no canary of it, or a model that is none has the name.
     """
-    if canary and repository is not None and not (repository / canary_name(name)).exists():
+    if of_canary and repository is not None and canary(repository, name) is None:
         raise InputError(f"{repository}: must have a canary of {name}, has none; build one, or leave out --canary")
-    return canary_name(name) if canary else name
+    return canary_name(name) if of_canary else name
 
 
 def manifests(repository: Path, name: str) -> dict[str, dict[str, Any]]:

@@ -73,7 +73,7 @@ def evaluate(
     say = Progress()
     asked = recipe.task.module.load_data(recipe)
     if target not in IN_PROCESS:
-        name = builds.asked(repository, recipe.name, canary=canary)
+        name = builds.asked(repository, recipe.name, of_canary=canary)
         say.stage(f"{name} at {target}")
         answers = _served(target, recipe, name, asked, repository, wait_s)
         say.done()

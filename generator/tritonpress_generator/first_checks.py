@@ -52,7 +52,7 @@ def _check_arguments(options: argparse.Namespace, written: RecipeText) -> None:
     if command == "evaluate":
         check_target(options.target, dataset=options.dataset, repository=options.repository, canary=options.canary)
         if options.repository is not None:
-            ensemble = builds.asked(options.repository, written.name, canary=options.canary)
+            ensemble = builds.asked(options.repository, written.name, of_canary=options.canary)
             repository.read_manifest(options.repository, ensemble)
     words = [recipes.divided(stage, where=str(path))[0] for stage in written.passes]
     if command == "distill":

@@ -52,6 +52,9 @@ def test_canary_is_gated_and_its_answers_recorded(
     assert run("rollback", model_repo, NAME, "--canary") == 0
     assert run("evaluate", recipe, "--target", "127.0.0.1:9", "--repository", model_repo, "--canary") == 2
     assert f"must have a canary of {NAME}, has none; build one, or leave out --canary" in capsys.readouterr().err
+    shutil.copytree(model_repo / NAME, model_repo / f"{NAME}_canary")
+    assert run("evaluate", recipe, "--target", "127.0.0.1:9", "--repository", model_repo, "--canary") == 2
+    assert f"must be the canary of {NAME}, is a model of its own; rename one" in capsys.readouterr().err
 
 
 def test_what_another_checkpoint_has_answered_is_no_baseline(
