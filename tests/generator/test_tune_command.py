@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 from tiny_builds import write_other_sources
+from tiny_sources import write_task
 from tritonpress_client import ServerUnreachableError
 from tritonpress_generator import builds, cli, switching
 from tritonpress_generator.build import build
 from tritonpress_generator.journal import Journal
 from tritonpress_generator.progress import Progress
-from tritonpress_generator.tune.bench import Bench
+from tritonpress_generator.tune import knobs as turning
+from tritonpress_generator.tune.bench import Bench, bench
 from tritonpress_generator.tune.load import Traffic
 from tritonpress_generator.tune.session import Session, TuneConfig
 from tritonpress_server import Settings, TritonServer
@@ -90,6 +92,28 @@ def test_refuses_a_build_that_could_not_be_switched(
     path.write_text(json.dumps(manifest), encoding="utf-8")
     assert cli.main(["tune", str(tuned), "--p99-ms", "50", "--work", str(tmp_path / "work")]) == 2
     assert "builds cannot be switched; build it again" in capsys.readouterr().err
+
+
+def test_a_pending_plan_is_in_the_way_of_those_alone_who_ask_it(
+    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (name,) = builds.workloads(tuned)
+    source = write_task(tmp_path, "classification")
+    recipe = yaml.safe_load(source.read_text(encoding="utf-8")) | {"name": "on_a_gpu", "graph": []}
+    recipe |= {"engine": "tensorrt", "serve": {"max_batch_size": 4, "max_length": 16, "lengths": [16]}}
+    source.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    build(source, tuned)
+    requests = Traffic.golden({name: builds.read_manifest(tuned, name)}, tmp_path).requests
+    (tmp_path / "scenario.yaml").write_text(yaml.safe_dump({"requests": requests}), encoding="utf-8")
+    command = ["tune", str(tuned), "--p99-ms", "50", "--work", str(tmp_path / "work")]
+    assert cli.main(command) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "on_a_gpu: its plan is pending; run" in said and "or give a --scenario that does not ask it" in said
+    asked = ["--scenario", str(tmp_path / "scenario.yaml")]
+    assert cli.main([*command, *asked, "--server", "127.0.0.1:1"]) == 2
+    assert "no Triton server answers at 127.0.0.1:1" in capsys.readouterr().err
+    with bench(tuned, turning.read_configs(tuned, builds.read_manifest(tuned, name), name), []) as served:
+        assert served.url
 
 
 def test_refuses_a_server_that_takes_no_orders(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,14 @@ def tune(path: Path, config: TuneConfig, work: Path, *, progress: Progress | Non
     say = progress or Progress()
     with tempfile.TemporaryDirectory(prefix="tritonpress-") as folder:
         names = [name for name in builds.workloads(path) if builds.owner(path, name) == name]
-        manifests = {name: _manifest(path, name) for name in names}
-        traffic = _traffic(path, config, manifests, Path(folder))
+        if config.scenario is None:
+            manifests = {name: _manifest(path, name) for name in names}
+            traffic = Traffic.golden(manifests, Path(folder))
+        else:
+            traffic = Traffic.read(config.scenario)
+            _check_asked(path, config.scenario, traffic, names)
+            manifests = {name: _manifest(path, name) for name in traffic.models}
         traffic.security = config.security
-        manifests = {name: manifests[name] for name in traffic.models}
         configs: Configs = {}
         knobs: list[Knob] = []
         for name, manifest in manifests.items():
@@ -104,21 +108,19 @@ def _manifest(path: Path, name: str) -> dict[str, Any]:
     if "ensemble" not in manifest:
         raise InputError(f"{name}: is of a version whose builds cannot be switched; build it again, and tune that")
     if missing := pending.missing(path, manifest):
-        raise InputError(f"{name}: its plan is pending; run {missing[0]} on a machine with the GPU, and tune there")
+        raise InputError(
+            f"{name}: its plan is pending; run {missing[0]} on a machine with the GPU, and tune there, or give a "
+            "--scenario that does not ask it"
+        )
     return manifest
 
 
-def _traffic(path: Path, config: TuneConfig, manifests: Mapping[str, Any], folder: Path) -> Traffic:
-    if config.scenario is None:
-        return Traffic.golden(manifests, folder)
-    traffic = Traffic.read(config.scenario)
+def _check_asked(path: Path, scenario: Path, traffic: Traffic, names: Sequence[str]) -> None:
     for model in traffic.models:
-        if model not in manifests:
+        if model not in names:
             raise InputError(
-                f"scenario {config.scenario}: asks {model!r}, which is no workload of {path}; it has "
-                f"{', '.join(manifests)}"
+                f"scenario {scenario}: asks {model!r}, which is no workload of {path}; it has {', '.join(names)}"
             )
-    return traffic
 
 
 def _optimised_sizes(path: Path, manifest: Mapping[str, Any]) -> list[int]:
