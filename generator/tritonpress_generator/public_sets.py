@@ -40,7 +40,7 @@ def write(name: str, data: Path, out: Path, *, recipe: Path) -> Path:
         data: The folder with the public files.
         out: Where the catalogue, the queries and the recipe are written.
         recipe: The recipe to start from; its name, catalogue and gate's data set are replaced. What it crops the
-            vocabulary to has the words of the set's catalogue too.
+            vocabulary to has the words of the set's catalogue too. Its other files stay where they are.
 
     Raises:
         InputError: A file of the set is missing or otherwise than published.
@@ -57,9 +57,11 @@ def write(name: str, data: Path, out: Path, *, recipe: Path) -> Path:
     settings["name"] = name
     settings["task"]["recommendation"]["catalogue"] = "catalogue.jsonl"
     settings["gate"]["dataset"] = "queries.jsonl"
+    folder = recipe.resolve().parent
     for stage in settings.get("passes", []):
+        if restored := stage.get("restore"):
+            restored["folder"] = str(folder / restored["folder"])
         if vocabulary := stage.get("crop", {}).get("vocabulary"):
-            folder = recipe.resolve().parent
             vocabulary["corpus"] = ["catalogue.jsonl", *(str(folder / file) for file in vocabulary.get("corpus", []))]
     path = out / "recipe.yaml"
     path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
