@@ -38,6 +38,7 @@ class Targets:
         self._options = options
         self._names = {target: match for target in self.given if (match := _DNS.fullmatch(target))}
         self._plain = {target: "" for target in self.given if target not in self._names}
+        self._found: dict[str, list[str]] = {}
         self._next_s = 0.0
         self._take(self._plain)
 
@@ -45,7 +46,7 @@ class Targets:
         """Returns once there are servers; looks the names up anew in the background when it is time.
 
         Raises:
-            ServerUnreachableError: The names cannot be resolved within the deadline.
+            ServerUnreachableError: None of the names can be resolved within the deadline.
         """
         if not self._names:
             return
@@ -55,24 +56,34 @@ class Targets:
         elif self._next_s <= now:
             # Nobody else begins before it has ended; where that is never, in a forked process, its time ends.
             self._next_s = now + _LOOKUP_S
-            self._transport.background(self._refresh)
-
-    async def _refresh(self) -> None:
-        try:
-            await self._resolve(time.monotonic() + _LOOKUP_S)
-        except ServerUnreachableError as exc:
-            # What was found before is used on.
-            log_event(logging.WARNING, "dns_failed", reason=exc)
+            self._transport.background(lambda: self._resolve(time.monotonic() + _LOOKUP_S))
 
     async def _resolve(self, deadline: float) -> None:
-        hosts = dict(self._plain)
+        """Looks the names up; one that cannot be resolved keeps the servers that were found before.
+
+        Raises:
+            ServerUnreachableError: No server was ever found.
+        """
+        failures: list[ServerUnreachableError] = []
         try:
-            for target in self._names:
-                for address in await self._addresses(target, deadline):
-                    hosts.setdefault(address, self._names[target]["host"])
+            for left, target in zip(range(len(self._names), 0, -1), self._names, strict=True):
+                # One that hangs leaves time for the others, and for the request to what is found.
+                now, others = time.monotonic(), left - 1 + bool(self._found)
+                try:
+                    self._found[target] = await self._addresses(target, now + (deadline - now) / (1 + others))
+                except ServerUnreachableError as exc:
+                    failures.append(exc)
         finally:
             # After a failure too: each call would look again.
             self._next_s = time.monotonic() + self._options.balancing.resolve_s
+        hosts = dict(self._plain)
+        for target in self._names:
+            for address in self._found.get(target, ()):
+                hosts.setdefault(address, self._names[target]["host"])
+        if not hosts:
+            raise failures[0]
+        for failure in failures:
+            log_event(logging.WARNING, "dns_failed", reason=failure)
         # A server that is gone keeps its channel for the answers that are still to come; it is closed when collected.
         self._take(hosts)
 
