@@ -109,7 +109,7 @@ class _Connection:
 
     @both
     async def load_model(self, model: str, config: Any = None) -> None:
-        """Returns once the model is loaded; what it was answers until then.
+        """Returns once the model is loaded; what it was answers until then. One server is asked, once.
 
         Args:
             model: Its name.
@@ -128,6 +128,8 @@ class _Connection:
     @both
     async def unload_model(self, model: str) -> None:
         """Takes the model away, once its requests are answered; returns before that. One that is not there is no error.
+
+        One server is asked, once.
 
         Raises:
             InvalidInputError: The server was not started with `--model-control-mode=explicit`.

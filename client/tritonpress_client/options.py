@@ -39,7 +39,8 @@ class Tls:
 class Retries:
     """When a request is sent again: only what no server has answered, and never beyond the call's deadline.
 
-    Inference changes nothing on a server, so that a lost connection may be retried as well as a refused one.
+    Inference changes nothing on a server, so that a lost connection may be retried as well as a refused one. Loading
+    and unloading a model do: such an order goes to one server, once.
     """
 
     attempts: int = 3

@@ -2,7 +2,8 @@
 
 An attempt has its share of the deadline. When that is over, another server is asked as well; the first one is not
 given up, and the first answer wins. So a server that hangs loses no request, and a slow one is not asked in vain.
-Whatever is still on its way when the call ends is cancelled on its server.
+Whatever is still on its way when the call ends is cancelled on its server. An order to load or unload a model is sent
+to one server once; again only with fresh metadata where access was denied.
 
 Triton's own request timeout is not sent: each step of an ensemble would be given all of it, and honour it only where
 its config allows that. gRPC's deadline reaches Triton, which drops what has not begun when it has passed.
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 
 _MOST_REGIONS_LOST = 2
+_ORDERS = ("RepositoryModelLoad", "RepositoryModelUnload")
+"""What changes a server: one that does not answer may have done it, and another would do it as well."""
 
 
 class Race:
@@ -56,6 +59,7 @@ class Race:
         self._request = request
         self._model = model
         self._deadline = deadline
+        self._is_order = method in _ORDERS
         self._tried: list[Endpoint] = []
         self._flights: list[Flight] = []
         self._denied = False
@@ -149,7 +153,8 @@ class Race:
         self._tried.append(endpoint)
         left_s = max(0.0, self._deadline - now)
         overtake_s = None
-        if self.attempts < retries.attempts and calls.balancer.alternatives(self._model, self._tried):
+        may_overtake = self.attempts < retries.attempts and not self._is_order
+        if may_overtake and calls.balancer.alternatives(self._model, self._tried):
             overtake_s = self._overtake_s(left_s)
         request = self._request
         regions = calls.regions(endpoint)
@@ -239,7 +244,7 @@ class Race:
             self._tried.remove(flight.endpoint)
             return time.monotonic()
         elsewhere = calls.balancer.alternatives(self._model, self._tried)
-        again = (
+        again = not self._is_order and (
             kind is ServerUnreachableError
             or is_of_a_neighbour(error)
             or (kind is ModelUnavailableError and (elsewhere or is_overloaded(error)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,14 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 from at_once import AT_ONCE
+from proxy import Fault, Proxy
 from served_models import Served, write_models
 from tritonpress_client import (
+    AsyncConnection,
     Balancing,
     Connection,
     DeadlineExceededError,
     InvalidInputError,
     Options,
     Retries,
+    ServerUnreachableError,
     race,
 )
 from tritonpress_client.calls import Calls
@@ -153,3 +158,78 @@ def test_closing_ends_what_is_on_its_way(servers: Servers, urls: int) -> None:
             job.result()
     assert until(lambda: any(f"cancelled {text}" in served.executed() for served in servers))
     assert [endpoint.failures for endpoint in connection._calls.balancer.endpoints] == [0] * urls
+
+
+def order(urls: list[str], how: str, method: str, options: Options, timeout_s: float) -> None:
+    """Orders the servers to load or unload a model that they do not have."""
+
+    async def ask() -> None:
+        async with AsyncConnection(urls, timeout_s=timeout_s, options=options) as connection:
+            await getattr(connection, method)("nothing")
+
+    if how == "async":
+        asyncio.run(ask())
+    else:
+        with Connection(urls, timeout_s=timeout_s, options=options) as connection:
+            getattr(connection, method)("nothing")
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize("method", ["load_model", "unload_model"])
+@pytest.mark.parametrize("fault", ["hang", "reset"])
+def test_an_order_goes_to_one_server_once(proxies: tuple[Proxy, Proxy], fault: Fault, method: str, how: str) -> None:
+    for proxy in proxies:
+        proxy.fault = fault
+    # An attempt's share of the deadline is less than gRPC gives to connecting.
+    options, kind = Options(retries=Retries(hedge_after=0.05)), (DeadlineExceededError, ServerUnreachableError)
+    with pytest.raises(kind) as caught:
+        order([proxy.url for proxy in proxies], how, method, options, 1.5)
+    assert caught.value.attempts == 1  # type: ignore[union-attr]
+    assert min(proxy.connections for proxy in proxies) == 0
+
+
+SLOW_TO_LOAD = """
+import time
+from pathlib import Path
+
+class TritonPythonModel:
+    def initialize(self, args):
+        with open("{log}", "a") as log:
+            log.write("loading\\n")
+        while not Path("{release}").exists():
+            time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_model_that_loads_for_long_is_loaded_by_one_server(tmp_path: Path, lost: bool) -> None:
+    log, release = tmp_path / "loaded", tmp_path / "release"
+    log.touch()
+    with ExitStack() as stack:
+        urls = []
+        for name in ("one", "two"):
+            repository = write_models(tmp_path / name, name, instances=1)
+            (repository / MODEL / "1" / "model.py").write_text(SLOW_TO_LOAD.format(log=log, release=release))
+            server = TritonServer(repository, models=[], log_path=tmp_path / f"{name}-triton.log", settings=AT_ONCE)
+            urls.append(stack.enter_context(server).grpc_url)
+        proxies = [stack.enter_context(Proxy(url)) for url in urls]
+        options = Options(retries=Retries(hedge_after=0.05))
+        connection = stack.enter_context(Connection([proxy.url for proxy in proxies], timeout_s=60, options=options))
+        # The pool ends before the servers, so that none waits for the other.
+        with ThreadPoolExecutor(1) as pool:
+            job = pool.submit(connection.load_model, MODEL)
+            try:
+                assert until(log.read_text)
+                if lost:
+                    for proxy in proxies:
+                        proxy.reset_all()
+                # Twenty times as long as a hedge waits.
+                until(lambda: job.done() or log.read_text().count("loading") > 1, 1)
+            finally:
+                release.touch()
+            if lost:
+                with pytest.raises(ServerUnreachableError):
+                    job.result()
+            else:
+                job.result()
+        assert log.read_text() == "loading\n"

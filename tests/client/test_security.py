@@ -35,7 +35,7 @@ SECRET = "s3cret-word"
 
 @pytest.fixture(scope="module")
 def guarded(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """A server that wants a client's certificate, and for inference a secret header."""
+    """A server that wants a client's certificate, and for inference and orders a secret header."""
     folder = tmp_path_factory.mktemp("client_guarded")
     arguments = [
         "--grpc-use-ssl=1",
@@ -43,7 +43,7 @@ def guarded(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory
         f"--grpc-server-cert={certificates.server}",
         f"--grpc-server-key={certificates.server_key}",
         f"--grpc-root-cert={certificates.ca}",
-        f"--grpc-restricted-protocol=inference:gate={SECRET}",
+        f"--grpc-restricted-protocol=inference,model-repository:gate={SECRET}",
     ]
     repository = write_models(folder / "repository", "guarded", instances=1)
     with TritonServer(repository, log_path=folder / "log", extra_args=arguments, settings=AT_ONCE) as server:
@@ -164,6 +164,10 @@ def test_what_is_denied_is_asked_again_with_a_fresh_value(guarded: TritonServer,
         assert recommender.recommend("red lamp")
     assert gate.fetched.count("expired") >= 1
     assert gate.fetched[-1] == SECRET
+    orders = Gate()
+    with Connection(guarded.grpc_url, options=Options(tls=tls(certificates), metadata=orders)) as connection:
+        connection.unload_model("nothing")
+    assert orders.fetched == ["expired", SECRET]
 
 
 class SealedGate(Gate):
