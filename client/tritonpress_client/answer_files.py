@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -17,8 +19,9 @@ from tritonpress_client.request_files import Request, for_csv
 class AnswerFile:
     """Writes an answer a line (JSONL), or a row for each of an answer's values (CSV); a context manager.
 
-    What a run that was killed has left is read first: a line that was cut off is dropped, and `rest` says what is still
-    to be asked. Failures are written to `PATH.failures.jsonl`, and asked again by the next run.
+    What a run that was killed has left is read first, and kept as it is until `rest`, which comes before `write`, has
+    found that it belongs to the requests; then what was cut off is dropped, and the rest is to be asked. Failures are
+    written to `PATH.failures.jsonl`, and asked again by the next run.
 
     Args:
         path: Where answers go; *.jsonl or *.csv.
@@ -38,18 +41,20 @@ class AnswerFile:
         self._is_csv = path.suffix == ".csv"
         self._header = ["line", *keys, "rank", *columns]
         self._keys = tuple(keys)
-        self._done: dict[int, dict[str, str]] = {}
+        self._held: dict[int, dict[str, str]] = {}
+        self._cut: int | None = None
+        self._kept_bytes = 0
         self._file: BinaryIO | None = None
         self._failures: BinaryIO | None = None
 
     def __enter__(self) -> AnswerFile:
-        try:
-            self.failures_path.unlink(missing_ok=True)
+        with _writing(self.path):
             self._file = self.path.open("r+b" if self.path.exists() else "w+b")
-            self._resume(self._file)
-        except OSError as exc:
-            self.__exit__(None, None, None)
-            raise InvalidInputError(f"cannot write {self.path}: {exc.strerror}") from exc
+        try:
+            self._read(self._file)
+        except BaseException:
+            self._file.close()
+            raise
         return self
 
     def __exit__(
@@ -60,17 +65,25 @@ class AnswerFile:
                 file.close()
 
     def rest(self, requests: Sequence[Request]) -> list[Request]:
-        """Returns the requests that have no answer in the file.
+        """Returns the requests that have no answer in the file, which goes on after those that have.
 
         Raises:
-            InvalidInputError: The file holds the answers to other requests.
+            InvalidInputError: The file holds the answers to other requests, or cannot be written.
         """
         known = {request.line: request.texts for request in requests}
-        for line, texts in self._done.items():
+        for line, texts in self._held.items():
             if known.get(line) != texts:
                 message = f"{self.path} holds answers to another file (see its line {line}); give another --out"
                 raise InvalidInputError(message)
-        return [request for request in requests if request.line not in self._done]
+        with _writing(self.failures_path):
+            self.failures_path.unlink(missing_ok=True)
+        file = self._open_file()
+        with _writing(self.path):
+            file.seek(self._kept_bytes)
+            file.truncate()
+        if self._is_csv and not self._kept_bytes:
+            self._append(_row(self._header))
+        return [request for request in requests if request.line not in self._held or request.line == self._cut]
 
     def write(self, request: Request, name: str, values: Sequence[dict[str, Any]]) -> None:
         """Adds an answer: its values, under `name` in JSONL."""
@@ -101,24 +114,24 @@ class AnswerFile:
                 file.flush()
 
     def _append(self, text: str) -> None:
+        self._open_file().write(text.encode())
+
+    def _open_file(self) -> BinaryIO:
         if self._file is None:
             raise InvalidInputError(f"{self.path} is not open; use it in a `with` block")
-        self._file.write(text.encode())
+        return self._file
 
-    def _resume(self, file: BinaryIO) -> None:
-        content = file.read()
+    def _read(self, file: BinaryIO) -> None:
+        with _writing(self.path):
+            content = file.read()
         # What was cut off has no end of line; a CSV's last answer may have rows that are missing, and is asked again.
         whole = content[: content.rfind(b"\n") + 1]
         try:
             self._check_fragment(content[len(whole) :], first=not whole)
-            kept = self._read_csv(whole) if self._is_csv else self._read_jsonl(whole)
+            self._kept_bytes = self._read_csv(whole) if self._is_csv else self._read_jsonl(whole)
         except (ValueError, KeyError, TypeError, IndexError, RecursionError, csv.Error) as exc:
-            file.close()
-            raise InvalidInputError(f"{self.path} is there and no file of answers; give another --out") from exc
-        file.seek(kept)
-        file.truncate()
-        if self._is_csv and not kept:
-            self._append(_row(self._header))
+            message = f"{self.path} is there and no file of answers as they are written here; give another --out"
+            raise InvalidInputError(message) from exc
 
     def _check_fragment(self, fragment: bytes, *, first: bool) -> None:
         """Refuses an end that no answer begins with: somebody else's file must not be cut."""
@@ -129,22 +142,60 @@ class AnswerFile:
     def _read_jsonl(self, content: bytes) -> int:
         for line in content.decode().split("\n")[:-1]:
             entry = json.loads(line)
-            self._done[int(entry["line"])] = {key: entry[key] for key in self._keys}
+            self._held[int(entry["line"])] = {key: entry[key] for key in self._keys}
         return len(content)
 
     def _read_csv(self, content: bytes) -> int:
+        """Returns where the last answer begins, or the end where there is none."""
         text = content.decode()
         if not text:
             return 0
-        # Not strict: a last row may have been cut inside its quotes.
-        rows = list(csv.reader(for_csv(text)))
-        if rows[0] != self._header:
+        records = _records(text)
+        if next(records)[1] != self._header:
             raise ValueError("another header")
-        last = rows[-1][0] if len(rows) > 1 else ""
-        kept = [row for row in rows[1:] if row[0] != last]
-        for row in kept:
-            self._done[int(row[0])] = dict(zip(self._keys, row[1:], strict=False))
-        return len("".join(map(_row, [rows[0], *kept])).encode())
+        answers = [list(group) for _, group in groupby(records, key=lambda record: record[1][0])]
+        if not answers:
+            return len(content)
+        rank = len(self._keys) + 1
+        for answer in answers:
+            row = answer[0][1]
+            self._cut = int(row[0])
+            if self._cut in self._held:
+                raise ValueError("rows that are apart")
+            # The texts before a rank are whole.
+            if len(row) > rank:
+                self._held[self._cut] = dict(zip(self._keys, row[1:], strict=False))
+        for answer in answers[:-1]:
+            ranks = [row[rank] for _, row in answer]
+            if ranks not in ([""], [str(number) for number in range(1, len(ranks) + 1)]):
+                raise ValueError("other ranks")
+        return answers[-1][0][0]
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Names the file that cannot be written."""
+    try:
+        yield
+    except OSError as exc:
+        raise InvalidInputError(f"cannot write {path}: {exc.strerror or exc}") from exc
+
+
+def _records(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Yields a CSV's records with the byte where each begins, whatever its quotes and its ends of line are."""
+    start = read = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal read
+        for line in for_csv(text):
+            read += len(line.encode())
+            yield line
+
+    # Not strict: a last record may have been cut inside its quotes.
+    for record in csv.reader(lines()):
+        if record:
+            yield start, record
+        start = read
 
 
 def _row(values: Sequence[object]) -> str:
