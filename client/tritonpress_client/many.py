@@ -67,27 +67,33 @@ async def ask_all(  # noqa: PLR0913
     place = re.compile(rf"\b(?:{'|'.join(map(re.escape, inputs))})\[(\d+)\]")
     hopeless: list[TritonpressError] = []
 
-    async def answered(indices: Sequence[int]) -> Outcome:
-        if hopeless:
-            return dict.fromkeys(indices, hopeless[0])
-        try:
-            rows = await infer([elements[index] for index in indices])
-            return {index: made(row) for index, row in zip(indices, rows, strict=True)}
-        except InvalidInputError as exc:
-            found = place.search(str(exc))
-            if len(indices) == 1:
-                return {indices[0]: _at(exc, name, indices[0], len(elements))}
-            if found is None or int(found[1]) >= len(indices):
-                half = len(indices) // 2
-                return {**await answered(indices[:half]), **await answered(indices[half:])}
-            bad = int(found[1])
-            # Alone it may be right: some are too much for a request only together.
-            alone = await answered([indices[bad]])
-            return {**alone, **await answered([*indices[:bad], *indices[bad + 1 :]])}
-        except TritonpressError as exc:
-            if isinstance(exc, _HOPELESS) and not is_overloaded(exc.__cause__):
-                hopeless.append(exc)
-            return dict.fromkeys(indices, exc)
+    async def answered(batch: Sequence[int]) -> Outcome:
+        outcome: Outcome = {}
+        waiting = [batch]
+        while waiting:
+            indices = waiting.pop()
+            if hopeless:
+                outcome |= dict.fromkeys(indices, hopeless[0])
+                continue
+            try:
+                rows = await infer([elements[index] for index in indices])
+                outcome |= {index: made(row) for index, row in zip(indices, rows, strict=True)}
+            except InvalidInputError as exc:
+                found = place.search(str(exc))
+                if len(indices) == 1:
+                    outcome[indices[0]] = _at(exc, name, indices[0], len(elements))
+                elif found is None or int(found[1]) >= len(indices):
+                    half = len(indices) // 2
+                    waiting += [indices[half:], indices[:half]]
+                else:
+                    bad = int(found[1])
+                    # Alone it may be right: some are too much for a request only together.
+                    waiting += [[*indices[:bad], *indices[bad + 1 :]], [indices[bad]]]
+            except TritonpressError as exc:
+                if isinstance(exc, _HOPELESS) and not is_overloaded(exc.__cause__):
+                    hopeless.append(exc)
+                outcome |= dict.fromkeys(indices, exc)
+        return outcome
 
     def done(outcome: Outcome) -> None:
         outcomes.update(outcome)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -77,6 +78,19 @@ def test_bad_elements_are_found_and_the_others_answered(ask: Any, servers: Serve
     }
     answered = [None if items is None else items[0].item_id for items in caught.value.results]
     assert answered == [None if index in failures else query for index, query in enumerate(queries)]
+
+
+@pytest.mark.parametrize("ask", [ask_in_sync, ask_in_async])
+def test_a_batch_may_hold_more_bad_elements_than_calls_may_be_nested(ask: Any, tmp_path: Path) -> None:
+    repository = write_models(tmp_path / "repository", "wide", max_batch_size=1024)
+    queries = ["a", *["bad"] * (sys.getrecursionlimit() + 10), "b"]
+    with (
+        TritonServer(repository, log_path=tmp_path / "log", settings=AT_ONCE) as server,
+        pytest.raises(PartialFailureError, match=f"{len(queries) - 2} of {len(queries)} queries failed") as caught,
+    ):
+        ask(server.grpc_url, queries)
+    assert [items[0].item_id for items in caught.value.results if items] == ["a", "b"]
+    assert str(caught.value.failures[7]).startswith("`queries[7]`: ")
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
