@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
@@ -60,9 +60,12 @@ class AnswerFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for file in (self._file, self._failures):
-            if file is not None:
-                file.close()
+        try:
+            self._close()
+        except InvalidInputError:
+            # What ends the run is told; a write that fails behind it is not.
+            if error is None:
+                raise
 
     def rest(self, requests: Sequence[Request]) -> list[Request]:
         """Returns the requests that have no answer in the file, which goes on after those that have.
@@ -100,21 +103,34 @@ class AnswerFile:
 
     def write_failure(self, request: Request, error: TritonpressError) -> None:
         """Adds a request that was not answered to the file beside."""
-        if self._failures is None:
-            self._failures = self.failures_path.open("wb")
         entry = {"line": request.line, **request.texts, "error": type(error).__name__, "message": str(error)}
         # Half of a surrogate pair, which JSON may hold and UTF-8 not, stays as JSON writes it.
-        self._failures.write((json.dumps(entry, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
+        line = (json.dumps(entry, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+        with _writing(self.failures_path):
+            if self._failures is None:
+                self._failures = self.failures_path.open("wb")
+            self._failures.write(line)
         self.failed += 1
 
     def flush(self) -> None:
         """Hands what was written to the system: it is there when this process is killed."""
-        for file in (self._file, self._failures):
-            if file is not None:
+        for path, file in self._files():
+            with _writing(path):
                 file.flush()
 
+    def _files(self) -> list[tuple[Path, BinaryIO]]:
+        files = (self.path, self._file), (self.failures_path, self._failures)
+        return [(path, file) for path, file in files if file is not None]
+
+    def _close(self) -> None:
+        with ExitStack() as stack:
+            for path, file in self._files():
+                stack.enter_context(_writing(path))
+                stack.callback(file.close)
+
     def _append(self, text: str) -> None:
-        self._open_file().write(text.encode())
+        with _writing(self.path):
+            self._open_file().write(text.encode())
 
     def _open_file(self) -> BinaryIO:
         if self._file is None:

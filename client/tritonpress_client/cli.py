@@ -12,7 +12,10 @@ from tritonpress_client import connecting
 from tritonpress_client.commands import ask, classify, health, recommend
 from tritonpress_client.errors import DeadlineExceededError, ServerError, TritonpressError, is_overloaded
 
-_EXIT_STATUS = "Exit status: 0 done; 1 a server is not ready, failed, was too slow or busy; 2 the input is at fault."
+_EXIT_STATUS = (
+    "Exit status: 0 done; 1 a server is not ready, failed, was too slow or busy, or standard output cannot be written;"
+    " 2 the input is at fault."
+)
 _COMMANDS = {"ask": ask, "classify": classify, "recommend": recommend, "health": health}
 
 
@@ -33,12 +36,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tritonpress-query: {exc}", file=sys.stderr)
         return 1 if isinstance(exc, DeadlineExceededError | ServerError) or is_overloaded(exc.__cause__) else 2
     except BrokenPipeError:
-        # The reader (`| head`) has had enough; what is left in the buffer must not raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader (`| head`) has had enough.
+        _drop_output()
         return 0
+    except OSError as exc:
+        print(f"tritonpress-query: cannot write to standard output: {exc.strerror or exc}", file=sys.stderr)
+        _drop_output()
+        return 1
     except KeyboardInterrupt:
         return 130
     return status
+
+
+def _drop_output() -> None:
+    """Lets what is left in the buffer not raise again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parser() -> argparse.ArgumentParser:
