@@ -87,7 +87,10 @@ class ModelClient:
 
     @both
     async def limits(self) -> Limits:
-        """Returns what the model takes and gives (asks a server once, and again when one has come back)."""
+        """Returns what the model takes and gives.
+
+        A server is asked once, and again when one has come back, or an answer shows that another model is served.
+        """
         return await self._limits(self._calls.deadline())
 
     async def _close(self) -> None:
@@ -95,8 +98,10 @@ class ModelClient:
 
     async def _limits(self, deadline: float) -> Limits:
         metadata = await self._metadata(deadline)
-        answers = metadata.outputs[self._contract.outputs[0]].shape[-1]
-        return Limits(max(1, metadata.max_batch_size), answers)
+        return Limits(max(1, metadata.max_batch_size), self._width(metadata))
+
+    def _width(self, metadata: ModelMetadata) -> int:
+        return metadata.outputs[self._contract.outputs[0]].shape[-1]
 
     async def _one(self, element: tuple[bytes, ...], count: int | None, name: str) -> Row:
         """Returns the values for one element, at most `count` an output."""
@@ -142,22 +147,33 @@ class ModelClient:
         for name, column in zip(contract.inputs, zip(*batch, strict=True), strict=True):
             wire.add_text(request, name, column)
         response = await self._calls.call("ModelInfer", request, model=self.model, deadline=deadline)
-        if response.model_version != self._version:
-            # Another version may have other limits.
-            self._version, self._known = response.model_version, None if self._version else self._known
         try:
-            return wire.rows(response, contract.outputs, len(batch), count)
+            rows = wire.rows(response, contract.outputs, len(batch), count)
         except ValueError as exc:
             raise wire.malformed(exc, target=self._calls.address, model=self.model) from exc
+        self._compare(response)
+        return rows
+
+    def _compare(self, response: Any) -> None:
+        """Forgets the metadata where the answer is of another version or build, which may have other limits."""
+        width = next(tensor.shape[1] for tensor in response.outputs if tensor.name == self._contract.outputs[0])
+        known, is_other = self._known, self._version not in ("", response.model_version)
+        self._version = response.model_version
+        if is_other or (known is not None and self._width(known[1]) not in (-1, width)):
+            self._known = None
 
     async def _check_count(self, name: str, count: int | None, deadline: float) -> None:
         """Refuses a count of answers that the model cannot give; None is all that it gives."""
-        metadata = await self._metadata(deadline)
+        known, metadata = self._known, await self._metadata(deadline)
+        most = self._width(metadata)
         if count is None:
             return
-        most = metadata.outputs[self._contract.outputs[0]].shape[-1]
         # True is an int to Python; nobody means it.
         is_integer = isinstance(count, int | np.integer) and not isinstance(count, bool)
+        if is_integer and 0 <= most < count and known is not None and known[1] is metadata:
+            # Known of old: another build may be served by now, and give more.
+            self._known = None
+            most = self._width(await self._metadata(deadline))
         if not is_integer or count < 1 or 0 <= most < count:
             limits = f"in 1..{most} (`{self._contract.width}` of model {self.model!r})" if most >= 0 else "above 0"
             message = f"`{name}` must be an integer {limits}, got {count!r}"

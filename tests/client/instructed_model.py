@@ -26,6 +26,7 @@ class TritonPythonModel:
         self.server = config["parameters"]["server"]["string_value"]
         self.log = config["parameters"]["log"]["string_value"]
         self.version = args["model_version"]
+        self.width = config["output"][0]["dims"][0]
 
     def execute(self, requests: list) -> list:
         return [self.answer(request) for request in requests]
@@ -47,8 +48,8 @@ class TritonPythonModel:
                         self.note(f"cancelled {text}")
                         return self.error("cancelled", pb_utils.TritonError.CANCELLED)
                     time.sleep(0.005)
-        names = [[text.encode(), self.server.encode(), self.version.encode()] for text in texts]
-        scores = np.tile(np.array([3, 2, 1], np.float32), (len(texts), 1))
+        names = [[text.encode(), self.server.encode(), self.version.encode(), b"more"][: self.width] for text in texts]
+        scores = np.tile(np.array([3, 2, 1, 0], np.float32)[: self.width], (len(texts), 1))
         tensors = [pb_utils.Tensor(self.output, np.array(names, object)), pb_utils.Tensor("SCORE", scores)]
         return pb_utils.InferenceResponse(tensors)
 

@@ -20,8 +20,8 @@ backend: "python"
 max_batch_size: {max_batch_size}
 input [{{ name: "{input}", data_type: TYPE_STRING, dims: [1] }}]
 output [
-  {{ name: "{output}", data_type: TYPE_STRING, dims: [3] }},
-  {{ name: "SCORE", data_type: TYPE_FP32, dims: [3] }}
+  {{ name: "{output}", data_type: TYPE_STRING, dims: [{width}] }},
+  {{ name: "SCORE", data_type: TYPE_FP32, dims: [{width}] }}
 ]
 instance_group [{{ count: {instances}, kind: KIND_CPU }}]
 parameters: {{ key: "server", value: {{ string_value: "{server}" }} }}
@@ -30,7 +30,14 @@ parameters: {{ key: "log", value: {{ string_value: "{log}" }} }}
 
 
 def write_models(
-    folder: Path, server: str, *, instances: int = 4, max_batch_size: int = 4, version: int = 1, task: str = ""
+    folder: Path,
+    server: str,
+    *,
+    instances: int = 4,
+    max_batch_size: int = 4,
+    version: int = 1,
+    task: str = "",
+    width: int = 3,
 ) -> Path:
     """Returns the repository after writing the model `recommendation` (or of another task) into it.
 
@@ -41,6 +48,7 @@ def write_models(
         max_batch_size: The most texts of a request.
         version: The model's version.
         task: `recommendation`, the default, or `classification`.
+        width: How many answers a text has, at most 4.
     """
     name = task or "recommendation"
     tensors = {"recommendation": ("QUERY", "ITEM_ID"), "classification": ("TEXT", "LABEL")}[name]
@@ -54,6 +62,7 @@ def write_models(
         server=server,
         log=log_of(folder, server),
         instances=instances,
+        width=width,
         max_batch_size=max_batch_size,
     )
     (model / "config.pbtxt").write_text(text, encoding="utf-8")
