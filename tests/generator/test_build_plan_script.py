@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -35,7 +37,8 @@ case "$*" in
     *build_plan\\ plan.json*) echo "PYTHONPATH=${PYTHONPATH:-}" >> "$LOG"
         for rung in fp16 int8; do
             echo "plan $rung" > "$PLAN/model.$rung.plan"; echo "{}" > "$PLAN/model.$rung.plan.json"; done
-        printf "int8\\nfp16\\n" > "$PLAN/rungs.txt"; echo '{"compute_capability": "9.0"}' > "$PLAN/rungs.json";;
+        printf "${RUNGS:-int8 fp16 }" | tr " " "\\n" > "$PLAN/rungs.txt"
+        echo '{"compute_capability": "9.0"}' > "$PLAN/rungs.json";;
     *) exec /usr/bin/python3 "$@";;
 esac
 """
@@ -48,6 +51,7 @@ def run(
     release: str = "24.10",
     several: bool = False,
     served: str = "x",
+    settings: Mapping[str, Any] | None = None,
     **set_: str,
 ) -> tuple[subprocess.CompletedProcess[str], str]:
     """Returns what became of the script in `folder`, and what was called, a line each.
@@ -58,6 +62,7 @@ def run(
         release: Of Triton's.
         several: Whether the plan is of a kind of GPU.
         served: The ensemble that serves the step's build.
+        settings: More of the builder.
         set_: Environment of the stand-ins.
     """
     repository = folder.parents[1]
@@ -77,8 +82,8 @@ def run(
     for name, text in {"docker": DOCKER, "python3": PYTHON, "tritonpress": asked}.items():
         (commands / name).write_text(f"#!/bin/bash\n{text}\n")
         (commands / name).chmod(0o755)
-    settings = {"compute_capabilities": ["8.0", "9.0"] if several else []}
-    pending.write(folder, {}, settings, release=release, workload="x", low=None)
+    all_ = {"compute_capabilities": ["8.0", "9.0"] if several else [], **(settings or {})}
+    pending.write(folder, {}, all_, release=release, workload="x", low=None)
     log = commands / "log"
     log.touch()
     environment = {"PATH": f"{commands}:/usr/bin:/bin", "PLAN": str(folder), "LOG": str(log), **set_}
@@ -114,6 +119,35 @@ def test_script_serves_the_fastest_that_passes_the_gate_or_leaves_what_was_there
     assert other.read_text() == "old"
     assert not list(folder.glob("*.old"))
     assert not list(folder.glob("packages*"))
+
+
+@pytest.mark.parametrize("gate", [{"int8": 1, "fp16": 1}, {"int8": 1, "fp16": 2}, {"int8": 2}])
+def test_what_no_gate_has_passed_is_not_left_where_there_was_no_plan(tmp_path: Path, gate: dict[str, int]) -> None:
+    folder = tmp_path / "step" / "1"
+    done, _ = run(folder, gate=gate)
+    assert done.returncode == list(gate.values())[-1], done.stderr
+    assert not [path.name for path in folder.glob("model.plan*")]
+
+
+def test_plan_that_cannot_be_put_in_place_leaves_what_was_there(tmp_path: Path) -> None:
+    folder = tmp_path / "step" / "1"
+    folder.mkdir(parents=True)
+    for name in ("model.plan", "model.plan.json"):
+        (folder / name).write_text("old")
+    done, _ = run(folder, RUNGS="missing ")
+    assert done.returncode == 2
+    assert {path.name: path.read_text() for path in folder.glob("model.plan*")} == {
+        "model.plan": "old",
+        "model.plan.json": "old",
+    }
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_triton_is_told_of_plans_for_later_releases(tmp_path: Path, allowed: bool) -> None:
+    done, called = run(tmp_path / "step" / "1", settings={"version_compatible": allowed})
+    assert done.returncode == 0, done.stderr
+    (serve,) = (line for line in called.splitlines() if "tritonserver --model-repository" in line)
+    assert ("--backend-config=tensorrt,version-compatible=true" in serve) is allowed
 
 
 @pytest.mark.parametrize(("lacks", "path"), [("0", ""), ("1", "/tmp/packages")])

@@ -143,6 +143,9 @@ def test_plan_is_kept_where_the_timings_cannot_be(tmp_path: Path, capsys: pytest
 def test_types_are_flags_only_where_the_graph_cannot_say_them(tmp_path: Path) -> None:
     old, _ = built(OLD, tmp_path, types=("FLOAT16", "INT8"))
     assert flags(old) == {"FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"}
+    # What a recipe wants in FP32 beside its pairs stays in FP32.
+    plain, _ = built(OLD, tmp_path, types=("INT8",))
+    assert flags(plain) == {"INT8", "OBEY_PRECISION_CONSTRAINTS"}
     for version in (NEW, NEWEST):
         trt, _ = built(version, tmp_path, types=("FLOAT16", "INT8", "FLOAT8E4M3FN"))
         assert flags(trt) == set()

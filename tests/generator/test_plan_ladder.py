@@ -59,6 +59,17 @@ def test_ladder_is_built_with_stamps_and_reports(
     assert "layers by type: {'FP16': 1}" in capsys.readouterr().out
 
 
+def test_what_cannot_be_written_is_a_line_and_leaves_nothing_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Machine(monkeypatch)
+    (tmp_path / "rungs.json").mkdir()
+    assert run(tmp_path, monkeypatch) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("build_plan: ") and "rungs.json" in said and "make room, or allow it" in said
+    assert {path.name for path in tmp_path.glob("rungs.*")} == {"rungs.json"}
+
+
 def raised(*_: Any) -> None:
     raise RuntimeError("the inspector\nfails")
 

@@ -59,12 +59,21 @@ def version_folder(out: Path) -> Path:
     return folder
 
 
-def with_plan(out: Path, **stamp: Any) -> Path:
+def with_plan(out: Path, *, gated: bool = True, **stamp: Any) -> Path:
     """Stands for what the builder leaves: files of no TensorRT, whose stamps are compared and which nothing loads."""
     plan = version_folder(out) / "model.plan"
     plan.write_bytes(b"not a plan")
     plan.with_name("model.plan.json").write_text(json.dumps({"tensorrt": "10.5.0.18", "release": "24.10", **stamp}))
+    if gated:
+        build = repository.read_manifest(out, "classification")["build"]
+        repository.record(out, "classification", build, {}, [plan, plan.with_name("model.plan.json")])
     return plan
+
+
+def test_plan_that_no_gate_has_passed_is_pending(copied: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    with_plan(copied[1], gated=False)
+    assert cli.main(["verify", str(copied[1]), "--server", "24.10"]) == 2
+    assert "classification: its plan is pending; run" in capsys.readouterr().err
 
 
 def test_build_says_that_the_plan_is_pending(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,7 +232,7 @@ def test_server_is_gated_and_its_answers_recorded(
         assert after["golden"]["score_tolerance"] == before["golden"]["score_tolerance"]
         assert [r["inputs"] for r in after["golden"]["requests"]] == [r["inputs"] for r in before["golden"]["requests"]]
         assert after["plans"] == {}
-        path = next(p for p in (out / "classification" / "kept").iterdir() if '"key": "baseline"' in p.read_text())
+        path = next(p for p in (out / "classification" / "kept").iterdir() if '"key": "baseline of ' in p.read_text())
         kept = json.loads(path.read_text())
         for row in kept["value"]["answers"]["LABEL"]:
             row.reverse()

@@ -21,6 +21,7 @@ from tritonpress_generator.deploy.settings import (
     TOKEN_FILE,
 )
 from tritonpress_generator.deploy.settings import Settings as Wanted
+from tritonpress_generator.plans import pending
 
 MODELS = PurePosixPath("/models/repository")
 EXECUTION_ENV_CONFIG = "container"
@@ -41,8 +42,7 @@ def command(served: Served, wanted: Wanted) -> list[str]:
     settings = Settings(metrics_summaries=True, drain_s=STOP_S - DRAIN_S - _EXIT_S)
     quantiles = ",".join(f"{quantile}:{min(quantile, 1 - quantile) / 10:.3g}" for quantile in QUANTILES)
     added = [f"--metrics-config=summary_quantiles={quantiles}"]
-    if any(stamp.get("version_compatible") for stamp in served.plans.values()):
-        added.append("--backend-config=tensorrt,version-compatible=true")
+    added += pending.serving_options(served.plans.values())
     if wanted.execution_env:
         added.append(f"--model-config-name={EXECUTION_ENV_CONFIG}")
     if wanted.tls_files:

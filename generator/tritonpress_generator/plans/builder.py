@@ -241,8 +241,6 @@ def _set_flags(trt: Any, config: Any, rung: Dict[str, Any], settings: Dict[str, 
         # Where types are in the graph, the flags would contradict it, and later releases have none.
         if not strong:
             wanted.append(name)
-    if not strong and "INT8" in wanted and "FP16" not in wanted:
-        wanted.append("FP16")
     if not strong and wanted and hasattr(trt.BuilderFlag, "OBEY_PRECISION_CONSTRAINTS"):
         wanted.append("OBEY_PRECISION_CONSTRAINTS")
     names = {
@@ -327,8 +325,13 @@ def slower(times: Sequence[Tuple[str, float]]) -> Dict[str, str]:
 def write(path: Path, data: bytes) -> None:
     """Puts `data` at `path` in one step."""
     new = path.with_name(f"{path.name}.{os.getpid()}")
-    new.write_bytes(data)
-    new.replace(path)
+    try:
+        new.write_bytes(data)
+        new.replace(path)
+    except OSError:
+        # A full disk has no room for what is of no use.
+        new.unlink()
+        raise
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -340,6 +343,9 @@ def main(arguments: Sequence[str]) -> int:
         _run(Path(arguments[0]))
     except PlanError as exc:
         print(f"build_plan: {exc}", file=sys.stderr)
+        return 2
+    except OSError as exc:
+        print(f"build_plan: {exc.filename or arguments[0]}: {exc.strerror}; make room, or allow it", file=sys.stderr)
         return 2
     return 0
 

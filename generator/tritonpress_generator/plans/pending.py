@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,8 @@ _SCRIPT = """#!/usr/bin/env bash
 # GPU; PORT, 8001 by default, is Triton's on this machine while the gate asks. The containers take packages from PyPI,
 # or from what PIP_INDEX_URL and HTTPS_PROXY say.
 set -euo pipefail
+# 1 is the gate's verdict alone.
+trap 'exit 2' ERR
 here=$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)
 repository=$(cd "$here/../.." && pwd)
 recipe=${{1:?usage: build_plan.sh RECIPE}}
@@ -75,6 +77,7 @@ user=(--user "$(id -u):$(id -g)" -e HOME=/tmp -e PIP_INDEX_URL -e HTTPS_PROXY)
 pip="python3 -m pip install -q --no-cache-dir --no-deps --only-binary=:all: --target"
 running=
 plan=
+ours=
 gated=
 packages=$(mktemp -d "$here/packages.XXXXXX")
 # What the gate has not passed is not left to be served, and what was there before stays, whatever ends this script.
@@ -83,8 +86,12 @@ finish() {{
     rm -rf "$packages"
     [ "$plan" ] || return 0
     for file in "$plan" "$plan.json"; do
-        [ "$gated" ] || {{ rm -f "$file" && [ ! -f "$file.old" ] || mv "$file.old" "$file"; }}
-        rm -f "$file.old"
+        if [ "$gated" ]; then
+            rm -f "$file.old"
+        else
+            [ ! "$ours" ] || rm -f "$file"
+            [ ! -f "$file.old" ] || mv "$file.old" "$file"
+        fi
     done
 }}
 trap finish EXIT
@@ -105,18 +112,21 @@ docker run --rm "${{user[@]}}" -v "$packages:/packages" {triton_image} $pip /pac
         "give the container an index that it reaches: PIP_INDEX_URL, HTTPS_PROXY" >&2
     exit 2
 }}
+{plan}
+for file in "$plan" "$plan.json"; do
+    # Beside what a run that was killed has set aside, there is only what no gate has passed.
+    [ -f "$file.old" ] || [ ! -f "$file" ] || mv "$file" "$file.old"
+done
+ours=yes
 while read -r rung; do
-    {plan}
     for file in plan plan.json; do
-        old="$plan${{file#plan}}"
-        [ ! -f "$old" ] || [ -f "$old.old" ] || mv "$old" "$old.old"
-        cp "$here/model.$rung.$file" "$old"
+        cp "$here/model.$rung.$file" "$plan${{file#plan}}"
     done
     # A name a precision: that of the last one is free only when Docker has removed it.
     running="tritonpress-plan-$$-$rung"
     docker run --rm -d --name "$running" --gpus "$gpu" -p "127.0.0.1:$port:8001" -v "$repository:/models:ro" \
         -v "$packages:/packages:ro" -e PYTHONPATH=/packages {triton_image} tritonserver --model-repository=/models \
-        --model-control-mode=explicit --load-model="$ensemble" > /dev/null
+        --model-control-mode=explicit --load-model="$ensemble"{options} > /dev/null
     status=0
     tritonpress evaluate "$recipe" --target "127.0.0.1:$port" --wait-s 300 \
         --repository "$repository" $canary || status=$?
@@ -135,7 +145,7 @@ exit 2
 _ONE = 'plan="$here/model.plan"'
 _SEVERAL = (
     "capability=$(python3 -c \"import json; print(json.load(open('$here/rungs.json'))['compute_capability'])\")\n"
-    '    plan="$here/model_$capability.plan"'
+    'plan="$here/model_$capability.plan"'
 )
 
 
@@ -178,6 +188,7 @@ def write(
         tensorrt_image=releases.tensorrt_image(release),
         triton_image=releases.triton_image(release),
         settings=SETTINGS,
+        options=" ".join(["", *serving_options([settings])]),
         plan=_SEVERAL if settings.get("compute_capabilities") else _ONE,
         builder_packages=" ".join(BUILDER_PACKAGES),
         packages=" ".join(f"{name}=={version(name)}" for name in ("numpy", "tokenizers")),
@@ -189,6 +200,13 @@ def write(
     path = version_dir / "build_plan.sh"
     path.write_text(script, encoding="utf-8")
     path.chmod(0o755)
+
+
+def serving_options(stamps: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Returns what NVIDIA's tritonserver must be told of plans, by their stamps or by the builder's settings."""
+    if any(stamp.get("version_compatible") for stamp in stamps):
+        return ["--backend-config=tensorrt,version-compatible=true"]
+    return []
 
 
 def types(graph: onnx.ModelProto) -> list[str]:
@@ -206,8 +224,16 @@ def folders(repository: Path, manifest: Mapping[str, Any]) -> list[Path]:
 
 
 def missing(repository: Path, manifest: Mapping[str, Any]) -> list[Path]:
-    """Returns the scripts of the plans that are still to be built."""
-    return [folder / "build_plan.sh" for folder in folders(repository, manifest) if not plans(folder)]
+    """Returns the scripts of the plans that are still to be built, or that no gate has passed.
+
+    What it has passed, and what was built with the rest of the build, the manifest knows.
+    """
+    scripts = []
+    for folder in folders(repository, manifest):
+        found = [str(path.relative_to(repository)) for path in plans(folder)]
+        if not found or not set(found) <= set(manifest["files"]):
+            scripts.append(folder / "build_plan.sh")
+    return scripts
 
 
 def refusal(script: Path) -> str | None:
