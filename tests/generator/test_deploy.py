@@ -1,4 +1,4 @@
-"""What is generated is what its readers take: Kubernetes' schemas, compose's, hadolint, PromQL's grammar."""
+"""What is generated is what its readers take: Kubernetes' schemas, compose's, hadolint."""
 
 from __future__ import annotations
 
@@ -14,13 +14,9 @@ from typing import Any
 
 import compose_spec
 import kubernetes_validate
-import promql_parser
 import pytest
 import yaml
-from deployments import STAMP, deploy, filled, objects, use_index, write_repository
-from tritonpress_generator.deploy import monitoring
-from tritonpress_generator.deploy.dashboard import dashboard
-from tritonpress_generator.deploy.queries import Objectives
+from deployments import STAMP, deploy, objects, use_index, write_repository
 
 KUBERNETES = ("1.30", "1.37")
 """The least that docs/deploy.md asks for, and the newest whose schemas there are."""
@@ -285,129 +281,6 @@ def test_the_image_is_root_s_and_nobody_s(out: Path) -> None:
     assert {path.name for path in (out / "image").iterdir()} - {"Dockerfile"} == set(copied)
 
 
-def test_promql_of_rules_dashboard_and_adapter_parses(out: Path) -> None:
-    expressions = [rule["expr"] for group in _rules(out) for rule in group["rules"]]
-    board = json.loads((out / "compose" / "grafana" / "dashboards" / "tritonpress.json").read_text())
-    adapter = yaml.safe_load((out / "kubernetes" / "prometheus-adapter.yaml").read_text())["rules"][0]
-    expressions += [target["expr"] for panel in board["panels"] for target in panel["targets"]]
-    expressions += [adapter["metricsQuery"], adapter["seriesQuery"]]
-    assert len(expressions) > 25
-    for expression in expressions:
-        promql_parser.parse(filled(expression))
-    assert [group["name"] for group in _rules(out)] == ["tritonpress", "tritonpress-alerts"]
-    operator = yaml.safe_load(
-        (out / "kubernetes" / "components" / "prometheus-operator" / "prometheusrule.yaml").read_text()
-    )
-    assert operator["spec"]["groups"] == _rules(out)
-
-
-def test_a_server_without_requests_has_a_queue_time() -> None:
-    """Else Kubernetes takes no server away when nobody asks any more: a comparison would leave out what is idle."""
-    (rule,) = monitoring.adapter_rules()["rules"]
-    assert ">" not in re.sub("<<.*?>>", "", rule["metricsQuery"])
-    promql_parser.parse(filled(rule["metricsQuery"]))
-
-
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="plays metrics with promtool, which is not installed")
-def test_the_autoscaler_is_told_the_queue_time(tmp_path: Path) -> None:
-    """Of a pod that is asked ten times in ten seconds, one that is asked once a minute, and one that nobody asks."""
-    (tmp_path / "tests.yaml").write_text(yaml.safe_dump(_scaled()))
-    done = subprocess.run(["promtool", "test", "rules", "tests.yaml"], cwd=tmp_path, capture_output=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def _scaled() -> dict[str, Any]:
-    """Returns promtool's unit test of the adapter's query."""
-    (rule,) = monitoring.adapter_rules()["rules"]
-    query = rule["metricsQuery"].replace("<<.LabelMatchers>>", 'namespace="n"').replace("<<.GroupBy>>", "pod")
-    requests = {"busy": "0+10x30", "rare": "0x5 1x5 2x5 3x5 4x5", "idle": "5x30"}
-    waited = {"busy": "0+5000x30", "rare": "0x5 500x5 1000x5 1500x5 2000x5", "idle": "900x30"}
-    series = {"nv_inference_request_success": requests, "nv_inference_queue_duration_us": waited}
-    return {
-        "tests": [
-            {
-                "interval": "10s",
-                "input_series": [
-                    {"series": f'{name}{{namespace="n", pod="{pod}", model="m"}}', "values": values}
-                    for name, pods in series.items()
-                    for pod, values in pods.items()
-                ],
-                "promql_expr_test": [
-                    {
-                        "expr": f"round({query})",
-                        "eval_time": "4m",
-                        "exp_samples": [
-                            {"labels": f'{{pod="{pod}"}}', "value": value}
-                            for pod, value in {"busy": 500, "rare": 500, "idle": 0}.items()
-                        ],
-                    }
-                ],
-            }
-        ]
-    }
-
-
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="plays alerts with promtool, which is not installed")
-def test_alerts_ring_when_they_should(tmp_path: Path) -> None:
-    objectives = Objectives(["a", "b"], 50)
-    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(monitoring.rules(objectives)))
-    (tmp_path / "tests.yaml").write_text(yaml.safe_dump(_played()))
-    done = subprocess.run(["promtool", "test", "rules", "tests.yaml"], cwd=tmp_path, capture_output=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def _played() -> dict[str, Any]:
-    """Returns promtool's unit test: an hour in which a server rejects one of 50 requests, and is slow."""
-    labels = 'instance="x", job="triton", model="a"'
-    series = {
-        'up{job="triton", instance="x"}': "1+0x60",
-        'up{job="triton", instance="y"}': "0+0x60",
-        f"nv_inference_request_success{{{labels}}}": "0+98x60",
-        f'nv_inference_request_failure{{{labels}, reason="REJECTED"}}': "0+2x60",
-        f'nv_inference_request_failure{{{labels}, reason="OTHER"}}': "0+50x60",
-        f'nv_inference_request_summary_us{{{labels}, quantile="0.99"}}': "60000+0x60",
-        f"nv_inference_pending_request_count{{{labels}}}": "10+0x60",
-    }
-    rings = {"TritonDown": True, "TritonGone": False, "TritonFailureBudgetFast": True, "TritonQueue": False}
-    expected = {
-        "TritonDown": {
-            "exp_labels": {"instance": "y", "job": "triton", "severity": "critical"},
-            "exp_annotations": {"summary": "y gives no metrics"},
-        },
-        "TritonFailureBudgetFast": {
-            "exp_labels": {"severity": "critical"},
-            "exp_annotations": {"summary": "requests fail 14 times faster than the budget allows"},
-        },
-        "TritonLatency": {
-            "exp_labels": {"model": "a", "severity": "critical"},
-            "exp_annotations": {"summary": "the p99 of a is above 50 ms in too many minutes"},
-        },
-    }
-    tests = [
-        {"eval_time": "60m", "alertname": name, "exp_alerts": [expected[name]] if ring else []}
-        for name, ring in {**rings, "TritonLatency": True}.items()
-    ]
-    return {
-        "rule_files": ["rules.yaml"],
-        "evaluation_interval": "1m",
-        "tests": [
-            {
-                "interval": "1m",
-                "input_series": [{"series": name, "values": values} for name, values in series.items()],
-                "alert_rule_test": tests,
-            }
-        ],
-    }
-
-
-def test_the_dashboard_shows_gpus_where_there_are_any() -> None:
-    objectives = Objectives(["a"], 100)
-    without, with_gpu = (dashboard(objectives, gpu=gpu)["panels"] for gpu in (False, True))
-    assert len(with_gpu) == len(without) + 2
-    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in with_gpu]
-    assert len(set(places)) == len(places)
-
-
 def test_deploying_again_changes_nothing_and_a_new_build_is_a_new_template(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -437,8 +310,3 @@ def test_what_a_later_switch_takes_from_a_server_is_said(
     write_repository(repository, files=2, canary=True)
     deploy(repository, tmp_path / "out")
     assert "note: servers ask for classification_canary by name, and do not start without" in capsys.readouterr().out
-
-
-def _rules(out: Path) -> list[dict[str, Any]]:
-    groups: list[dict[str, Any]] = yaml.safe_load((out / "compose" / "rules.yaml").read_text())["groups"]
-    return groups

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from deployments import STAMP, deploy, use_index, write_repository
+from tritonpress_generator.deploy import served
 
 CORES = 4
 """Two instances of two threads."""
@@ -49,6 +50,16 @@ def test_pods_are_of_the_class_that_gets_whole_cores(deployed: dict[str, Path]) 
         assert requests == limits
         assert requests.keys() == {"cpu", "memory"}
     assert added["triton"]["requests"] == {"cpu": str(CORES)}
+
+
+def test_memory_of_a_plan_is_not_that_of_what_it_is_made_of(tmp_path: Path) -> None:
+    repository = write_repository(tmp_path / "model_repo", stamps={"model.plan": STAMP})
+    before = served.read(repository).memory_mib
+    (plan,) = repository.glob("*_engine_*/1/model.plan")
+    for name in ("model.fp32.onnx", "model.fp16.plan"):
+        with plan.with_name(name).open("wb") as file:
+            file.truncate(512 << 20)
+    assert served.read(repository).memory_mib == before
 
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])

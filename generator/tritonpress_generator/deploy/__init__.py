@@ -101,7 +101,7 @@ def deploy(repository: Path, out: Path, wanted: Settings) -> Deployed:
     files |= _compose(stack, compose.proxy_config(found, wanted), rules, board)
     base = kubernetes.base(found, wanted, replicas, image=name, command=line)
     variants = overlays.overlays(found, wanted)
-    operator = prometheus_operator.component(wanted, rules, board)
+    operator = prometheus_operator.component(wanted, objectives, gpu=found.needs_gpu)
     files |= _yaml("kubernetes/base", base)
     files |= _yaml("kubernetes/overlays", variants)
     files |= _yaml("kubernetes/components/prometheus-operator", operator)

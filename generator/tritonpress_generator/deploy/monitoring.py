@@ -9,6 +9,7 @@ from tritonpress_generator.deploy.queries import Objectives
 from tritonpress_generator.deploy.settings import METRICS
 
 JOB = "triton"
+_JOB = f'job="{JOB}"'
 QUEUE_METRIC = "tritonpress_queue_us_per_request"
 """The custom metric that the autoscaler holds."""
 _SCRAPE_S = 10
@@ -33,18 +34,30 @@ def scrape_config(host: str, rules: str) -> dict[str, Any]:
 
 def rules(objectives: Objectives) -> dict[str, Any]:
     """Returns the groups of recording and alerting rules."""
+    by, p99 = ("job", "instance", "model"), objectives.recorded("tritonpress:p99_us")
     recorded = {
-        "tritonpress:queue_us": queries.queue_us(("job", "instance", "model")),
-        "tritonpress:batch_size": queries.batch_size(("job", "instance", "model")),
+        "tritonpress:queue_us": queries.queue_us(by, objectives.picked()),
+        "tritonpress:batch_size": queries.batch_size(by, objectives.picked()),
         "tritonpress:p99_us": objectives.p99_us(),
-        "tritonpress:p99_above_limit": f"tritonpress:p99_us > bool {objectives.p99_ms * 1000:g}",
+        "tritonpress:p99_above_limit": f"{p99} > bool {objectives.p99_ms * 1000:g}",
     }
+    # What is summed up has lost it.
+    labels = {"labels": {"namespace": objectives.namespace}} if objectives.namespace else {}
     return {
         "groups": [
-            {"name": "tritonpress", "rules": [{"record": name, "expr": expr} for name, expr in recorded.items()]},
-            {"name": "tritonpress-alerts", "rules": _alerts(objectives)},
+            {
+                "name": "tritonpress",
+                "rules": [{"record": name, "expr": expr, **labels} for name, expr in recorded.items()],
+            },
+            {"name": "tritonpress-alerts", "rules": [_labelled(alert, objectives) for alert in _alerts(objectives)]},
         ]
     }
+
+
+def _labelled(alert: dict[str, Any], objectives: Objectives) -> dict[str, Any]:
+    """Returns an alert that says whose it is, where Prometheus may know others."""
+    namespace = {"namespace": objectives.namespace} if objectives.namespace else {}
+    return alert | {"labels": {**alert["labels"], **namespace}}
 
 
 def adapter_rules() -> dict[str, Any]:
@@ -69,10 +82,12 @@ def _alerts(objectives: Objectives) -> list[dict[str, Any]]:
         f"{objectives.failure_burn(long)} > {rate} and {objectives.failure_burn(short)} > {rate}"
         for long, short, rate in (("1h", "5m", 14.4), ("6h", "30m", 6))
     )
+    up = f"up{{{objectives.picked(_JOB)}}}"
+    waiting = f"nv_inference_pending_request_count{{{objectives.picked()}}}"
     late = " and ".join(f"{objectives.latency_burn(window)} > 6" for window in ("1h", "5m"))
     return [
-        _alert("TritonDown", f'up{{job="{JOB}"}} == 0', "1m", "critical", "{{ $labels.instance }} gives no metrics"),
-        _alert("TritonGone", f'absent(up{{job="{JOB}"}})', "2m", "critical", "no Triton server is known to Prometheus"),
+        _alert("TritonDown", f"{up} == 0", "1m", "critical", "{{ $labels.instance }} gives no metrics"),
+        _alert("TritonGone", f"absent({up})", "2m", "critical", "no Triton server is known to Prometheus"),
         _alert(
             "TritonFailureBudgetFast", fast, "2m", "critical", "requests fail 14 times faster than the budget allows"
         ),
@@ -88,7 +103,7 @@ def _alerts(objectives: Objectives) -> list[dict[str, Any]]:
         ),
         _alert(
             "TritonQueue",
-            f"max by (instance, model) (nv_inference_pending_request_count) > {_QUEUED}",
+            f"max by (instance, model) ({waiting}) > {_QUEUED}",
             "5m",
             "warning",
             "{{ $value }} requests wait for {{ $labels.model }} on {{ $labels.instance }}",

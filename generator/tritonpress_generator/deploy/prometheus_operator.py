@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
+from tritonpress_generator.deploy import dashboard, monitoring
 from tritonpress_generator.deploy.kubernetes import COMPONENT, selector
+from tritonpress_generator.deploy.queries import Objectives
 from tritonpress_generator.deploy.settings import Settings
 
 
-def component(settings: Settings, rules: dict[str, Any], dashboard: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns the component's files.
+def component(settings: Settings, objectives: Objectives, *, gpu: bool) -> dict[str, dict[str, Any]]:
+    """Returns the component's files: a cluster's Prometheus and Grafana know other Tritons too.
 
     Args:
         settings: The operator's.
-        rules: Prometheus's groups.
-        dashboard: Grafana's.
+        objectives: What its servers promise.
+        gpu: Whether they have one.
     """
+    own = replace(objectives, namespace=settings.name)
     objects = {
         "podmonitor": {
             "apiVersion": "monitoring.coreos.com/v1",
@@ -33,14 +37,15 @@ def component(settings: Settings, rules: dict[str, Any], dashboard: dict[str, An
             "apiVersion": "monitoring.coreos.com/v1",
             "kind": "PrometheusRule",
             "metadata": {"name": settings.name},
-            "spec": rules,
+            "spec": monitoring.rules(own),
         },
         "dashboard": {
             "apiVersion": "v1",
             "kind": "ConfigMap",
             # As the sidecar of Grafana's usual chart finds it.
             "metadata": {"name": f"{settings.name}-dashboard", "labels": {"grafana_dashboard": "1"}},
-            "data": {"tritonpress.json": json.dumps(dashboard, indent=1)},
+            # The files of all deployments come into one folder.
+            "data": {f"{dashboard.uid(own.namespace)}.json": json.dumps(dashboard.dashboard(own, gpu=gpu), indent=1)},
         },
     }
     files = {f"{name}.yaml": entry for name, entry in objects.items()}

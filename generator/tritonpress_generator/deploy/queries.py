@@ -60,16 +60,17 @@ class Objectives:
 
     public: Sequence[str]
     p99_ms: float
+    namespace: str = ""
+    """Of the servers, where their Prometheus may know others; empty where it knows no others."""
 
-    @property
-    def models(self) -> str:
-        """The matcher of the public models."""
-        return f'model=~"{"|".join(self.public)}"'
+    def picked(self, *matchers: str) -> str:
+        """Returns `matchers` and the one of these servers, as a selector has them."""
+        return ", ".join([*matchers, *([f'namespace="{self.namespace}"'] if self.namespace else [])])
 
     def failed_share(self, window: str) -> str:
         """Returns the share of requests that failed by the server's fault; a step's failure is its workload's."""
-        failed = f"sum(rate(nv_inference_request_failure{{{_BAD}}}[{window}]))"
-        asked = f"sum(rate(nv_inference_request_success{{{self.models}}}[{window}]))"
+        failed = f"sum(rate(nv_inference_request_failure{{{self.picked(_BAD)}}}[{window}]))"
+        asked = f"sum(rate(nv_inference_request_success{{{self.picked(self._models)}}}[{window}]))"
         return f"{failed} / ({asked} + {failed} > 0)"
 
     def failure_burn(self, window: str) -> str:
@@ -78,8 +79,19 @@ class Objectives:
 
     def p99_us(self) -> str:
         """Returns the worst p99 of the servers by model, in µs; nothing where no request was."""
-        return f'max by (model) (nv_inference_request_summary_us{{{self.models}, quantile="0.99"}} >= 0)'
+        picked = self.picked(self._models, 'quantile="0.99"')
+        return f"max by (model) (nv_inference_request_summary_us{{{picked}}} >= 0)"
+
+    def recorded(self, name: str) -> str:
+        """Returns the series that Prometheus records under a name."""
+        return f"{name}{{{self.picked()}}}" if self.namespace else name
 
     def latency_burn(self, window: str) -> str:
         """Returns how many times faster than it may the budget of slow minutes is spent, by model."""
-        return f"avg_over_time(tritonpress:p99_above_limit[{window}]) / {1 - LATENCY_OBJECTIVE:.3g}"
+        above = self.recorded("tritonpress:p99_above_limit")
+        return f"avg_over_time({above}[{window}]) / {1 - LATENCY_OBJECTIVE:.3g}"
+
+    @property
+    def _models(self) -> str:
+        """The matcher of the public models."""
+        return f'model=~"{"|".join(self.public)}"'

@@ -179,7 +179,11 @@ def _cores(configs: Sequence[pb.ModelConfig]) -> int:
 
 def _memory_mib(folder: Path, config: pb.ModelConfig) -> int:
     """Returns what a step's instances may take: each has its weights, and as much again for activations."""
-    weights = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / _MIB
+    if (folder / "1" / pending.SETTINGS).exists():
+        # Beside plans lies what they are made of; a server has that of its GPU.
+        weights = max((path.stat().st_size for path in pending.plans(folder / "1")), default=0) / _MIB
+    else:
+        weights = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / _MIB
     return round(_instances(config) * (_INSTANCE_MIB + 2 * weights))
 
 
