@@ -18,6 +18,7 @@ manifest names; the next build removes them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -94,11 +95,16 @@ def write(
     Raises:
         InputError: `repository` is not a folder, or cannot be written.
     """
+    is_new = not (repository / name).exists()
     try:
         (repository / name).mkdir(parents=True, exist_ok=True)
         with workplace.at_work(repository, name, wait=True) as work:
             build = place(repository, work, name, steps, ensemble, manifest)
             if kept is not None:
+                # What servers of the other builds are gated against stays with them.
+                for content in builds.manifests(repository, name).values():
+                    if "baseline" in content:
+                        kept.get(content["baseline"])
                 kept.save()
             until_now = builds.canary(repository, name) if canary else _served(repository, name)
             before = [] if canary or until_now is None else builds.history(repository, name, build)
@@ -106,6 +112,9 @@ def write(
             builds.collect(repository, name, keep, work, spare=until_now)
         return folder
     except OSError as exc:
+        if is_new:
+            with contextlib.suppress(OSError):
+                (repository / name).rmdir()
         raise InputError(f"repository {repository}: cannot be written ({exc}); what was there is unchanged") from exc
 
 

@@ -91,7 +91,20 @@ def find_models(repository: Path) -> list[str]:
 
     Triton itself would end at a folder such as ".staging", so the models are named one by one.
     """
-    return sorted(entry.name for entry in repository.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(
+        entry.name
+        for entry in repository.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".") and not _is_begun(entry)
+    )
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether a first build has not come to an end there: it has no config yet, and is nothing that was served."""
+    if (folder / "config.pbtxt").exists():
+        return False
+    return next(folder.glob("manifest.*.json"), None) is not None or not any(
+        entry.name.isdigit() for entry in folder.iterdir()
+    )
 
 
 def models_to_load(repository: Path) -> list[str]:

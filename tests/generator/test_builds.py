@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2 as pb
@@ -122,3 +125,20 @@ def test_what_is_served_is_whole_and_what_is_old_goes(actions: list[tuple[object
         served = builds.served(folder, NAME)
         assert switching.promote(folder, NAME, served, keep=0).before == served
         assert idle(folder, expected) == set()
+
+
+def test_first_build_that_cannot_be_written_leaves_no_folder(tmp_path: Path) -> None:
+    write(tmp_path, 0, 0, canary=False, keep=1)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+
+    def full(version_dir: Path) -> None:
+        version_dir.mkdir(parents=True)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name, remains in (("other", False), (NAME, True)):
+        with pytest.raises(InputError, match=r"No space left on device.*; what was there is unchanged"):
+            repository.write(
+                tmp_path, name, [repository.Step("engine", pb.ModelConfig(), full)], lambda _: pb.ModelConfig(), {}
+            )
+        assert (tmp_path / name).exists() is remains
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before

@@ -12,7 +12,7 @@ import pytest
 from tiny_models import add_one, infer, write_model
 from tritonpress_server import Settings, SettingsError, TritonServer
 from tritonpress_server.cli import main
-from tritonpress_server.launch import models_to_load
+from tritonpress_server.launch import find_models, models_to_load
 from tritonpress_server.resting import resting
 from tritonpress_server.triton_log import model_failures, tail
 
@@ -110,6 +110,16 @@ def test_steps_of_builds_that_rest_are_not_served(repository: Path) -> None:
     assert models_to_load(repository) == ["add_one", "w", "w_engine_2"]
     (folder / "manifest.1.json").write_text("nonsense")
     assert resting(repository) == set()
+
+
+def test_what_a_first_build_has_begun_is_no_model(repository: Path) -> None:
+    for name in ("begun", "placed", "without_config"):
+        (repository / name).mkdir()
+    (repository / "placed" / "manifest.1.json").write_text("{}")
+    (repository / "placed" / "1").mkdir()
+    (repository / "without_config" / "1").mkdir()
+    # That is a model, of which Triton says what it lacks.
+    assert find_models(repository) == ["add_one", "without_config"]
 
 
 def test_a_server_that_polls_takes_a_model_that_comes_later(repository: Path, tmp_path: Path) -> None:
