@@ -24,14 +24,15 @@ Precision = Literal["fp32", "fp16", "bf16"]
 OPSET = 19
 """The first whose QuantizeLinear takes FP16 and BF16."""
 _IR_VERSION = 9
+_NUMPY = {TensorProto.FLOAT16: np.float16, TensorProto.BFLOAT16: ml_dtypes.bfloat16}
 _TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _IN_FP32 = {"Softmax", "LogSoftmax", "LayerNormalization", "ReduceMean", "ReduceSum", "ReduceL2", "Pow", "Sqrt"}
 _OF_ANGLES = {"Sin", "Cos"}
 _STATISTICS = {"ReduceMean", "Pow", "Sqrt", "Reciprocal"}
 """What only a normalisation in plain operators computes."""
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Reciprocal", "Sqrt"}
-_LARGEST = 32752.0
-"""Half of FP16's largest: what a mask adds to a score leaves the sum finite."""
+_LARGEST = {kind: float(ml_dtypes.finfo(low).max) / 2 for kind, low in _NUMPY.items()}
+"""Half of the largest: what a mask adds to a score leaves the sum finite, and no constant is an infinity."""
 _STEP, _NORMAL = np.float32(2**-24), np.float32(2**-14)
 """Of FP16 the smallest number, and the smallest that has all its bits."""
 _NOTHING = np.float32(2**-34)
@@ -69,6 +70,43 @@ def _keep_scales(model: onnx.ModelProto) -> None:
             kept = np.where(value < _NORMAL, np.ceil(value / _STEP) * _STEP, value)
             kept = np.where(value < _NOTHING, _NORMAL, kept).astype(np.float32)
             tensor.CopyFrom(numpy_helper.from_array(kept, tensor.name))
+
+
+def in_fp32(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns a graph in FP32 of what `model`, some of whose tensors are BF16, computes.
+
+    Its tensors are rounded as those are, which is what kernels do that add up in FP32. ONNX Runtime's CPU provider has
+    no operator in BF16 but Cast.
+    """
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    known = (*inferred.value_info, *inferred.output)
+    low = {value.name for value in known if value.type.tensor_type.elem_type == TensorProto.BFLOAT16}
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    del plain.graph.value_info[:]
+    for tensor in plain.graph.initializer:
+        _widen(tensor)
+    nodes = []
+    for node in plain.graph.node:
+        nodes.append(node)
+        for attribute in node.attribute:
+            _widen(attribute.t)
+            if node.op_type == "Cast" and attribute.i == TensorProto.BFLOAT16:
+                attribute.i = TensorProto.FLOAT
+        for place, name in enumerate(node.output):
+            if name in low:
+                wide, rounded = f"{name}/wide", f"{name}/rounded"
+                node.output[place] = wide
+                nodes.append(helper.make_node("Cast", [wide], [rounded], name=rounded, to=TensorProto.BFLOAT16))
+                nodes.append(helper.make_node("Cast", [rounded], [name], name=f"{name}/fp32", to=TensorProto.FLOAT))
+    del plain.graph.node[:]
+    plain.graph.node.extend(nodes)
+    return plain
+
+
+def _widen(tensor: onnx.TensorProto) -> None:
+    if tensor.data_type == TensorProto.BFLOAT16:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
 
 
 class _Typer:
@@ -157,6 +195,4 @@ class _Typer:
 
 
 def _in_range(value: NDArray[Any], wanted: int) -> NDArray[Any]:
-    if wanted == TensorProto.BFLOAT16:
-        return value.astype(ml_dtypes.bfloat16)
-    return np.clip(value, -_LARGEST, _LARGEST).astype(np.float16)
+    return np.clip(value, -_LARGEST[wanted], _LARGEST[wanted]).astype(_NUMPY[wanted])

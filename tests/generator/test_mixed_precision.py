@@ -12,7 +12,7 @@ from tiny_encoders import FAMILIES, HEADS, PACKED, make, mostly_slow, pairs, sig
 from tritonpress_generator import export
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.infer import Array
-from tritonpress_generator.mixed_precision import Precision, typed
+from tritonpress_generator.mixed_precision import Precision, in_fp32, typed
 from tritonpress_generator.onnx_graph import GraphEditor, normalized, residuals
 from tritonpress_generator.signature import Signature
 
@@ -93,6 +93,28 @@ def test_angles_of_rotary_positions_stay_in_fp32() -> None:
     for node in graph.graph.node:
         if node.op_type in {"Cos", "Sin"}:
             assert of[node.input[0]] == TensorProto.FLOAT
+
+
+@pytest.mark.parametrize("family", mostly_slow(FAMILIES))
+def test_what_stands_for_bf16_on_a_cpu_rounds_as_it_does(family: str) -> None:
+    model, gives = exported(family)
+    low = typed(model, "bf16")
+    plain = in_fp32(low)
+    onnx.checker.check_model(plain, full_check=True)
+    feed = asked(gives, [3, 17])
+    expected, got = (session_infer(m.SerializeToString())(feed) for m in (model, plain))
+    for name, answer in expected.items():
+        error = float(np.abs(got[name] - answer).max() / np.abs(answer).max())
+        # Eight bits of it.
+        assert 2**-13 < error < 2**-4
+    editor = GraphEditor(plain)
+    of = types(low)
+    rounded = {
+        name
+        for name, kind in of.items()
+        if kind == TensorProto.BFLOAT16 and editor.constant(name) is None
+    }  # fmt: skip
+    assert rounded <= {node.output[0] for node in plain.graph.node if node.op_type == "Cast"}
 
 
 def test_mask_stays_finite_in_fp16() -> None:

@@ -169,7 +169,11 @@ def load(version_dir: Path, config: Config, *, threads: int | None = None) -> In
         except runner.PlanError as exc:
             raise InputError(f"{path}: {exc}") from exc
         return _told(path, runner.fitting(run, settings["profiles"], settings["of_tokens"]))
-    graph = session_infer(version_dir / settings["rungs"][-1]["model"], threads=threads)
+    rung = settings["rungs"][-1]
+    model: Path | bytes = version_dir / rung["model"]
+    if "BFLOAT16" in rung["types"] and not releases.weakly_typed(config.release):
+        model = mixed_precision.in_fp32(onnx.load(version_dir / rung["model"])).SerializeToString()
+    graph = session_infer(model, threads=threads)
     return lambda feed: graph({name: tensor.astype(INTEGERS, copy=False) for name, tensor in feed.items()})
 
 
