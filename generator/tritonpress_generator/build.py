@@ -21,6 +21,7 @@ from tritonpress_generator.infer import Infer, latency_ms
 from tritonpress_generator.kept import Kept
 from tritonpress_generator.layouts import Parts
 from tritonpress_generator.machine import processor, versions
+from tritonpress_generator.plans import pending
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.scores import Scores
 from tritonpress_generator.workload import Workload
@@ -115,7 +116,7 @@ def build_recipe(
     say.stage("export to ONNX" + "".join(f", {stage.word}" for stage in recipe.graph))
     # A search keeps in `work` what it has computed.
     kept = Kept(out / recipe.name / "kept", None if work is None else work / "kept")
-    kept.put(evaluate.BASELINE, evaluate.kept_baseline(workload.checkpoint, workload.data.inputs, answers))
+    baseline = evaluate.keep_baseline(kept, workload.checkpoint, workload.data.inputs, answers)
     source = workload.source(kept, material)
     candidates = forms.compile_forms(recipe, source)
     say.stage(f"lengths: {', '.join(candidates)}")
@@ -132,6 +133,7 @@ def build_recipe(
         say.stage(f"repository {out}")
         manifest = _manifest(workload, form, rows, chosen)
         manifest |= {"lengths": lengths_entry, "passes": passes, "calibration": source.calibrated_on}
+        manifest["baseline"] = baseline
         manifest["gate"]["read_elsewhere"] = gate.read_elsewhere(recipe, material.folder)
         parts = Parts(
             recipe=recipe,
@@ -292,8 +294,7 @@ def _manifest(workload: Workload, form: forms.Form, rows: list[Row], chosen: _Ch
         "measured": chosen.measured,
         "stages": [asdict(row) for row in rows],
         "golden": {
-            # FP32 pooling rounds differently in a padded batch, by about 1e-7; the encoder itself does not.
-            "score_tolerance": 1e-4,
+            "score_tolerance": evaluate.tolerance(pending.plans(chosen.folder)),
             "requests": golden(workload.data.inputs, chosen.answers),
         },
     }

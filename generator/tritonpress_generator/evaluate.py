@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import time
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,10 @@ from tritonpress_generator.progress import Progress
 from tritonpress_generator.recipe import Recipe
 from tritonpress_generator.workload import Workload, scores_of
 
-BASELINE = "baseline"
-"""Under this key a build keeps what a server of it is gated against."""
 _TIMEOUT_S = 60.0
 _POLL_S = 0.2
+_TOLERANCE = 1e-4
+"""Of a CPU's scores: FP32 pooling rounds differently in a padded batch, by about 1e-7; the encoder itself does not."""
 _TOLERANCE_OF_PLANS = 0.02
 """Of a GPU's scores: its kernels, and so their rounding, change with the batch. A guess until it is measured."""
 
@@ -127,32 +128,36 @@ def _wait(connection: Connection, model: str, seconds: float) -> None:
         time.sleep(_POLL_S)
 
 
-def kept_baseline(checkpoint: Checkpoint, texts: Texts, answers: Answers) -> dict[str, Any]:
-    """Returns what a server of the build is gated against: the FP32 checkpoint's answers, whose, and to what."""
-    hashes = [checkpoint.sha256, checkpoint.adapter_sha256]
-    return {"checkpoint": hashes, "texts": _digest(texts), "answers": listed(answers)}
+def keep_baseline(kept: Kept, checkpoint: Checkpoint, texts: Texts, answers: Answers) -> str:
+    """Returns the key under which `kept` has what servers of a build are gated against, for the build's manifest.
+
+    It is of the checkpoint and the texts, so that builds of others, such as a canary, keep theirs beside it.
+    """
+    digest = _digest(texts)
+    key = f"baseline of {checkpoint.sha256} {checkpoint.adapter_sha256} to {digest}"
+    kept.put(key, {"texts": digest, "answers": listed(answers)})
+    return key
 
 
 def _baseline(repository: Path, recipe: Recipe, manifest: dict[str, Any], texts: Texts) -> Answers:
-    """Returns the answers to `texts` of the FP32 checkpoint that was built, as the last build has kept them.
+    """Returns the answers to `texts` of the FP32 checkpoint that was built, as the build has kept them.
 
     Raises:
-        InputError: It has not, or was of another checkpoint, or other texts were asked.
+        InputError: It has not, or other texts were asked.
     """
     folder = repository / recipe.name / "kept"
-    kept = Kept(folder).get(BASELINE)
-    hashes = [manifest["checkpoint"][key] for key in ("sha256", "adapter_sha256")]
-    if kept is None:
-        found = "none"
-    elif kept.get("checkpoint") != hashes:
-        found = "those of another checkpoint than is served"
-    elif kept["texts"] != _digest(texts):
-        found = "those to other data"
-    else:
+    kept = Kept(folder).get(manifest["baseline"]) if "baseline" in manifest else None
+    if kept is not None and kept["texts"] == _digest(texts):
         return unlisted(kept["answers"])
+    found = "none" if kept is None else "those to other data"
     raise InputError(
         f"--repository: {folder} must have FP32's answers to the gate's data, has {found}; build the workload again"
     )
+
+
+def tolerance(plans: Collection[Path]) -> float:
+    """Returns by how much a score may differ from the golden one, where these plans are served, or none."""
+    return _TOLERANCE_OF_PLANS if plans else _TOLERANCE
 
 
 def _digest(texts: Texts) -> str:
@@ -173,11 +178,10 @@ def _gate(repository: Path, recipe: Recipe, manifest: dict[str, Any], data: Any,
     plans = {
         path: stamp for folder in pending.folders(repository, manifest) for path, stamp in pending.plans(folder).items()
     }
-    tolerance = _TOLERANCE_OF_PLANS if plans else manifest["golden"]["score_tolerance"]
     known = {
         "gate": asdict(verdict),
         "plans": {str(path.relative_to(repository)): stamp for path, stamp in plans.items()},
-        "golden": {"score_tolerance": tolerance, "requests": requests},
+        "golden": {"score_tolerance": tolerance(plans), "requests": requests},
     }
     stamps = [path.with_name(f"{path.name}.json") for path in plans]
     repositories.record(repository, recipe.name, manifest["build"], known, [*plans, *stamps])

@@ -57,12 +57,18 @@ def test_canary_is_gated_and_its_answers_recorded(
     assert f"must be the canary of {NAME}, is a model of its own; rename one" in capsys.readouterr().err
 
 
-def test_what_another_checkpoint_has_answered_is_no_baseline(
+def test_what_a_later_build_of_another_checkpoint_has_answered_is_no_baseline(
     model_repo: Path, tiny_sources: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = builds.manifests(model_repo, NAME)
+    recipe = tiny_sources / "recipe.yaml"
+    build = builds.served(model_repo, NAME)
+    built = builds.manifests(model_repo, NAME)[build]["gate"]
     with TritonServer(model_repo, settings=AT_ONCE) as server:
-        recipe = tiny_sources / "recipe.yaml"
-        assert run("evaluate", recipe, "--target", server.grpc_url, "--repository", model_repo) == 2
-    assert "has those of another checkpoint than is served; build the" in capsys.readouterr().err
+        command = ["evaluate", recipe, "--target", server.grpc_url, "--repository", model_repo]
+        assert run(*command) == 0
+        assert builds.manifests(model_repo, NAME)[build]["gate"]["baseline"] == built["baseline"]
+        before = builds.manifests(model_repo, NAME)
+        shutil.rmtree(model_repo / NAME / "kept")
+        assert run(*command) == 2
+    assert "must have FP32's answers to the gate's data, has none; build the" in capsys.readouterr().err
     assert builds.manifests(model_repo, NAME) == before

@@ -81,6 +81,8 @@ def test_plan_has_its_stamp_its_report_and_no_timings_beside_it(
     assert stamp["plan"]
     manifest = repository.read_manifest(tmp_path / "out", "classification")
     assert manifest["measured"]["plans"] == {"model.plan": stamp}
+    # What its kernels round changes with the batch, as of a plan that is gated where it is served.
+    assert manifest["golden"]["score_tolerance"] == 0.02
     assert json.loads((folder / "layers.fp16.json").read_text())["by_type"] == {"FP16": 1}
     assert not list((tmp_path / "out").rglob("*.cache"))
     # The longest text that is served has fewer tokens than the table's sequence has elsewhere.
