@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 from hypothesis import given, settings
@@ -27,7 +28,7 @@ def test_layer_computes_as_its_codes_do(outputs: int, inputs: int, seed: int, we
     torch.manual_seed(seed)
     linear = torch.nn.Linear(inputs, outputs)
     values = torch.randn(5, inputs) * 3
-    end = fake_quantize([linear], weight_codes=weight_codes)
+    end = fake_quantize(linear, weight_codes=weight_codes)
     with torch.no_grad():
         got = linear(values)
     end()
@@ -53,17 +54,39 @@ def test_gradient_goes_straight_through_within_the_range() -> None:
     assert codes.tolist() == [-1, -0.5, 0, 0.5, 2]
 
 
-def test_adapters_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    distill: dict[str, Any] = {"fake_quantize": 7, "lora": {"rank": 2}}
+def test_adapter_is_quantised_with_the_weights_that_it_changes() -> None:
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(torch.nn.Linear(16, 12), torch.nn.Tanh(), torch.nn.Linear(12, 8))
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["0"], init_lora_weights=False)
+    adapted, values = peft.get_peft_model(plain, config), torch.randn(5, 16)
+    end = fake_quantize(adapted, weight_codes=INT7_MAX)
+    got = adapted(values)
+    got.square().sum().backward()
+    end()
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.grad is not None}
+    assert {name.rsplit(".", 3)[1] for name in trained} == {"lora_A", "lora_B"}
+    with torch.no_grad():
+        exact = adapted(values)
+        merged = adapted.merge_and_unload()
+        end = fake_quantize(merged, weight_codes=INT7_MAX)
+        expected = merged(values)
+        end()
+        assert torch.allclose(merged(values), exact, atol=1e-5)
+    assert torch.allclose(got, expected, atol=1e-5)
+    assert not torch.allclose(got, exact, atol=1e-3)
+
+
+def test_adapters_whose_inputs_are_dropped_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    distill: dict[str, Any] = {"fake_quantize": 7, "lora": {"rank": 2, "dropout": 0.1}}
     recipe = change(write_training(tmp_path, "recommendation"), passes=[{"distill": distill}])
     assert cli.main(["build", str(recipe), "--out", str(tmp_path / "out")]) == 2
-    assert "fake_quantize trains all weights; leave it out, or lora" in capsys.readouterr().err
+    assert "of whose inputs lora.dropout drops none; set that 0" in capsys.readouterr().err
 
 
 def test_lower_precision_rounds_nothing_of_it() -> None:
     torch.manual_seed(0)
     linear, values = torch.nn.Linear(16, 8), torch.randn(5, 16)
-    end = fake_quantize([linear], weight_codes=INT7_MAX)
+    end = fake_quantize(linear, weight_codes=INT7_MAX)
     with torch.no_grad():
         expected = linear(values)
         with torch.autocast("cpu", torch.bfloat16):
@@ -77,24 +100,29 @@ def test_lower_precision_rounds_nothing_of_it() -> None:
 
 def test_what_is_no_number_stays_none() -> None:
     linear = torch.nn.Linear(4, 3)
-    end = fake_quantize([linear], weight_codes=INT7_MAX)
+    end = fake_quantize(linear, weight_codes=INT7_MAX)
     with torch.no_grad():
         for value in (float("nan"), float("inf")):
             assert not torch.isfinite(linear(torch.full((2, 4), value))).any()
     end()
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_int8_costs_less_after_the_training(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("seed", "how"),
+    [
+        (0, {"learning_rate": 1e-4}),
+        pytest.param(1, {"learning_rate": 1e-4}, marks=pytest.mark.slow),
+        (0, {"learning_rate": 3e-4, "lora": {"rank": 8, "alpha": 16}}),
+    ],
+)
+def test_int8_costs_less_after_the_training(tmp_path: Path, seed: int, how: dict[str, Any]) -> None:
     """The same model, served in INT8 as it is and as the training has left it: whose answers are nearer to FP32's."""
     path = change(write_training(tmp_path, "recommendation"), graph=["fuse", {"quantize": {"samples": 64}}])
     workload = Workload.load(recipes.load(path), Progress(shown=False))
     material = workload.material()
     # Nothing is cut or dropped out, so that INT8 alone is what there is to learn; at thrice the rate, or with dropout,
     # the training itself moves this model further from FP32 than INT8 does.
-    config = distill.Config(
-        fake_quantize=7, epochs=16, batch_size=8, learning_rate=1e-4, dropout=0.0, precision="fp32", seed=seed
-    )
+    config = distill.Config(fake_quantize=7, epochs=16, batch_size=8, dropout=0.0, precision="fp32", seed=seed, **how)
     trained = distill.apply(material.original, config, material)
     assert not [name for name, part in trained.model.named_modules() if "forward" in vars(part)]
 

@@ -55,15 +55,17 @@ class Config(TrainingConfig):
     samples: int | None = Field(default=None, ge=1)
     """On how many training examples; default: on all."""
     fake_quantize: Literal[7, 8] | None = None
-    """Trains with inputs and weights of the encoder's layers as INT8 leaves them, weights of so many bits; for all
-    weights, not for adapters."""
+    """Trains with inputs and weights of the encoder's layers as INT8 leaves them, weights of so many bits; adapters are
+    merged into these."""
 
     @model_validator(mode="after")
     def _learns_something(self) -> Config:
         if not self.outputs + self.hidden + self.relations + self.labels:
             raise ValueError("must learn from outputs, hidden, relations or labels; give one of them a weight")
-        if self.fake_quantize is not None and self.lora is not None:
-            raise ValueError("fake_quantize trains all weights; leave it out, or lora")
+        if self.fake_quantize is not None and self.lora is not None and self.lora.dropout:
+            raise ValueError(
+                "fake_quantize computes with merged adapters, of whose inputs lora.dropout drops none; set that 0"
+            )
         return self
 
 
@@ -103,8 +105,8 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
             first = {name: value.to(material.world.device) for name, value in collate(features[:1]).items()}
             freeze_what_is_not_read(head, lesson.losses(head, first, ALONE).sum())
             if config.fake_quantize is not None:
-                linears = [part for part in encoder_of(student.model).modules() if isinstance(part, torch.nn.Linear)]
-                stack.callback(fake_quantize(linears, weight_codes=2 ** (config.fake_quantize - 1) - 1))
+                codes = 2 ** (config.fake_quantize - 1) - 1
+                stack.callback(fake_quantize(encoder_of(student.model), weight_codes=codes))
             before = evaluate()[metric]  # as all that are compared with it are computed, with `fake_quantize` too
             job = loop.Trained(head, features, collate, lesson.losses, evaluate, metric, fingerprint, _WHERE)
             progress = loop.train(job, config, folder, material.world)

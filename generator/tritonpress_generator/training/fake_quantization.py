@@ -10,7 +10,8 @@ weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -30,14 +31,23 @@ def fake_quantized(values: torch.Tensor, scale: torch.Tensor, low: float, high: 
     return (codes + (codes.round() - codes).detach()) * scale
 
 
-def fake_quantize(linears: Sequence[torch.nn.Linear], *, weight_codes: int) -> Callable[[], None]:
-    """Makes `linears` compute with fake-quantised inputs and weights, in FP32, and returns what ends that.
+def fake_quantize(model: torch.nn.Module, *, weight_codes: int) -> Callable[[], None]:
+    """Makes the linear layers of `model` compute with fake-quantised inputs and weights, in FP32.
+
+    A layer with an adapter computes with the weights that it will have when that is merged into them, as it is served.
 
     Args:
-        linears: Layers of a model that is trained.
+        model: What is trained.
         weight_codes: The largest code of a weight, 63 for 7 bits, 127 for 8.
+
+    Returns:
+        What ends that.
     """
-    ends = [_one(linear, weight_codes) for linear in linears]
+    adapted = [part for part in model.modules() if hasattr(part, "get_delta_weight")]
+    inner = {id(part) for layer in adapted for part in layer.modules()}
+    linears = [part for part in model.modules() if isinstance(part, torch.nn.Linear) and id(part) not in inner]
+    ends = [_one(layer, layer.base_layer, weight_codes, adapter=layer) for layer in adapted]
+    ends += [_one(linear, linear, weight_codes) for linear in linears]
 
     def end() -> None:
         for one in ends:
@@ -46,26 +56,34 @@ def fake_quantize(linears: Sequence[torch.nn.Linear], *, weight_codes: int) -> C
     return end
 
 
-def _one(linear: torch.nn.Linear, weight_codes: int) -> Callable[[], None]:
+def _one(called: Any, linear: torch.nn.Linear, weight_codes: int, adapter: Any = None) -> Callable[[], None]:
+    """Replaces what `called` computes, which is `linear` with `adapter` on it; returns what ends that."""
+
+    def own() -> torch.Tensor:
+        weight: torch.Tensor = linear.weight
+        for name in [] if adapter is None else adapter.active_adapters:
+            weight = weight + adapter.get_delta_weight(name)
+        return weight
+
     def forward(values: torch.Tensor) -> torch.Tensor:
         # BF16 has 8 significant bits, and would round what 8-bit codes times a scale are.
         with torch.autocast(values.device.type, enabled=False):
-            values = values.float()
+            values, weight = values.float(), own()
             low, high = (float(end) for end in torch.aminmax(values.detach()))
             if not math.isfinite(high - low):  # the training refuses the loss that comes of it
-                return torch.nn.functional.linear(values, linear.weight, linear.bias)
+                return torch.nn.functional.linear(values, weight, linear.bias)
             of_values, zero_point = uint8_parameters(low, high)
             zero = float(zero_point)
             inputs = fake_quantized(values, _like(values, of_values), -zero, UINT8_MAX - zero)
-            largest = linear.weight.detach().abs().amax(1, keepdim=True)
+            largest = weight.detach().abs().amax(1, keepdim=True)
             of_weight = symmetric_scale(largest.cpu().numpy(), weight_codes)
-            weight = fake_quantized(linear.weight, _like(values, of_weight), -weight_codes, weight_codes)
+            weight = fake_quantized(weight, _like(values, of_weight), -weight_codes, weight_codes)
             return torch.nn.functional.linear(inputs, weight, linear.bias)
 
-    linear.forward = forward  # type: ignore[method-assign, assignment]
+    called.forward = forward
 
     def end() -> None:
-        del linear.forward
+        del called.forward
 
     return end
 
