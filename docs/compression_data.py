@@ -6,13 +6,13 @@ Classification: SEntFiN's training headlines but the last 600, which decide, and
 of one and the second half of another, for which the original says what is to be learnt (more examples, as Jiao et al.
 2020 make for "TinyBERT"). Recommendation: pairs of English texts that belong together, and the recipe, whose catalogue
 they are. Some are made of the catalogues themselves, which whoever compresses a model has: neighbouring sentences of
-one item, lists of titles drawn at random; four fifths of the queries that were written for the shipped catalogue
-(`distill/shoppers.jsonl`, without a look at those that judge) are among them. What judges are the queries of SciFact,
-of Online Retail and MovieTweetings, and the shipped ones, which are not read here (a list of titles may be one of them
-by chance). Question answering: the training files as they are, with four fifths of the passages that were written for
-this (`distill/customers.json`: help pages with their customers' questions, none of them among those that judge); 400
-questions of Wikipedia and the other fifth, which decide; and 2,464 of XQuAD and of SQuADShifts' held-out reviews and
-posts that judge.
+one item, a sentence and its item, lists of titles drawn at random; four fifths of the queries that were written for the
+shipped catalogue (`distill/shoppers.jsonl`, without a look at those that judge) are among them. What judges are the
+queries of SciFact, of Online Retail and MovieTweetings, and the shipped ones, which are not read here (a list of titles
+may be one of them by chance). Question answering: the training files as they are, with four fifths of the passages that
+were written for this (`distill/customers.json`: help pages with their customers' questions, none of them among those
+that judge); 400 questions of Wikipedia and the other fifth, which decide; and 2,464 of XQuAD and of SQuADShifts'
+held-out reviews and posts that judge.
 """
 
 from __future__ import annotations
@@ -98,9 +98,11 @@ def _recommendation(data: Path, out: Path) -> None:
         pairs += generator.sample(found, min(_PAIRS_EACH, len(found)))
     for file in ("banking77_train.tsv", "sentfin_train.tsv"):
         pairs += generator.sample([*_alike(_table(data / "classification" / file), generator)], 2000)
-    pairs += _of_catalogue([f"{item['title']}. {item['text']}" for item in items])
+    texts = [f"{item['title']}. {item['text']}" for item in items]
     with gzip.open(data / "retrieval" / "scifact_corpus.jsonl.gz", "rt", encoding="utf-8") as file:
-        pairs += _of_catalogue([f"{(item := json.loads(line))['title']}. {item['text']}" for line in file])
+        texts += [f"{(item := json.loads(line))['title']}. {item['text']}" for line in file]
+    pairs += _of_catalogue(texts)
+    pairs += [(generator.choice(_sentences(text) or [text]), text) for text in texts for _ in range(2)]
     for file, most in (("retail_products", 1500), ("movies", 1500)):
         with (data / "catalogues" / f"{file}.tsv").open(encoding="utf-8", newline="") as lines_of:
             titles = [row["title"] for row in csv.DictReader(lines_of, delimiter="\t", quoting=csv.QUOTE_NONE)]
@@ -119,8 +121,8 @@ def _recommendation(data: Path, out: Path) -> None:
     for path, chosen in (("pairs_training.jsonl", training), ("pairs_deciding.jsonl", deciding)):
         _write_lines(out / path, [{"query": query, "relevant": {names[text]: 1}} for query, text in chosen])
     shutil.copy(_RECIPES / "distill" / "recommendation.yaml", out)
-    texts = (text for pair in (*deciding, *training) for text in pair)
-    (out / "corpus.txt").write_text("\n".join(texts), encoding="utf-8")
+    texts_of_pairs = (text for pair in (*deciding, *training) for text in pair)
+    (out / "corpus.txt").write_text("\n".join(texts_of_pairs), encoding="utf-8")
 
 
 def _shoppers(texts: dict[str, str]) -> Iterator[list[tuple[str, str]]]:
@@ -146,9 +148,13 @@ def _of_catalogue(texts: Sequence[str]) -> list[tuple[str, str]]:
     """Returns the sentences of each text in pairs of neighbours, short ones and the last of an odd number left out."""
     pairs = []
     for text in texts:
-        sentences = [part for part in re.split(r"(?<=[.!?])\s+", text.strip()) if len(part) >= _SHORTEST]
+        sentences = _sentences(text)
         pairs += list(zip(sentences[::2], sentences[1::2], strict=False))
     return pairs
+
+
+def _sentences(text: str) -> list[str]:
+    return [part for part in re.split(r"(?<=[.!?])\s+", text.strip()) if len(part) >= _SHORTEST]
 
 
 def _beside_each_other(titles: Sequence[str], generator: random.Random) -> tuple[str, str]:
