@@ -21,7 +21,7 @@ import grpc
 import grpc.aio
 import numpy as np
 import psutil
-from tritonpress_client import Options, connecting
+from tritonpress_client import Options, TritonpressError, connecting
 from tritonpress_client.credentials import sent_metadata
 from tritonpress_client.transport import AsyncioTransport
 
@@ -149,6 +149,9 @@ class _Sender:
             await self._call(drawn.payload, timeout=self._timeout_s, metadata=sent_metadata(self._options, {}))
         except grpc.aio.AioRpcError as exc:
             self.recorder.failed(drawn.place, due_s, wire.error_text(exc.code().name, exc.details()))
+        except TritonpressError as exc:
+            # What gives the metadata has failed, such as a token's file that is gone: nothing was sent, and it was due.
+            self.recorder.failed(drawn.place, due_s, wire.error_text(type(exc).__name__, str(exc)))
         else:
             end_s = time.monotonic() - self._start_s
             self.recorder.answered(drawn.place, drawn.up_to, due_s, end_s, alone=alone)

@@ -14,7 +14,7 @@ import grpc
 import grpc.experimental.gevent
 from gevent.event import Event
 from locust import User, constant, task
-from tritonpress_client import Options
+from tritonpress_client import Options, TritonpressError
 from tritonpress_client.credentials import sent_metadata
 from tritonpress_client.transport import BlockingTransport
 
@@ -116,8 +116,12 @@ class ScenarioUser(User):
                 self.call(drawn.payload, timeout=self.loaded.scenario.timeout_s, metadata=metadata)
             except grpc.RpcError as exc:
                 error = LoadedError(wire.error_text(exc.code().name, exc.details()))
+            except TritonpressError as exc:
+                # What gives the metadata has failed; a user that ended for it would be missing in the stages behind.
+                error = LoadedError(wire.error_text(type(exc).__name__, str(exc)))
+            finally:
+                self.in_flight[drawn.place] -= 1
             ended_s = time.monotonic()
-            self.in_flight[drawn.place] -= 1
             self.environment.events.request.fire(
                 request_type="grpc",
                 name=self.loaded.models[drawn.place],
@@ -130,7 +134,7 @@ class ScenarioUser(User):
 
 
 class LoadedError(Exception):
-    """A request without an answer; the message is the call's status and reason."""
+    """A request without an answer; the message is the call's status and reason, or what kept it from being made."""
 
 
 def user_class(loaded: LoadedScenario) -> type[ScenarioUser]:

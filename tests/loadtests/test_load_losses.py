@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 from at_once import AT_ONCE
 from noop_model import write_noop
 from scenarios import write_noop_scenario
+from tritonpress_client import connecting
 from tritonpress_loadtests.cli import summary
 from tritonpress_loadtests.run import RunOptions, run
 from tritonpress_server import TritonServer
@@ -81,6 +83,42 @@ def test_a_server_that_dies_is_in_the_figures(tmp_path: Path, server: TritonServ
         assert words in told
     assert not results["slo"]["met"]
     assert (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.mark.parametrize("loop", ["open", "closed"])
+def test_requests_whose_token_cannot_be_read_have_failed(tmp_path: Path, server: TritonServer, loop: str) -> None:
+    # A process reads the token when it first sends, so that the stage before needs one of the other loop.
+    users = [{"users": 2, "duration_s": 0.5}, {"users": 3, "duration_s": 0.5}]
+    rates = [{"rate_per_s": 20, "arrivals": "constant", "duration_s": 1}] * 2
+    stages = [*users[:1], *rates] if loop == "open" else [*rates[:1], *users]
+    token_file = tmp_path / "token"
+    token_file.write_text("secret")
+
+    def lose(event: dict[str, Any]) -> None:
+        if event["event"] == "stage":
+            done.append(event)
+            if len(done) == 1:
+                token_file.unlink()
+            else:
+                token_file.write_text("secret")
+
+    done: list[dict[str, Any]] = []
+    parser = argparse.ArgumentParser()
+    connecting.add_security_arguments(parser)
+    arguments = parser.parse_args([f"--token-file={token_file}"])
+    options = RunOptions(
+        results_only=True, connection=connecting.options(arguments), security=connecting.security_words(arguments)
+    )
+    scenario = write_noop_scenario(tmp_path, stages=stages, warm_up_s=0)
+    first, lost, last = run(scenario, server.grpc_url, tmp_path / "out", options=options, progress=lose)["stages"]
+    assert lost["loop"] == loop
+    assert lost["requests"] == lost["failed"] > 0
+    assert lost["errors"] == {f"InvalidInputError: cannot read {token_file}: No such file or directory": lost["failed"]}
+    if loop == "open":
+        assert lost["requests"] == 20
+    for stage in (first, last):
+        assert stage["requests"] > stage["failed"] == 0
+        assert stage["models"][0]["answered"] == stage["requests"]
 
 
 TOLD_TO_END_WHILE_IT_WRITES = """
