@@ -13,6 +13,7 @@ from tritonpress_client import TritonpressError, connecting
 from tritonpress_loadtests import plan_command
 from tritonpress_loadtests.compare import bottlenecks, compare, differences, load_pair, page
 from tritonpress_loadtests.errors import LoadTestError, NotWrittenError, ScenarioError
+from tritonpress_loadtests.out_files import say
 from tritonpress_loadtests.results import PERCENTILES, Results
 from tritonpress_loadtests.run import RunOptions, run
 
@@ -80,7 +81,7 @@ def _add_run(command: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    progress = _Progress(on_terminal=sys.stdout.isatty())
+    progress = _Progress(on_terminal=bool(sys.stdout and sys.stdout.isatty()))
     options = RunOptions(
         duration_scale=arguments.duration_scale,
         processes=arguments.processes,
@@ -94,7 +95,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         results = run(arguments.scenario, arguments.url, arguments.out, options=options, progress=progress)
     except NotWrittenError as exc:
-        print("\n".join(["", *summary(exc.results)]))
+        say("\n".join(["", *summary(exc.results)]))
         raise
     finally:
         progress.clear()
@@ -103,7 +104,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.results_only
         else f"report: {arguments.out / 'report.html'}"
     )
-    print("\n".join(["", *summary(results), "", written]))
+    say("\n".join(["", *summary(results), "", written]))
     if results["interrupted"]:
         return 130
     bottleneck = any(stage["generator"]["bottleneck"] for stage in results["stages"])
@@ -134,7 +135,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     told = [f"note: {said}" for said in differences(before, after)]
     slow = bottlenecks(before, after)
     told += [f"failed: {said}" for said in slow]
-    print("\n".join([*_aligned(table), *told]))
+    say("\n".join([*_aligned(table), *told]))
     if arguments.html:
         try:
             arguments.html.write_text(page(before, after, rows), encoding="utf-8")
@@ -192,18 +193,18 @@ class _Progress:
             what = "warm-up" if event["warm_up"] else event["label"]
             p50 = "" if event["p50_ms"] is None else f"  p50 {event['p50_ms']:.1f} ms"
             line = f"{what}  {event['elapsed_s']:.0f}/{event['duration_s']:.0f} s  {event['requests']:,} requests{p50}"
-            print(f"\r\x1b[K{line}  {event['failed']:,} failed", end="", flush=True)
+            say(f"\r\x1b[K{line}  {event['failed']:,} failed", end="")
         elif event["event"] == "stage":
             self.clear()
             latency = event["latency_ms"]
             p99 = f", p99 {latency['p99']:.1f} ms" if latency else ""
             said = f"{event['duration_s']:.1f} s, {event['failed']:,} failed{p99}"
-            print(f"{event['label']}: {said}{'' if event['stable'] else ', not stable'}", flush=True)
+            say(f"{event['label']}: {said}{'' if event['stable'] else ', not stable'}")
 
     def clear(self) -> None:
         """Takes the refreshing line away."""
         if self._on_terminal:
-            print("\r\x1b[K", end="", flush=True)
+            say("\r\x1b[K", end="")
 
 
 def _stage_rows(stage: dict[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -1,7 +1,10 @@
-"""What the commands write: a folder that is tried before what takes long, and files that come whole or not at all."""
+"""What the commands write: a folder that is tried before what takes long, files whole or not at all, and lines."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -30,3 +33,20 @@ def write_whole(path: Path, text: str) -> None:
     unfinished = path.with_name(f"{path.name}.part")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
+
+
+def say(text: str, *, end: str = "\n") -> None:
+    """Prints at once; once that fails it and all that follows go nowhere, since files and exit status are still wanted.
+
+    A reader that has had enough (`| head`) is no fault; anything else, such as a full disk, is told on standard error.
+    """
+    try:
+        print(text, end=end, flush=True)
+    except OSError as exc:
+        # What is left in the buffer must not raise again, now or at exit.
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if not isinstance(exc, BrokenPipeError):
+            # A terminal that is gone takes both.
+            with contextlib.suppress(OSError):
+                print(f"tritonpress-load: cannot print: {exc.strerror}; nothing more is shown", file=sys.stderr)

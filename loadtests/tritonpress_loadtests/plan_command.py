@@ -13,7 +13,7 @@ from tritonpress_server import strict_yaml
 
 from tritonpress_loadtests.demand import Demand
 from tritonpress_loadtests.errors import ScenarioError
-from tritonpress_loadtests.out_files import check_writable, write_whole
+from tritonpress_loadtests.out_files import check_writable, say, write_whole
 from tritonpress_loadtests.plan import make_plan
 from tritonpress_loadtests.plan_page import ENDS, LOST, page
 from tritonpress_loadtests.planned_runs import load_runs
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as exc:
         raise ScenarioError(f"cannot write all of the plan into {out_dir}: {exc.strerror}; {remedy}") from exc
     finally:
-        print(text if arguments.json else "\n".join(lines(plan)))
+        say(text if arguments.json else "\n".join(lines(plan)))
     return 0
 
 

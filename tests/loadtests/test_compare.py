@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +128,21 @@ def test_a_page_that_cannot_be_written_is_told_in_a_line(tmp_path: Path, capsys:
     assert main(["compare", before, after, "--html", str(missing)]) == 2
     said = capsys.readouterr().err
     assert said == f"tritonpress-load: cannot write {missing}: No such file or directory; give another --html\n"
+
+
+def test_what_cannot_be_printed_leaves_page_and_status(tmp_path: Path) -> None:
+    before, after = write(tmp_path, a=run(20, seed=0), b=run(25, seed=2))
+    page = tmp_path / "page.html"
+    command = [sys.executable, "-m", "tritonpress_loadtests.cli", "compare", before, after, "--html", str(page)]
+    reading, unread = os.pipe()
+    os.close(reading)
+    cases = [
+        (unread, ""),
+        (os.open("/dev/full", os.O_WRONLY), "cannot print: No space left on device; nothing more is shown"),
+    ]
+    for lost, words in cases:
+        done = subprocess.run(command, stdout=lost, stderr=subprocess.PIPE, text=True, check=False)
+        os.close(lost)
+        assert done.returncode == 1
+        assert done.stderr == (f"tritonpress-load: {words}\n" if words else "")
+        page.unlink()

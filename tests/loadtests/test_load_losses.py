@@ -121,6 +121,16 @@ def test_requests_whose_token_cannot_be_read_have_failed(tmp_path: Path, server:
         assert stage["models"][0]["answered"] == stage["requests"]
 
 
+def test_a_reader_that_has_had_enough_loses_nothing(tmp_path: Path, server: TritonServer) -> None:
+    with in_second_stage(tmp_path, server) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+        assert (process.wait(60), said) == (0, "")
+    assert [stage["label"] for stage in results_of(tmp_path)["stages"]] == ["1 user", "20/s"]
+    assert (tmp_path / "out" / "report.html").exists()
+
+
 TOLD_TO_END_WHILE_IT_WRITES = """
 import os, signal, sys
 from pathlib import Path
