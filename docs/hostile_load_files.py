@@ -164,7 +164,7 @@ def _stage(rate_per_s: int) -> dict[str, Any]:
     windows = {key: [percentiles[key[:3]]] * 20 for key in ("p50_ms", "p99_ms")}
     return {
         "label": f"{rate_per_s}/s", "loop": "open", "users": None, "arrivals": "poisson", "offered_per_s": rate_per_s,
-        "throughput_per_s": rate_per_s, "duration_s": float(due_s[-1]), "failed": 0, "warm_up_s": 1.0,
+        "throughput_per_s": rate_per_s, "duration_s": float(due_s[-1]), "error_rate": 0.0, "warm_up_s": 1.0,
         "windows": {"width_s": 1.0, "answered_per_s": [rate_per_s] * 20, "failed": [0] * 20, **windows},
         "generator": {"bottleneck": "", "processes": 1},
         "models": [row], "by_model": {"m": {**figures, **lengths}}, **figures,

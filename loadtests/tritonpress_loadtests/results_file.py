@@ -142,7 +142,7 @@ class _PlannedStage(_Stage):
     offered_per_s: _Amount
     throughput_per_s: _Amount
     duration_s: _Amount
-    failed: int = Field(ge=0)
+    error_rate: float = Field(ge=0, le=1)
     latency_ms: _Latency | None
     by_model: dict[str, _Figures]
     models: list[_Row]

@@ -143,6 +143,27 @@ def test_what_the_runs_do_not_carry_is_refused(truth: dict[str, Any]) -> None:
         make_plan([closed], Demand(peak_per_s=100, p99_ms=60))
 
 
+def test_a_request_that_failed_does_not_lose_its_stage_and_many_are_named(truth: dict[str, Any]) -> None:
+    def failing(*shares: float) -> dict[str, Any]:
+        found = [stage | {"error_rate": share} for stage, share in zip(truth["stages"], shares, strict=True)]
+        return {**truth, "stages": found}
+
+    demand = Demand(peak_per_s=100, p99_ms=60)
+    plan = make_plan([failing(1e-5, 2e-4, 1e-3, 5e-4)], demand)
+    assert plan["measured_up_to_per_s"] == max(RATES)
+    assert len(plan["checks"]) == len(RATES)
+    with pytest.raises(
+        ScenarioError, match=r"no stage was above 120/s that counts \(.* 0\.2% at 200/s, 3% at 290/s failed"
+    ):
+        make_plan([failing(0, 0, 0.002, 0.03)], demand)
+    message = "hold the simulation to: of the requests .*0.2% at 120/s, .* failed, and the most for this percentile is "
+    with pytest.raises(ScenarioError, match=f"{message}0.1%; their `errors`"):
+        make_plan([failing(*[0.002] * 4)], demand)
+    # Of the requests beyond p99.9 these would be a half.
+    with pytest.raises(ScenarioError, match=f"{message.replace('0.2', '0.05')}0.01%"):
+        make_plan([failing(*[0.0005] * 4)], replace(demand, quantile=0.999, p99_ms=90))
+
+
 def test_a_percentile_of_too_few_answers_is_refused(truth: dict[str, Any]) -> None:
     few = histograms.new()
     for value_us in range(5_000, 5_150):

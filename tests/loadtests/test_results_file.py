@@ -27,7 +27,7 @@ def run() -> dict[str, Any]:
     windows = {"width_s": 1.0, "answered_per_s": [2.0], "p50_ms": [None], "p99_ms": [24]}
     stage = {
         "label": "20/s", "loop": "open", "arrivals": "poisson", "users": None, "offered_per_s": 20,
-        "throughput_per_s": 20.0, "duration_s": 30.0, "failed": 0, "warm_up_s": 0, "windows": windows,
+        "throughput_per_s": 20.0, "duration_s": 30.0, "error_rate": 0.0, "warm_up_s": 0, "windows": windows,
         "generator": {"bottleneck": "", "processes": 1},
         "models": [row], "latency_ms": LATENCY, "by_model": {"m": figures},
     }  # fmt: skip

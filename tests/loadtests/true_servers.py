@@ -49,7 +49,7 @@ def stage(rate_per_s: float, *, truth: Replica = TRUTH, model: str = "m") -> dic
     figures["whole_mean_ms"] = latency_ms["mean"]
     return {
         "label": f"{rate_per_s}/s", "loop": "open", "users": None, "arrivals": "poisson", "offered_per_s": rate_per_s,
-        "throughput_per_s": rate_per_s, "duration_s": duration_s, "failed": 0, "models": [row], "warm_up_s": 0,
+        "throughput_per_s": rate_per_s, "duration_s": duration_s, "error_rate": 0.0, "models": [row], "warm_up_s": 0,
         "latency_ms": latency_ms, "by_model": {model: figures},
         "histogram": histogram, "generator": {"bottleneck": "", "processes": 1},
         "windows": {"width_s": 1.0, "answered_per_s": [rate_per_s] * 20, "p50_ms": [p50] * 20, "p99_ms": [p99] * 20},
