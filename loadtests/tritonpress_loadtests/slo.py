@@ -36,6 +36,8 @@ def stage_misses(stage: dict[str, Any], slo: Slo, by_model: Mapping[str, Slo]) -
 
 
 def _misses(at: str, figures: dict[str, Any], slo: Slo) -> list[str]:
+    if not figures["requests"]:
+        return []  # a rare model of a mix, or a part at a low rate, may not be asked at all
     misses = []
     if figures["error_rate"] > slo.error_rate:
         misses.append(f"{at} {figures['error_rate']:.2%} of requests failed, the limit is {slo.error_rate:.2%}")

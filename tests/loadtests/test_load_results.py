@@ -235,6 +235,18 @@ def test_a_model_may_have_limits_of_its_own(limit_ms: float, misses: list[str]) 
     assert found["by_model"] == {"b": {"p99_ms": limit_ms, "p999_ms": None, "error_rate": 0.01}}
 
 
+def test_a_model_that_was_not_asked_has_missed_nothing() -> None:
+    stage = summary(recorded([1.0] * 100, models=("a", "b")), models=("a", "b"))
+    assert stage["by_model"]["b"]["requests"] == 0
+    assert verdict([stage], Slo(p99_ms=5), {"b": Slo(p99_ms=5, p999_ms=9)})["misses"] == []
+    # Nor a part of a rate that changes in which nothing was due.
+    parts = [
+        {**stage, "label": "100/s from 0 s"},
+        {**stage["by_model"]["b"], "label": "0.1/s from 5 s", "by_model": {}},
+    ]
+    assert verdict([{**stage, "pieces": parts}], Slo(p99_ms=5), {})["met"]
+
+
 def of_run(*stages: dict[str, Any]) -> dict[str, Any]:
     """Returns results with these stages."""
     return {
