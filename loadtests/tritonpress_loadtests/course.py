@@ -8,7 +8,7 @@ from typing import Any
 
 from tritonpress_loadtests.arrivals import LONGEST_S
 from tritonpress_loadtests.errors import ScenarioError
-from tritonpress_loadtests.scenario import Scenario
+from tritonpress_loadtests.scenario import Scenario, Slo
 from tritonpress_loadtests.stages import Stage, bounds
 
 Course = Generator[Stage, dict[str, Any], None]
@@ -84,22 +84,35 @@ def breakpoint_found(stages: list[dict[str, Any]], kept_slo: Callable[[dict[str,
     return {"kept_per_s": kept, "missed_per_s": missed}
 
 
-def recovery_found(stages: list[dict[str, Any]], p99_ms: float) -> dict[str, Any]:
-    """Returns how many seconds behind the peak began the windows that all kept the limit; None if the last did not.
+def recovery_found(stages: list[dict[str, Any]], slo: Slo) -> dict[str, Any]:
+    """Returns how many seconds behind the peak began the windows that all kept the limit; None if none did to the end.
 
-    A window is that of requests that were due in it, whose latency holds what the peak had left waiting.
+    A window is that of requests that were due in it, whose latency holds what the peak had left waiting. Each must keep
+    `slo.p99_ms`. How many may fail is no matter of a window, in which one of a few is too large a share: at the end of
+    none may more than `slo.error_rate` of all since the recovery have failed.
     """
     pieces = [piece for stage in stages for piece in stage["pieces"]]
     if len(pieces) < 3:
         return {"recovered_after_s": None}  # ended before the peak was over
     peak_ended_s, windows = pieces[2]["from_s"], stages[0]["windows"]
-    behind = math.ceil(peak_ended_s / windows["width_s"] - 1e-6)
-    recovered = count = len(windows["p99_ms"])
-    for number in range(count - 1, behind - 1, -1):
-        value = windows["p99_ms"][number]
-        if windows["failed"][number] or (value is not None and value > p99_ms):
-            break
-        recovered = number
-    if recovered == count:
-        return {"recovered_after_s": None}
-    return {"recovered_after_s": max(0.0, recovered * windows["width_s"] - peak_ended_s)}
+    width_s = windows["width_s"]
+    behind = math.ceil(peak_ended_s / width_s - 1e-6)
+    for first in range(behind, len(windows["p99_ms"])):
+        if _kept_from(first, windows, slo):
+            return {"recovered_after_s": max(0.0, first * width_s - peak_ended_s)}
+    return {"recovered_after_s": None}
+
+
+def _kept_from(first: int, windows: dict[str, Any], slo: Slo) -> bool:
+    """Says whether the windows from one on kept the limit."""
+    # A request that failed is beyond p99 too.
+    share = min(slo.error_rate, 1 - 0.99)
+    failed = requests = 0.0
+    columns = (windows[key][first:] for key in ("p99_ms", "failed", "answered_per_s"))
+    for p99_ms, failures, answered_per_s in zip(*columns, strict=True):
+        failed += failures
+        requests += failures + answered_per_s * windows["width_s"]
+        slow = p99_ms is not None and slo.p99_ms is not None and p99_ms > slo.p99_ms
+        if slow or failed > share * requests + 1e-9:
+            return False
+    return True

@@ -258,7 +258,7 @@ def _findings(loaded: LoadedScenario, stages: list[dict[str, Any]]) -> dict[str,
         findings["breakpoint"] = breakpoint_found(stages, _kept_slo(loaded))
         judged = []  # trials are there to miss the limit; what counts is that one kept it
     elif shape and shape.recovery:
-        findings["recovery"] = recovery_found(stages, slo.p99_ms or slo.p999_ms or math.inf)
+        findings["recovery"] = recovery_found(stages, slo)
         judged = [piece for stage in stages for piece in stage["pieces"][:1]]  # before the peak
     told = verdict(judged, slo, loaded.slo_by_model)
     if findings["breakpoint"] and findings["breakpoint"]["kept_per_s"] is None:

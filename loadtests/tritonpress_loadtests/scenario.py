@@ -89,9 +89,15 @@ class Scenario(Settings):
     def _has_a_course(self) -> Scenario:
         if (self.stages is None) == (self.shape is None):
             raise ValueError("a scenario has `stages` or a `shape`: one of them")
-        searches = self.shape is not None and (self.shape.breakpoint or self.shape.recovery)
-        if searches and self.slo.p99_ms is None and self.slo.p999_ms is None:
-            raise ValueError("a search for a breakpoint, and a recovery, need `slo.p99_ms` or `slo.p999_ms`")
+        if self.shape is None or self.slo.p99_ms is not None:
+            return self
+        if self.shape.breakpoint and self.slo.p999_ms is None:
+            raise ValueError("a search for a breakpoint needs `slo.p99_ms` or `slo.p999_ms`")
+        if self.shape.recovery:
+            raise ValueError(
+                "a recovery needs `slo.p99_ms`: it is told by windows of time, of which each has too few requests for"
+                " p99.9"
+            )
         return self
 
     def fixed_stages(self) -> list[Stage]:

@@ -194,7 +194,7 @@ class Shape(Settings):
     soak: Soak | None = None
     """One rate for long."""
     recovery: Spike | None = None
-    """A spike whose time to recover is measured against the SLO."""
+    """A spike whose time to recover is measured against the SLO's `p99_ms` and `error_rate`."""
     breakpoint: Breakpoint | None = None
     """The highest rate that keeps the SLO is looked for."""
 

@@ -59,7 +59,15 @@ def test_the_hash_covers_the_queries_too(folder: Path) -> None:
         ({"stages": None, "shape": {}}, "`shape` must be one of step, spike"),
         (
             {"stages": None, "shape": {"breakpoint": {"from_per_s": 1, "to_per_s": 9}}},
-            "a search for a breakpoint, and a recovery, need `slo.p99_ms` or `slo.p999_ms`",
+            "a search for a breakpoint needs `slo.p99_ms` or `slo.p999_ms`",
+        ),
+        (
+            {
+                "stages": None,
+                "shape": {"recovery": {"base_per_s": 5, "peak_per_s": 50}},
+                "slo": {"p999_ms": 100},
+            },
+            "a recovery needs `slo.p99_ms`: it is told by windows of time, of which each has too few requests",
         ),
         (
             {"stages": None, "shape": {"step": {"users": [0], "duration_s": 5}}},

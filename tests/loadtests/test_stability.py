@@ -9,6 +9,7 @@ from tritonpress_loadtests.course import breakpoint_found, recovery_found
 from tritonpress_loadtests.histograms import counts, encoded, merged, new, quantiles
 from tritonpress_loadtests.measured import Measured, merge
 from tritonpress_loadtests.recorder import Recorder
+from tritonpress_loadtests.scenario import Slo
 
 
 def measured(latency_s: np.ndarray, *, per_s: float = 100.0, duration_s: float = 20.0) -> Measured:
@@ -73,21 +74,45 @@ def test_histograms_are_exact_to_a_thousandth_and_survive_the_wire() -> None:
         assert quantiles(recorded, [share])[0] == pytest.approx(exact, rel=1e-3)
 
 
-def test_recovery_is_the_time_until_every_later_window_kept_the_limit() -> None:
-    def behind_peak(
-        p99_ms: list[float | None], failed: list[int], *, peak_ended_s: float = 4.0
-    ) -> list[dict[str, object]]:
-        windows = {"width_s": 2.0, "p99_ms": [9, 9, *p99_ms], "failed": [0, 0, *failed]}
-        return [{"pieces": [{"from_s": 0.0}, {"from_s": 2.0}, {"from_s": peak_ended_s}], "windows": windows}]
+def behind_peak(
+    p99_ms: list[float | None], failed: list[int], *, peak_ended_s: float = 4.0, answered: int = 10
+) -> list[dict[str, object]]:
+    """Returns a stage whose peak ends with the second of its windows of 2 s; each has so many answers."""
+    windows = {"width_s": 2.0, "p99_ms": [9, 9, *p99_ms], "failed": [0, 0, *failed]}
+    windows["answered_per_s"] = [answered / 2] * len(windows["failed"])
+    return [{"pieces": [{"from_s": 0.0}, {"from_s": 2.0}, {"from_s": peak_ended_s}], "windows": windows}]
 
-    assert recovery_found(behind_peak([90, 40, 60, 20, None, 10], [0] * 6), 50) == {"recovered_after_s": 6.0}
-    assert recovery_found(behind_peak([9, 9], [0, 0]), 50) == {"recovered_after_s": 0.0}
+
+def test_recovery_is_the_time_until_every_later_window_kept_the_limit() -> None:
+    slo = Slo(p99_ms=50)
+    assert recovery_found(behind_peak([90, 40, 60, 20, None, 10], [0] * 6), slo) == {"recovered_after_s": 6.0}
+    assert recovery_found(behind_peak([9, 9], [0, 0]), slo) == {"recovered_after_s": 0.0}
     # The window in which the peak ends is the peak's.
-    assert recovery_found(behind_peak([90, 9], [0, 0], peak_ended_s=4.5), 50) == {"recovered_after_s": 1.5}
-    assert recovery_found(behind_peak([9, 9], [0, 1]), 50) == {"recovered_after_s": None}
+    assert recovery_found(behind_peak([90, 9], [0, 0], peak_ended_s=4.5), slo) == {"recovered_after_s": 1.5}
+    assert recovery_found(behind_peak([9, 9], [0, 1]), slo) == {"recovered_after_s": None}
     ended_in_peak = [{"pieces": [{"from_s": 0.0}], "windows": {"width_s": 2.0, "p99_ms": [9], "failed": [0]}}]
-    assert recovery_found(ended_in_peak, 50) == {"recovered_after_s": None}
-    assert recovery_found([], 50) == {"recovered_after_s": None}
+    assert recovery_found(ended_in_peak, slo) == {"recovered_after_s": None}
+    assert recovery_found([], slo) == {"recovered_after_s": None}
+
+
+@pytest.mark.parametrize(
+    ("failed", "slo", "recovered_after_s"),
+    [
+        ([0] * 19 + [1], Slo(p99_ms=50), 0.0),
+        ([0] * 19 + [1], Slo(p99_ms=50, error_rate=0), None),
+        # A request that failed is beyond p99 too, which leaves 1 %.
+        ([0] * 10 + [2] * 10, Slo(p99_ms=50, error_rate=0.5), None),
+        # That few windows fail wholly is within 1 % of all that come behind them, and no recovery before they end.
+        ([50, 50] + [0] * 300, Slo(p99_ms=50), 4.0),
+        ([0] * 4 + [1] + [0] * 15, Slo(p99_ms=50), 0.0),
+        ([1] + [0] * 19, Slo(p99_ms=50), 2.0),
+    ],
+)
+def test_so_many_may_fail_behind_a_peak_as_the_slo_allows(
+    failed: list[int], slo: Slo, recovered_after_s: float | None
+) -> None:
+    stages = behind_peak([9.0] * len(failed), failed, answered=50)
+    assert recovery_found(stages, slo) == {"recovered_after_s": recovered_after_s}
 
 
 def test_a_breakpoint_is_not_found_by_a_generator_that_could_not_offer_the_rate() -> None:
