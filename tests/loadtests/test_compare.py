@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tritonpress_loadtests.cli import main
+from tritonpress_loadtests.compare import compare
 
 
 def run(p99_ms: float, *, seed: int, count: int = 30, label: str = "10/s", failed: float = 0.0) -> dict[str, Any]:
@@ -56,14 +57,29 @@ def test_a_change_is_found_and_chance_is_not(tmp_path: Path, capsys: pytest.Capt
     assert main(["compare", before, slower, "--tolerance", "0.5"]) == 0
 
 
-def test_false_alarms_are_rare(tmp_path: Path) -> None:
-    from tritonpress_loadtests.compare import compare
+def alike(count: int, stages: int, *, seed: int) -> dict[str, Any]:
+    """Returns a run of stages whose windows differ by chance alone: a few are ten times as slow, and some fail."""
+    parts = [run(20, seed=1000 * seed + number, count=count, failed=0.02) for number in range(stages)]
+    for number, part in enumerate(parts):
+        (stage,) = part["stages"]
+        slow = 1 + 9 * (np.random.default_rng([seed, number]).random(count) < 0.1)
+        stage["windows"]["p99_ms"] = (slow * stage["windows"]["p99_ms"]).tolist()
+    return {**parts[0], "stages": [part["stages"][0] for part in parts]}
 
-    alarms = sum(
-        any(row["worse"] or row["better"] for row in compare(run(20, seed=2 * n), run(20, seed=2 * n + 1)))
-        for n in range(100)
-    )
-    assert alarms <= 12
+
+@pytest.mark.parametrize(("counts", "stages"), [((5, 5), 3), ((6, 6), 3), ((10, 10), 1), ((5, 20), 3), ((20, 20), 6)])
+def test_one_page_of_twenty_has_a_false_alarm_however_short_its_stages(counts: tuple[int, int], stages: int) -> None:
+    pairs = [[alike(count, stages, seed=2 * n + side) for side, count in enumerate(counts)] for n in range(200)]
+    alarms = sum(any(row["worse"] or row["better"] for row in compare(*pair)) for pair in pairs)
+    # 10 of 200 are expected, and 17 or more come by chance in 1 of 40 cases.
+    assert alarms <= 16
+
+
+@pytest.mark.parametrize(("count", "found"), [(5, 3.5), (20, 1.2)])
+def test_a_change_of_few_standard_deviations_is_found(count: int, found: float) -> None:
+    # Windows' p99 has a standard deviation of 2 ms.
+    pairs = [(run(20, seed=2 * n, count=count), run(20 + 2 * found, seed=2 * n + 1, count=count)) for n in range(40)]
+    assert sum(compare(*pair)[-1]["worse"] for pair in pairs) >= 32
 
 
 def test_failures_are_compared_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
