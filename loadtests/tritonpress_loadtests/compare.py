@@ -51,8 +51,8 @@ def compare(before: Results, after: Results, *, tolerance: float = 0.0) -> list[
     comparisons (Bonferroni), so that a page of many figures has one false alarm in twenty, not each of them. A figure
     is worse if all of the interval is, beyond `tolerance`, a share of what was before.
 
-    The fewer windows, the less is found: in runs of three stages of 6 windows a change of twice the standard deviation
-    of windows is found in half of the cases, and in stages of 20 one of it once.
+    The fewer windows, the less is found: in runs of three stages of 6 windows a change of 2.5 standard deviations of a
+    window is found in half of the cases, and in stages of 20 windows one of 1.1.
     """
     figures = [("answers/s", "answered_per_s", -1), *((f"{name} ms", f"{name}_ms", 1) for name in _PERCENTILES)]
     stages = list(zip(before["stages"], after["stages"], strict=True))
