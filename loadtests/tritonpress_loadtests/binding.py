@@ -27,7 +27,7 @@ def binding_resource(stage: Mapping[str, Any], served: Mapping[str, Mapping[str,
     Args:
         stage: Of the results, with `server` filled in.
         served: As `served_models.served_models` returns them.
-        cores: Of the machine on which the load was made, and the server too if its processes are seen.
+        cores: Those that the server may use, if its processes are seen; see `ServerWatch.cores`.
     """
     if stage["generator"]["bottleneck"]:
         return "the load generator"

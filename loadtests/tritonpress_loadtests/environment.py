@@ -11,11 +11,11 @@ from typing import Any
 _PACKAGES = ("tritonpress", "tritonclient", "grpcio", "locust", "gevent", "numpy")
 
 
-def machine() -> dict[str, Any]:
-    """Returns the cores that this process may use, the CPU's name, the memory in GiB and the platform."""
+def machine(cores: int) -> dict[str, Any]:
+    """Returns how many cores there are for the server, the CPU's name, the memory in GiB and the platform."""
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores,
         "cpu": _cpu_name(),
         "memory_gib": round(memory_bytes / 2**30, 1),
         "platform": platform.platform(),

@@ -16,7 +16,8 @@ recovery          {recovered_after_s} of a recovery, else null
 slo               {p99_ms, p999_ms, error_rate, by_model: {model: limits}, met, misses[]}
 server            {name, version};  served  {model: {instances, max_batch_size, batched, queue_delay_us, …}}
 repository_sha256 of all served models' configs: two runs of one repository have the same
-versions          {package: version};  machine  {cores, cpu, memory_gib, platform}
+versions          {package: version};  machine  {cores, cpu, memory_gib, platform}; `cores` are those that the server
+                  may use, or where it is elsewhere the process that ran this
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ def run(
             **server,
             "repository_sha256": repository_sha256(server["served"]),
             "versions": environment.versions(),
-            "machine": environment.machine(),
+            "machine": environment.machine(watch.cores),
         }
         (write_results if options.results_only else write_report)(results, out_dir)
     if conductor.interrupted and not interrupted:
@@ -223,7 +223,7 @@ class _Load:
         summary = summarise_stage(stage, measured, self.loaded.models, rows, limits)
         summary["notes"] += dict.fromkeys([*self._missing, *self.watch.missing])
         summary["server"] = server
-        summary["binding"] = binding_resource(summary, self.served, environment.machine()["cores"])
+        summary["binding"] = binding_resource(summary, self.served, self.watch.cores)
         return summary
 
     def _statistics(self, answered: Mapping[str, int] | None = None) -> list[ModelStatistics] | None:

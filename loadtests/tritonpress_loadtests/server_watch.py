@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import math
+import os
 import re
 import threading
 import time
@@ -62,6 +63,7 @@ class ServerWatch:
             self._root = psutil.Process(pid) if pid is not None else _listener(url)
         except psutil.NoSuchProcess as exc:
             raise ScenarioError(f"`--server-pid` {pid} is no process here; leave it out for a remote server") from exc
+        self._cpus = _allowed_cpus(self._root)
         self._memory_bytes: list[int] = []
         self._meanwhile: list[Samples] = []
         self.readings: list[Samples] = []
@@ -83,12 +85,17 @@ class ServerWatch:
         self._stopped.set()
         self._sampler.join()
 
+    @property
+    def cores(self) -> int:
+        """How many CPUs the server may use; those that this process may, where it is not on this machine."""
+        return len(self._cpus)
+
     def start(self) -> None:
         """Begins a stage."""
         self.missing = []
         self._before = self._scraped()
         self._cpu_before_s = self._cpu_s()
-        psutil.cpu_percent()
+        psutil.cpu_percent(percpu=True)
         self._memory_bytes = []
         self._meanwhile = []
         self._started_s = time.monotonic()
@@ -100,7 +107,7 @@ class ServerWatch:
             self._root = None
         # Of a stub that has ended meanwhile its time is gone too.
         self._cores = max(0.0, self._cpu_s() - self._cpu_before_s) / self._elapsed_s if self._root else None
-        self._machine_cpu_share = psutil.cpu_percent() / 100
+        self._machine_cpu_share = _busy_share(psutil.cpu_percent(percpu=True), self._cpus)
         self._most_bytes = max(self._memory_bytes, default=self._resident_bytes()) if self._root else None
         self.readings = list(self._meanwhile)
         if self._has_gpu:  # idle while the server is waited for
@@ -110,7 +117,7 @@ class ServerWatch:
         """Returns the figures of a stage that was stopped; None of processes that are not on this machine, or no more.
 
         `cpu_cores` (CPU time over wall time), `memory_bytes` (the largest sum of resident sizes), `machine_cpu_share`
-        (of all cores, by everything), `metrics` ({model: {counter: increase}}) and `gpu` ({uuid: {utilization, power_w:
+        (of `cores`, by everything), `metrics` ({model: {counter: increase}}) and `gpu` ({uuid: {utilization, power_w:
         means, memory_bytes: the largest, energy_j: what it took, if the stage was 20 s}}, as far as Triton shows them).
         Without the endpoint's answer both are empty, and `missing` says why.
         """
@@ -175,6 +182,21 @@ class ServerWatch:
         except (OSError, ValueError, http.client.HTTPException) as exc:
             message = f"`--metrics-url` {self._metrics_url} does not answer ({exc}); give HOST:PORT of Triton's metrics"
             raise ScenarioError(message) from exc
+
+
+def _allowed_cpus(process: psutil.Process | None) -> list[int]:
+    """Returns the CPUs that a process may use; this one's where there is none, or it has ended."""
+    if process is not None:
+        with contextlib.suppress(psutil.Error):
+            return sorted(process.cpu_affinity())
+    return sorted(os.sched_getaffinity(0))
+
+
+def _busy_share(percents: Sequence[float], cpus: Sequence[int]) -> float:
+    """Returns the share of the time in which these CPUs were busy."""
+    # A container may be shown its own CPUs alone, numbered from 0.
+    own = [percents[cpu] for cpu in cpus] if cpus[-1] < len(percents) else percents
+    return fmean(own) / 100
 
 
 def _has_ended(process: psutil.Process) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from at_once import AT_ONCE
 from noop_model import write_noop
@@ -31,6 +32,7 @@ def test_both_loops_come_from_one_file_and_every_request_is_sent(tmp_path: Path,
     stages = [{"users": 2, "duration_s": 1}, {"rate_per_s": 150, "arrivals": "constant", "duration_s": 2}]
     path = scenario(tmp_path, stages=stages)
     options = RunOptions(processes=2, metrics_url=noop_server.metrics_url)
+    psutil.Process(noop_server.pid).cpu_affinity([max(os.sched_getaffinity(0))])
     results = run(path, noop_server.grpc_url, tmp_path / "out", options=options)
     closed, opened = results["stages"]
     assert (closed["loop"], opened["loop"]) == ("closed", "open")
@@ -43,6 +45,7 @@ def test_both_loops_come_from_one_file_and_every_request_is_sent(tmp_path: Path,
     assert row["answered"] == 300
     assert opened["server"]["metrics"]["noop"]["answered"] == 300
     assert results["processes"] == 2
+    assert results["machine"]["cores"] == 1  # the server's, not the generator's
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "An open loop" in page
     assert "A closed loop" in page

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import psutil
 import pytest
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonpress_loadtests import server_watch
@@ -109,6 +113,35 @@ def test_what_the_server_counts_behind_a_stage_is_read_and_no_part_of_its_time()
         watch.stop()
         served.text = f"{counted}310\n"
         assert watch.finish()["metrics"] == {"m": {"answered": 300}}
+
+
+@pytest.mark.parametrize(
+    ("seen", "share"),
+    [
+        (lambda cpu: [0.0] * cpu + [97.0] + [1.0] * 63, 0.97),
+        # A container that is shown fewer than the number of its CPU.
+        (lambda cpu: [97.0] if cpu else [97.0, 0.0], 0.97),
+    ],
+)
+def test_the_cpu_is_that_which_the_server_may_use(
+    monkeypatch: pytest.MonkeyPatch, seen: Callable[[int], list[float]], share: float
+) -> None:
+    cpu = max(os.sched_getaffinity(0))
+
+    def cpu_percent(percpu: bool = False) -> float | list[float]:
+        return seen(cpu) if percpu else sum(seen(cpu)) / len(seen(cpu))
+
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as server:
+        psutil.Process(server.pid).cpu_affinity([cpu])
+        with ServerWatch("other.example:8001", pid=server.pid) as watch:
+            monkeypatch.setattr(psutil, "cpu_percent", cpu_percent)
+            watch.start()
+            watch.stop()
+            assert watch.finish()["machine_cpu_share"] == pytest.approx(share)
+            assert watch.cores == 1
+        server.kill()
+    # Of a server elsewhere these are the generator's.
+    assert ServerWatch("other.example:8001").cores == len(os.sched_getaffinity(0))
 
 
 def test_a_group_has_its_instances_on_each_of_its_gpus() -> None:
