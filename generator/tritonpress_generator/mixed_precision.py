@@ -24,14 +24,14 @@ Precision = Literal["fp32", "fp16", "bf16"]
 OPSET = 19
 """The first whose QuantizeLinear takes FP16 and BF16."""
 _IR_VERSION = 9
-_NUMPY = {TensorProto.FLOAT16: np.float16, TensorProto.BFLOAT16: ml_dtypes.bfloat16}
+_NUMPY: dict[int, Any] = {TensorProto.FLOAT16: np.float16, TensorProto.BFLOAT16: ml_dtypes.bfloat16}
 _TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _IN_FP32 = {"Softmax", "LogSoftmax", "LayerNormalization", "ReduceMean", "ReduceSum", "ReduceL2", "Pow", "Sqrt"}
 _OF_ANGLES = {"Sin", "Cos"}
 _STATISTICS = {"ReduceMean", "Pow", "Sqrt", "Reciprocal"}
 """What only a normalisation in plain operators computes."""
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Reciprocal", "Sqrt"}
-_LARGEST = {kind: float(ml_dtypes.finfo(low).max) / 2 for kind, low in _NUMPY.items()}
+_LARGEST: dict[int, float] = {TensorProto.FLOAT16: 65504.0 / 2, TensorProto.BFLOAT16: (2 - 2**-7) * 2.0**127 / 2}
 """Half of the largest: what a mask adds to a score leaves the sum finite, and no constant is an infinity."""
 _STEP, _NORMAL = np.float32(2**-24), np.float32(2**-14)
 """Of FP16 the smallest number, and the smallest that has all its bits."""

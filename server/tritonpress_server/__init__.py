@@ -8,6 +8,7 @@ from tritonpress_server.errors import (
     ServerStartError,
     ServerTimeoutError,
     SettingsError,
+    StubStartError,
 )
 from tritonpress_server.server import TritonServer
 from tritonpress_server.settings import Settings
@@ -21,5 +22,6 @@ __all__ = [
     "ServerTimeoutError",
     "Settings",
     "SettingsError",
+    "StubStartError",
     "TritonServer",
 ]

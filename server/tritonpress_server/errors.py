@@ -6,6 +6,7 @@
     ├── PortInUseError             a port that was asked for is taken, or may not be used
     ├── ModelRepositoryError       the repository is missing, empty or unreadable, or a model in it failed to load
     ├── ServerStartError           it did not start for another reason; the last log lines follow
+    │   └── StubStartError         a model's Python process and Triton got in each other's way; the next start is well
     └── ServerTimeoutError         it was not ready, or did not end, in the time that was given
 
 The first line of each message says what is wrong and what to do about it.
@@ -34,6 +35,13 @@ class ModelRepositoryError(ServerError):
 
 class ServerStartError(ServerError):
     """Triton ended before it was ready, for a reason that is not the repository's."""
+
+
+class StubStartError(ServerStartError):
+    """A stub and Triton began to use their shared memory at the same time, by which Triton ends.
+
+    Reported up to release 25.02 (https://github.com/triton-inference-server/server/issues/8882).
+    """
 
 
 class ServerTimeoutError(ServerError):

@@ -11,7 +11,13 @@ from pathlib import Path
 from types import TracebackType
 
 from tritonpress_server import guard, probe, triton_log
-from tritonpress_server.errors import ModelRepositoryError, PortInUseError, ServerStartError, ServerTimeoutError
+from tritonpress_server.errors import (
+    ModelRepositoryError,
+    PortInUseError,
+    ServerStartError,
+    ServerTimeoutError,
+    StubStartError,
+)
 from tritonpress_server.launch import find_models, launch, models_to_load, pid_of
 from tritonpress_server.ports import choose_ports
 from tritonpress_server.runtime import find_runtime
@@ -21,8 +27,8 @@ POLL_S = 0.02
 KILL_TIMEOUT_S = 10.0
 # Unloading, after what is in flight has been answered.
 EXIT_S = 15.0
-# A chosen port can be lost to another process before Triton binds it.
-PORT_TRIES = 3
+# A chosen port can be lost to another process before Triton binds it, and Triton to a race with its own stubs.
+TRIES = 3
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -122,12 +128,15 @@ class TritonServer:
                 f"model repository {str(self.repository)!r} must be readable by the user who serves it, "
                 f"{error.filename} is not: {error.strerror}; allow uid {os.geteuid()} to read it"
             ) from error
-        for attempt in range(1, PORT_TRIES + 1):
+        for attempt in range(1, TRIES + 1):
             try:
                 self._start_once(arguments)
                 break
+            except StubStartError:
+                if attempt == TRIES:
+                    raise
             except PortInUseError:
-                if attempt == PORT_TRIES or None not in self._wanted_ports.values():
+                if attempt == TRIES or None not in self._wanted_ports.values():
                     raise
             except OSError as error:
                 raise ServerStartError(

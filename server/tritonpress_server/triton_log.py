@@ -4,7 +4,13 @@ import json
 import re
 from pathlib import Path
 
-from tritonpress_server.errors import ModelRepositoryError, PortInUseError, ServerError, ServerStartError
+from tritonpress_server.errors import (
+    ModelRepositoryError,
+    PortInUseError,
+    ServerError,
+    ServerStartError,
+    StubStartError,
+)
 
 TAIL_LINES = 12
 TAIL_WIDTH = 300
@@ -30,6 +36,9 @@ _LOADING = re.compile(r'"loading: (?P<model>.+):\d+"$', re.MULTILINE)
 _LOADED = re.compile(r"\"successfully loaded '(?P<model>[^']*)'\"$", re.MULTILINE)
 # 128 + SIGSEGV: what release 24.10 does when a Python-hosted model answers its warm-up request with an error.
 _CRASHED = 139
+# 128 + SIGABRT.
+_ABORTED = 134
+_STUB_LOCK = "boost::interprocess::lock_exception"
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _USAGE = "Usage: tritonserver"
 # Triton says what is wrong and not what to do.
@@ -82,7 +91,8 @@ def why_it_ended(log: str, *, path: Path | None, status: int) -> ServerError:
             f"model {' or '.join(map(repr, loading))} made Triton crash while loading, as a failing warm-up request "
             f"does; mend its model_warmup or leave it out; {ending}"
         )
-    return ServerStartError(f"Triton ended with status {status} before it was ready; {ending}")
+    kind = StubStartError if status == _ABORTED and _STUB_LOCK in log else ServerStartError
+    return kind(f"Triton ended with status {status} before it was ready; {ending}")
 
 
 def tail(log: str) -> str:

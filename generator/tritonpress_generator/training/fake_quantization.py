@@ -43,7 +43,7 @@ def fake_quantize(model: torch.nn.Module, *, weight_codes: int) -> Callable[[], 
     Returns:
         What ends that.
     """
-    adapted = [part for part in model.modules() if hasattr(part, "get_delta_weight")]
+    adapted: list[Any] = [part for part in model.modules() if hasattr(part, "get_delta_weight")]
     inner = {id(part) for layer in adapted for part in layer.modules()}
     linears = [part for part in model.modules() if isinstance(part, torch.nn.Linear) and id(part) not in inner]
     ends = [_one(layer, layer.base_layer, weight_codes, adapter=layer) for layer in adapted]
