@@ -177,6 +177,10 @@ def place(
         for role in step.calls:
             step.config.parameters[role].string_value = names[role]
         content = _files(folder)
+        for code in {path.parent for path in folder.rglob("*.py")}:
+            # Where a folder of byte code would be: Triton's stub writes some whatever it is told, by which a step is
+            # newer than it was, and is loaded again with its ensemble. It is no part of the build, which works without.
+            (code / "__pycache__").touch()
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode() + config_text(step.config).encode())
         names[step.role] = f"{name}_{step.role}_{digest.hexdigest()[:HASH_LENGTH]}"
         config = pb.ModelConfig()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -70,6 +71,15 @@ def test_a_switch_under_load_loses_and_mixes_nothing(
             assert loaded(server.grpc_url) == {NAME, *steps[old]}
     assert set(load.seen) == {old, new}
     assert sum(a != b for a, b in zip(load.seen, load.seen[1:], strict=False)) >= 2
+
+
+def test_steps_are_loaded_once(model_repo: Path, both: Path, tmp_path: Path) -> None:
+    _, new = old_and_new(both)
+    log = tmp_path / "triton.log"
+    with TritonServer(model_repo, settings=AT_ONCE, log_path=log) as server:
+        assert run("promote", model_repo, NAME, new, "--server", server.grpc_url) == 0
+    loads, steps = re.findall(r'"loading: (\S+):1"', log.read_text(encoding="utf-8")), steps_of(model_repo)[new]
+    assert {step: loads.count(step) for step in steps} == dict.fromkeys(steps, 1)
 
 
 @pytest.mark.slow
