@@ -50,6 +50,7 @@ __all__ = [
     "write",
 ]
 
+_BYTE_CODE = "__pycache__"
 KEEP = 1
 """Builds that stay beside those that an ensemble names: the one before, so that there is a way back."""
 
@@ -180,7 +181,7 @@ def place(
         for code in {path.parent for path in folder.rglob("*.py")}:
             # Where a folder of byte code would be: Triton's stub writes some whatever it is told, by which a step is
             # newer than it was, and is loaded again with its ensemble. It is no part of the build, which works without.
-            (code / "__pycache__").touch()
+            (code / _BYTE_CODE).touch()
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode() + config_text(step.config).encode())
         names[step.role] = f"{name}_{step.role}_{digest.hexdigest()[:HASH_LENGTH]}"
         config = pb.ModelConfig()
@@ -246,7 +247,8 @@ def size_bytes(manifest: dict[str, Any]) -> int:
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:
-    return {str(path.relative_to(folder)): _entry(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != _BYTE_CODE]
+    return {str(path.relative_to(folder)): _entry(path) for path in paths}
 
 
 def _entry(path: Path) -> dict[str, Any]:

@@ -30,8 +30,8 @@ def model_repo(tiny_repository: Path, tmp_path: Path) -> Path:
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    """Returns the content of every file but byte code, which Triton's Python stub writes whatever it is told."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".pyc"]
+    """Returns the content of every file but byte code and what keeps it away, which are no part of a build."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
