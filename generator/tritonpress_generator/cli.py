@@ -26,8 +26,6 @@ _INTERRUPTED = {
     "promote": "the same command brings repository and servers together",
     "rollback": "promote, with the build that is to serve, brings repository and servers together",
 }
-_WORKING = ("finetune", "distill", "search")
-"""Commands that write for hours, to a disk that may be full by then."""
 _ELSEWHERE = {
     "deploy": deploy_command,
     "tune": tune_command,
@@ -48,8 +46,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"tritonpress {options.command}: {exc}", file=sys.stderr)
         return exc.exit_status
     except OSError as exc:
-        if options.command not in _WORKING:
-            raise
         print(f"tritonpress {options.command}: {exc}; {_INTERRUPTED[options.command]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

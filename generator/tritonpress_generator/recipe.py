@@ -90,10 +90,10 @@ def written(path: Path) -> RecipeText:
 
 def _parsed(path: Path) -> tuple[dict[str, Any], str]:
     """Returns the mapping in a YAML file, and its text."""
-    if path.exists() and not path.is_file():
-        # It is read more than once, which a pipe cannot be.
-        raise InputError(f"recipe {path}: must be a file; give the path of a YAML recipe")
     try:
+        if path.exists() and not path.is_file():
+            # It is read more than once, which a pipe cannot be.
+            raise InputError(f"recipe {path}: must be a file; give the path of a YAML recipe")
         with path.open(encoding="utf-8") as file:
             text = file.read(strict_yaml.MOST_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as exc:

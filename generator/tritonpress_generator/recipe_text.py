@@ -108,6 +108,10 @@ class QueueConfig(QueuePolicy):
 
     @model_validator(mode="after")
     def _names_its_levels(self) -> QueueConfig:
+        if self.by_priority and self.priority_levels == 1:
+            raise ValueError(
+                "by_priority needs priority_levels above 1; give them, or write its policy in queue itself"
+            )
         for level in (self.default_priority_level or 1, *self.by_priority):
             if not 1 <= level <= self.priority_levels:
                 raise ValueError(f"level {level} must be in 1..{self.priority_levels} (priority_levels)")

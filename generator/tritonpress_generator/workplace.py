@@ -96,7 +96,8 @@ def check_writable(folder: Path, *, what: str, remedy: str) -> None:
     Raises:
         PlaceError: It is no folder, or could not be made or written.
     """
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    # Not `Path.exists`, which raises where it may not look.
+    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))  # noqa: PTH110
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise PlaceError(f"{what}: must be a folder that can be written, {nearest} is none; {remedy}")
 

@@ -1,11 +1,14 @@
 """Which models of a repository nobody has to ask for: those of builds that rest, and those that others bring along.
 
+And which must be asked for beside those that were named.
+
 Builds rest for a rollback. What an ensemble's config names, Triton loads with it, whatever that is by then.
 """
 
 import contextlib
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 _QUOTED = re.compile(r'"([^"\\]+)"')
@@ -41,6 +44,19 @@ def brought(repository: Path) -> set[str]:
     """
     scheduled = {name for config in _configs(repository).values() for name in _SCHEDULED.findall(config)}
     return _steps(repository) & scheduled
+
+
+def called(repository: Path, models: Collection[str]) -> set[str]:
+    """Returns the steps, by the manifests of the generator, without which `models` do not answer and which they do not
+    bring along: those that a step calls, by its parameters (layout `scripting`)."""
+    steps, configs = _steps(repository), _configs(repository)
+    needed: set[str] = set()
+    asked = list(models)
+    while asked:
+        found = set(_QUOTED.findall(configs.get(asked.pop(), ""))) & steps & set(configs) - needed
+        needed |= found
+        asked += found
+    return needed - brought(repository) - set(models)
 
 
 def _steps(repository: Path) -> set[str]:

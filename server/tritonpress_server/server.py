@@ -16,10 +16,12 @@ from tritonpress_server.errors import (
     PortInUseError,
     ServerStartError,
     ServerTimeoutError,
+    SettingsError,
     StubStartError,
 )
 from tritonpress_server.launch import find_models, launch, models_to_load, pid_of
 from tritonpress_server.ports import choose_ports
+from tritonpress_server.resting import called
 from tritonpress_server.runtime import find_runtime
 from tritonpress_server.settings import Settings
 
@@ -68,18 +70,26 @@ class TritonServer:
             grpc_port: Port, or None for a free one; likewise `http_port` and `metrics_port`.
             http_port: See `grpc_port`.
             metrics_port: See `grpc_port`.
-            models: The models to load, with the steps that ensembles among them need; None for all but the steps of
-                builds that no ensemble serves, empty for none (they can be loaded through Triton's model control).
+            models: The models to load, with the steps that they need; None for all but the steps of builds that no
+                ensemble serves, empty for none (they can be loaded through Triton's model control).
             log_path: File that the log is appended to; None for a temporary one, removed when the server stops cleanly.
             startup_timeout_s: How long loading may take.
             settings: Model control, caches, draining, logs, traces, metrics; default: `Settings()`.
             extra_args: More options of tritonserver, after ours.
+
+        Raises:
+            SettingsError: `models` are given to a server that loads all there is.
         """
         self.repository = Path(repository)
         self.host = host
         self.models = None if models is None else tuple(models)
         self.startup_timeout_s = startup_timeout_s
         self.settings = settings or Settings()
+        if self.models is not None and self.settings.model_control != "explicit":
+            raise SettingsError(
+                f"models go with model_control explicit, got {self.settings.model_control}, by which Triton loads all "
+                "there is; leave one out"
+            )
         self.extra_args = tuple(extra_args)
         self.grpc_url = self.http_url = self.metrics_url = ""
         self.log_path = Path(log_path) if log_path is not None else None
@@ -217,7 +227,9 @@ class TritonServer:
                 raise ModelRepositoryError(
                     f"model {name!r} is not in model repository {repository!r}; choose from {', '.join(found)}"
                 )
-        return models_to_load(self.repository) if self.models is None else list(self.models)
+        if self.models is None:
+            return models_to_load(self.repository)
+        return [*self.models, *sorted(called(self.repository, self.models))]
 
     def _start_once(self, arguments: list[str]) -> None:
         runtime = find_runtime()

@@ -119,7 +119,7 @@ class Settings:
         Args:
             repository: Its configs say whether there must be a response cache and a rate limiter, which Triton would
                 otherwise pass over without a word.
-            models: What is loaded at the start; without effect where the server polls, or loads all there is.
+            models: What is loaded at the start; a server that polls, or takes no orders, loads all there is.
         """
         configs = [path.read_text(encoding="utf-8", errors="replace") for path in files(repository, "*/config.pbtxt")]
         options = [f"--model-control-mode={self.model_control}", f"--exit-timeout-secs={self.drain_s}"]

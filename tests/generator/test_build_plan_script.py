@@ -191,7 +191,7 @@ def test_steps_have_their_packages_in_a_folder_of_their_own(tmp_path: Path) -> N
 def test_gate_asks_the_ensemble_that_serves_the_plan(tmp_path: Path, served: str, word: str) -> None:
     done, called = run(tmp_path / "step" / "1", served=served)
     assert done.returncode == 0, done.stderr
-    assert f" --model-control-mode=explicit --load-model={served} " in called
+    assert f" --model-control-mode=explicit --load-model={served} --load-model=step " in called
     (asked,) = (line for line in called.splitlines() if line.startswith("tritonpress "))
     assert asked.endswith(f"--repository {tmp_path}{word}")
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from tiny_sources import LABELS, items, queries, write_jsonl, write_recipe
+from unprivileged import NOT_ALL
 
 COMPUTES = ("torch", "transformers", "peft", "optuna", "onnx", "onnxruntime", "openvino", "nncf")
 OF_ENGINES = {"onnx", "onnxruntime"}
@@ -196,3 +197,25 @@ def test_corpus_that_is_not_there_is_refused_before_what_computes_is_imported(tm
     commands += [["evaluate", recipe, "--target", "onnx", "--data", folder / "data"]]
     imported = refused(tmp_path, [(command, message) for command in commands])
     assert set().union(*imported) <= OF_ENGINES
+
+
+def test_place_that_may_not_be_looked_into_is_a_line(tmp_path: Path) -> None:
+    good = recipe_of(sources(tmp_path / "sources"), "good")
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    inside = closed / "x"
+    denied, unwritable = f"Permission denied: '{inside}", f"must be a folder that can be written, {closed} is none"
+    for command, said in (
+        (["build", good, "--out", inside], unwritable),
+        (["search", good, "--out", inside], unwritable),
+        (["build", inside], f"recipe {inside}: cannot be read ("),
+        (["build", good, "--data", inside], f"{denied}'; the repository is as it was"),
+        (["promote", inside, "w"], denied),
+        (["verify", inside], denied),
+        (["tune", inside, "--p99-ms", "5"], denied),
+    ):
+        program = "import sys; from tritonpress_generator.cli import main; sys.exit(main())"
+        run = [*NOT_ALL, sys.executable, "-c", program, *map(str, command)]
+        done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+        assert said in done.stderr, done.stderr

@@ -380,6 +380,7 @@ def test_an_only_instance_may_be_left_idle_where_its_queue_has_limits(
         ({"queue": {"allow_timeout_override": True}}, "need default_timeout_microseconds above 0"),
         ({"queue": {"default_priority_level": 2}}, "level 2 must be in 1..1"),
         ({"queue": {"priority_levels": 2, "by_priority": {3: {"max_queue_size": 1}}}}, "level 3 must be in 1..2"),
+        ({"queue": {"by_priority": {1: {"max_queue_size": 1}}}}, "by_priority needs priority_levels above 1"),
         ({"queue": {"max_queue_size": 1}, "dynamic_batching": False}, "queue needs dynamic_batching: true"),
         (
             {"queue": {"default_timeout_microseconds": 50}, "max_queue_delay_microseconds": 50},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +18,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_sources import TASKS, write_task
 from tritonpress_client import Connection, InvalidInputError
-from tritonpress_generator import cli
+from tritonpress_generator import builds, cli
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.answering import Answers, Texts
 from tritonpress_generator.asking import ask
 from tritonpress_generator.build import build
 from tritonpress_generator.progress import Progress
+from tritonpress_generator.tune import knobs
+from tritonpress_generator.tune.bench import bench
 from tritonpress_generator.workload import Workload
 from tritonpress_server import TritonServer
 
@@ -48,6 +51,7 @@ class Served:
     """A server with all workloads, and each task's recipe and answers in process, of the model in FP32."""
 
     url: str
+    repository: Path
     recipes: dict[str, Path]
     texts: dict[str, Texts]
     answers: dict[str, Answers]
@@ -69,7 +73,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         loaded = Workload.load(recipes.load(path), Progress(shown=False))
         written[task], texts[task], answers[task] = path, loaded.data.inputs, loaded.answers(loaded.baseline)
     with TritonServer(folder / "repository", settings=AT_ONCE) as server:
-        yield Served(server.grpc_url, written, texts, answers)
+        yield Served(server.grpc_url, folder / "repository", written, texts, answers)
 
 
 def rows(answers: Answers) -> list[dict[str, Any]]:
@@ -94,6 +98,25 @@ def test_served_answers_are_those_in_process(served: Served, workload: str, batc
         got = ask(connection, workload, served.texts[task], batch=batch)
     for one, expected in zip(rows(got), rows(served.answers[task]), strict=True):
         assert_same(one, expected)
+
+
+def test_an_engine_that_a_step_calls_comes_with_its_workload(served: Served) -> None:
+    workload = "classification_scripting_exact"
+    configs = knobs.read_configs(served.repository, builds.read_manifest(served.repository, workload), workload)
+    with bench(served.repository, configs, []) as own, Connection(own.url) as connection:
+        own.serve({})
+        got = ask(connection, workload, served.texts["classification"], batch=MAX_BATCH)
+    for one, expected in zip(rows(got), rows(served.answers["classification"]), strict=True):
+        assert_same(one, expected)
+
+
+def test_an_execution_that_calls_of_a_step_share_has_no_more_tokens_than_one(served: Served) -> None:
+    most = {}
+    for layout in ("single", "scripting"):
+        steps = builds.read_manifest(served.repository, f"question_answering_{layout}_ragged")["steps"]
+        settings = json.loads((served.repository / steps["model"] / "1" / "settings.json").read_text(encoding="utf-8"))
+        most[layout] = settings["batching"]["max_tokens"]
+    assert most["scripting"] == most["single"] // MAX_BATCH
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)

@@ -28,12 +28,21 @@ from tunings import LIMIT_MS, at, of_steps, step
             ("tokenizer", "engine", "postprocessing"),
             ["engine.instances", "tokenizer.instances", "engine.delay", "engine.batch"],
         ),
-        (("engine", "model"), ["engine.instances", "engine.delay", "engine.batch"]),
+        # What a step sends to an engine that it calls is of the size that it was built for.
+        (("engine", "model"), ["engine.instances", "engine.delay"]),
     ],
 )
 def test_knobs_are_those_that_a_recipe_has_too(roles: tuple[str, ...], keys: list[str]) -> None:
     _, knobs = of_steps(*roles)
     assert [knob.key for knob in knobs] == [f"w.{key}" for key in keys]
+
+
+def test_an_engine_that_is_called_with_packed_tokens_may_have_other_batches() -> None:
+    configs, _ = of_steps("engine", "model")
+    configs["w_engine"].input.add(name="lengths")
+    steps = {role: f"w_{role}" for role in ("engine", "model")}
+    knobs = turning.knobs(configs, steps, workload="w", engine="onnxruntime", cores=4, p99_ms=LIMIT_MS)
+    assert [knob.key for knob in knobs] == ["w.engine.instances", "w.engine.delay", "w.engine.batch"]
 
 
 def test_what_no_recipe_can_tell_the_engine_is_no_knob() -> None:

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 from tiny_models import write_model
+from unprivileged import NOT_ALL
 
 # A shell that starts the tests in the background ignores SIGINT, and its children with it.
 COMMAND = ["env", "--default-signal=INT", sys.executable, "-m", "tritonpress_server.cli"]
-# Root may read all, unless it has given up the right to.
-NOT_ALL = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
 FREE_PORTS = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
 
 
@@ -67,6 +66,10 @@ def test_bad_input_gives_status_2_and_one_line(tmp_path: Path) -> None:
         ([str(tmp_path / "repo"), *FREE_PORTS, *log], "tritonpress-serve: model 'broken' failed to load: "),
         ([str(tmp_path / "nowhere"), *FREE_PORTS], "tritonpress-serve: model repository "),
         ([str(tmp_path / "repo"), *FREE_PORTS, "--model", "other"], "tritonpress-serve: model 'other' is not in "),
+        (
+            [str(tmp_path / "repo"), "--model", "broken", "--model-control", "poll"],
+            "tritonpress-serve: models go with model_control explicit, got poll, by which Triton loads all there is",
+        ),
     ):
         done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, done.stdout) == (2, "")

@@ -13,7 +13,7 @@ from tiny_models import add_one, infer, write_model
 from tritonpress_server import Settings, SettingsError, TritonServer
 from tritonpress_server.cli import main
 from tritonpress_server.launch import find_models, models_to_load
-from tritonpress_server.resting import resting
+from tritonpress_server.resting import called, resting
 from tritonpress_server.triton_log import model_failures, tail
 
 
@@ -108,6 +108,9 @@ def test_steps_of_builds_that_rest_are_not_served(repository: Path) -> None:
     assert resting(repository) == {"w_engine_1", "w_model_1"}
     # The step comes with its ensemble; what the step calls by itself does not.
     assert models_to_load(repository) == ["add_one", "w", "w_engine_2"]
+    assert called(repository, ["add_one"]) == set()
+    assert called(repository, ["add_one", "w"]) == called(repository, ["w_model_2"]) == {"w_engine_2"}
+    assert called(repository, ["w", "w_engine_2"]) == set()
     (folder / "manifest.1.json").write_text("nonsense")
     assert resting(repository) == set()
 

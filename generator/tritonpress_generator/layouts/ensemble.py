@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tritonclient.grpc import model_config_pb2 as pb
@@ -43,14 +44,11 @@ def config(parts: Parts, names: Mapping[str, str]) -> pb.ModelConfig:
 def _tokenizer(parts: Parts) -> Step:
     """Returns the step from the public text to the engine's inputs."""
     recipe = parts.recipe
-    batching = dict(parts.encoding["batching"])
-    if batching.get("max_tokens") is not None:
-        # Triton counts requests, of which an execution may have this many.
-        batching["max_tokens"] //= recipe.serve.max_batch_size
+    encoding = divided(parts)
 
     def write(version_dir: Path) -> None:
         copy_code(("tokenizer",), version_dir)
-        save(version_dir, parts.tokenizer, {**parts.encoding, "batching": batching})
+        save(version_dir, parts.tokenizer, encoding)
 
     config = python_config(recipe, instances=instances_of(recipe.serve, recipe.serve.tokenizer_instances))
     config.dynamic_batching.SetInParent()
@@ -61,6 +59,15 @@ def _tokenizer(parts: Parts) -> Step:
         for tensor in parts.engine_inputs()
     )
     return Step("tokenizer", config, write)
+
+
+def divided(parts: Parts) -> dict[str, Any]:
+    """Returns what the tokenizer must know, for a request of an engine whose executions have several."""
+    batching = dict(parts.encoding["batching"])
+    if batching.get("max_tokens") is not None:
+        # Triton counts requests, of which an execution may have this many.
+        batching["max_tokens"] //= parts.recipe.serve.max_batch_size
+    return {**parts.encoding, "batching": batching}
 
 
 def engine(parts: Parts) -> Step:

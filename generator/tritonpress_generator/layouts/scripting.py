@@ -27,6 +27,7 @@ def steps(parts: Parts) -> list[Step]:
     """Returns the engine and the step that asks it."""
     # Requests wait, by priority, for the step that they reach first; what it asks the engine must not be refused there.
     engine = ensemble.engine(_with(parts, queue=QueueConfig()))
+    parts = replace(parts, encoding=ensemble.divided(parts))
     instances = _STEPS_AN_ENGINE * sum(group.count for group in engine.config.instance_group)
     step = text_to_answer(_with(parts, rate_limiter=None), "scripting", instances=instances)
     step.config.parameters["outputs"].string_value = " ".join(parts.signature.outputs)

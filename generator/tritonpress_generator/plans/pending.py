@@ -124,9 +124,10 @@ while read -r rung; do
     done
     # A name a precision: that of the last one is free only when Docker has removed it.
     running="tritonpress-plan-$$-$rung"
+    # The step by its own name too, since where another one calls it (`steps: scripting`) no ensemble brings it along.
     docker run --rm -d --name "$running" --gpus "$gpu" -p "127.0.0.1:$port:8001" -v "$repository:/models:ro" \
         -v "$packages:/packages:ro" -e PYTHONPATH=/packages {triton_image} tritonserver --model-repository=/models \
-        --model-control-mode=explicit --load-model="$ensemble"{options} > /dev/null
+        --model-control-mode=explicit --load-model="$ensemble" --load-model="$step"{options} > /dev/null
     status=0
     tritonpress evaluate "$recipe" --target "127.0.0.1:$port" --wait-s 300 \
         --repository "$repository" $canary || status=$?

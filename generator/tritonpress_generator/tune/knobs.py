@@ -189,7 +189,9 @@ def knobs(
             sizes = tuple(sorted({size for size in preferred if 1 < size <= most}))
             found.append((role, "preferred", (steps[role],), [(), *([sizes] if sizes else [])]))
         batched = tuple(name for name in (*steps.values(), workload) if configs[name].max_batch_size == most)
-        found.append((role, "batch", batched, [(size,) for size in _halves(most) if size >= _LEAST_BATCH]))
+        # A step that calls its engine makes padded batches of the size that it was built for (`max_sequences`).
+        if not {"engine", "model"} <= steps.keys() or any(i.name == "lengths" for i in configs[steps[role]].input):
+            found.append((role, "batch", batched, [(size,) for size in _halves(most) if size >= _LEAST_BATCH]))
     if cache:
         found.append((_ENSEMBLE, "cache", (workload,), [(0,), (1,)]))
     result = []
