@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -31,17 +31,6 @@ _BINS = 1024
 _QUANTIZED_BINS = 128
 """Of signed values, so that it compares with half as many magnitudes as codes have. With all of them it is nearer for
 some tensors and farther for others (docs/measurements.md)."""
-
-
-_Sample = TypeVar("_Sample")
-
-
-def spread(samples: Sequence[_Sample], most: int) -> Sequence[_Sample]:
-    """Returns `most` of the samples, evenly spread over all of them, or all where there are no more.
-
-    They come by their lengths, so that the first ones would be of few: none of the longest, whose values are others.
-    """
-    return [samples[i * len(samples) // most] for i in range(most)] if len(samples) > most else samples
 
 
 def observe(

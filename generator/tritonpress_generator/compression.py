@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,6 +24,7 @@ from tritonpress_generator.machine import processor, versions
 from tritonpress_generator.positions import check_length
 from tritonpress_generator.pretrained import encoder_of
 from tritonpress_generator.recipe import Recipe
+from tritonpress_generator.sampling import spread
 from tritonpress_generator.signature import Signature
 from tritonpress_generator.structure import depth
 from tritonpress_generator.training.distributed import ALONE, World
@@ -192,10 +192,10 @@ class Material:
             InputError: There are no examples.
         """
         examples = self.recipe.finetune.module.deciding(self.examples.held_out, self.recipe)
-        step = max(1, math.ceil(len(examples) / most))
-        if step not in self._decisive:
-            self._decisive[step] = self._as_served(examples[::step])
-        return self._decisive[step]
+        count = min(most, len(examples))
+        if count not in self._decisive:
+            self._decisive[count] = self._as_served(spread(examples, count))
+        return self._decisive[count]
 
     def score(self, infer: Infer, tokenizer: Tokenizer, most: int = 1000) -> float:
         """Returns the metric that decides in training, of `infer` on held-out examples; higher is better.

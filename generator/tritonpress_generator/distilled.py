@@ -87,7 +87,7 @@ def _write(out: Path, compressed: Compressed, material: Material) -> None:
     # First: until the adapter is as it says, nobody restores from there.
     (out / CUTS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     for path in compressed.adapter.iterdir():
-        shutil.copy(path, out / path.name)
+        shutil.copyfile(path, out / path.name)
     (out / "README.md").write_text(
         distilled_card(material.recipe, material.folder, compressed.report), encoding="utf-8"
     )

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from tritonpress_generator import export, trainable, written
+from tritonpress_generator import export, trainable, workplace, written
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.checkpoint import Checkpoint, resolve
 from tritonpress_generator.errors import InputError
@@ -157,21 +157,33 @@ class _Training:
         return metrics
 
     def chosen(self) -> dict[str, Any]:
-        """Returns what is chosen on the held-out examples, for the weights as they are."""
+        """Returns what is chosen on the held-out examples, for the weights as they are written."""
         examples = self.examples.held_out
-        given = self._answers(self._infer(), examples)
+        with workplace.scratch() as folder:
+            given = self._answers(self._written(folder), examples)
         chosen: dict[str, Any] = self.stage.module.chosen(examples, given, self.recipe, self.settings)
         return chosen
 
     def scores(self, checkpoint: Checkpoint, chosen: Mapping[str, Any]) -> dict[str, dict[str, Score]]:
         """Returns the metrics of what was written, by data set."""
-        task = self.recipe.task
-        head, signature = task.module.head(load_model(checkpoint, task.module.AUTO_CLASS), checkpoint, task.config)
-        infer = export.torch_infer(head.to(self.world.device), signature)
+        infer = self._loaded(checkpoint)
         return {
             file: _with_intervals(self._judge(part, self._answers(infer, part), chosen), len(part))
             for file, part in self.examples.scored.items()
         }
+
+    def _written(self, folder: Path) -> Infer:
+        """Returns the model as it is loaded when it has been written: an adapter is rounded."""
+        lora, adapted = self.stage.config.lora, self.trained.adapted
+        if lora is None or adapted is None:
+            return self._infer()
+        written.write_adapter(folder, self.trained.model, adapted, self.checkpoint, precision=lora.written)
+        return self._loaded(written.read_back(self.recipe, folder, self.stage.config))
+
+    def _loaded(self, checkpoint: Checkpoint) -> Infer:
+        task = self.recipe.task
+        head, signature = task.module.head(load_model(checkpoint, task.module.AUTO_CLASS), checkpoint, task.config)
+        return finite(export.torch_infer(head.to(self.world.device), signature), where=_WHERE)
 
     def _infer(self) -> Infer:
         """Returns the model as it is, which refuses to answer with what is no number."""

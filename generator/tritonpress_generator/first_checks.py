@@ -57,6 +57,8 @@ def _check_arguments(options: argparse.Namespace, written: RecipeText) -> None:
     words = [recipes.divided(stage, where=str(path))[0] for stage in written.passes]
     if command == "distill":
         check_distills(words, path=path)
+        if options.out is not None and options.out.resolve() == options.work.resolve():
+            raise InputError(f"--out {options.out}: must not be --work, where the training's states lie; give another")
     if command == "search":
         check_search(path, options.work)
     elif _applies(options) and "distill" in words:

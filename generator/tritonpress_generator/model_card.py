@@ -117,7 +117,7 @@ for `passes: [{{restore: {{folder: FOLDER}}}}]`.
 {_files(recipe.data, folder)}
 
 `{done["metric"]}` on the validation files, on which the weights were chosen: {done["before"]:.4f} after the cuts,
-{done["after"]:.4f} after {done["steps"]} steps of training in {done["minutes"]:g} minutes.{given_back}
+{done["after"]:.4f} after {done["steps"]} steps of training in {done["minutes"]:.1f} minutes.{given_back}
 Versions: {versions}.
 
 ```yaml

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from tritonpress_generator import calibration
 from tritonpress_generator.engines.onnxruntime import session_infer
 from tritonpress_generator.errors import GateError
 from tritonpress_generator.graph import GraphMaterial
 from tritonpress_generator.infer import Array
+from tritonpress_generator.sampling import spread
 from tritonpress_generator.table import render
 
 _TEXTS = 16
@@ -90,7 +90,7 @@ class Measured:
 
     def errors(self) -> dict[str, float]:
         """Returns how far the outputs move when a part alone is quantised, relative to their size."""
-        texts = calibration.spread(self.samples, _TEXTS)
+        texts = spread(self.samples, _TEXTS)
         expected = _answers(self.model, texts)
         found = {}
         for name in self.parts:

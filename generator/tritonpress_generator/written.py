@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from tritonpress_generator import first_checks
 from tritonpress_generator.adapter_precision import in_fp8
 from tritonpress_generator.checkpoint import ADAPTER, POOLING, Checkpoint, resolve
-from tritonpress_generator.errors import InputError
+from tritonpress_generator.errors import InputError, PlaceError
 from tritonpress_generator.recipe import Recipe
 from tritonpress_generator.recipe_text import CheckpointConfig
 from tritonpress_generator.trainable import Trainable
@@ -61,7 +64,8 @@ def write(
         precision: Of an adapter; a whole checkpoint is in FP32.
     """
     if trained.adapted is None:
-        trained.model.save_pretrained(out, safe_serialization=True)
+        with _weights(out):
+            trained.model.save_pretrained(out, safe_serialization=True)
         tokenizer.save(str(out / "tokenizer.json"))
         pooling = source.settings(POOLING)
         (out / POOLING).unlink(missing_ok=True)  # of an earlier run, from another checkpoint
@@ -95,7 +99,8 @@ def write_adapter(out: Path, model: Any, adapted: peft.PeftModel, source: Checkp
         state, settings.lora_alpha = in_fp8(state, settings.lora_alpha)  # type: ignore[assignment]
     else:
         state = {name: tensor.half().cpu() for name, tensor in state.items()}
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, out / ADAPTER)
+    with _weights(out):
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, out / ADAPTER)
     settings.base_model_name_or_path = portable(source.source)
     settings.inference_mode = True
     # Sorted, since the order of a set is another in every process.
@@ -103,6 +108,27 @@ def write_adapter(out: Path, model: Any, adapted: peft.PeftModel, source: Checkp
     settings.save_pretrained(str(out))
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(out)
+
+
+@contextmanager
+def _weights(folder: Path) -> Iterator[None]:
+    """Weights that are written meanwhile may be read by whoever may read the other files of `folder`.
+
+    Raises:
+        PlaceError: They cannot be written.
+    """
+    try:
+        yield
+    except SafetensorError as exc:
+        raise PlaceError(
+            f"{folder}: weights cannot be written ({exc}); make room, and give the same command again: it goes on from "
+            "the last state that was saved"
+        ) from exc
+    # safetensors makes them their owner's alone.
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o666 & ~mask)
 
 
 def _write_json(path: Path, settings: Mapping[str, Any]) -> None:

@@ -144,6 +144,15 @@ def test_vocabulary_needs_texts(tmp_path: Path) -> None:
     assert tokenizer.encode("the lamp").tokens == given.tokenizer.encode("the lamp").tokens
 
 
+def test_vocabulary_of_many_texts_is_counted_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, material = material_of(write_training(tmp_path, "recommendation"))
+    (tmp_path / "corpus.txt").write_text("a red lamp\nfor the garden\n" * 50)
+    config = crop.Config(vocabulary=crop.VocabularyConfig(corpus=["corpus.txt"], min_count=3))
+    whole = crop.apply(given, config, material).tokenizer.get_vocab()
+    monkeypatch.setattr(crop, "_AT_ONCE", 7)
+    assert crop.apply(given, config, material).tokenizer.get_vocab() == whole
+
+
 def test_vocabulary_has_all_of_a_text_that_is_longer_than_what_is_trained_on(
     trained_task: tuple[str, Path], tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,23 @@ def test_what_is_impossible_counts_nothing_and_has_no_gradient() -> None:
     found.sum().backward()
     assert ours.grad is not None
     assert torch.isfinite(ours.grad).all()
+
+
+def test_relations_and_similarities_are_in_fp32_where_products_are_in_bf16() -> None:
+    generator = torch.Generator().manual_seed(0)
+    states, mask = torch.randn(2, 5, 24, generator=generator), torch.ones(2, 5, dtype=torch.int64)
+    batch = {"item": torch.arange(3), "temperature": torch.full((3,), 0.05)}
+    vectors = torch.nn.functional.normalize(torch.randn(6, 24, generator=generator))
+    compute: list[Callable[[], torch.Tensor]] = [
+        lambda: distill._relations(states, 3, mask),
+        lambda: recommendation.losses((vectors,), batch, ALONE),
+    ]
+    for one in compute:
+        wanted = one()
+        with torch.autocast("cpu", torch.bfloat16):
+            got = one()
+        assert got.dtype == torch.float32
+        assert torch.equal(got, wanted)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])

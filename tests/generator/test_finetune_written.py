@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,17 @@ import pytest
 import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
-from tiny_training import LEARNT, LORA, change, of_written, run, write_training
+from tiny_training import LEARNT, LORA, change, material_of, of_written, run, write_training
 from tokenizers import Tokenizer
-from tritonpress_generator import cli
+from tritonpress_generator import cli, trainable, written
 from tritonpress_generator import finetune as finetuning
+from tritonpress_generator.errors import PlaceError
 from tritonpress_generator.evaluate import evaluate
+from tritonpress_generator.examples import answered
+from tritonpress_generator.progress import Progress
 from tritonpress_generator.recipe import load
+from tritonpress_generator.training.distributed import ALONE
+from tritonpress_generator.workload import Workload
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -110,9 +116,9 @@ def test_pooling_of_an_earlier_checkpoint_goes(tmp_path: Path) -> None:
 
 def test_written_tokenizer_is_that_of_the_checkpoint(tmp_path: Path) -> None:
     run(write_training(tmp_path, "question_answering", epochs=1))
-    written, source = (Tokenizer.from_file(str(tmp_path / name / "tokenizer.json")) for name in ("out", "checkpoint"))
-    assert written.to_str() == source.to_str()
-    assert written.truncation is None
+    own, source = (Tokenizer.from_file(str(tmp_path / name / "tokenizer.json")) for name in ("out", "checkpoint"))
+    assert own.to_str() == source.to_str()
+    assert own.truncation is None
 
 
 def test_absolute_source_is_written_by_its_name(tmp_path: Path) -> None:
@@ -121,3 +127,40 @@ def test_absolute_source_is_written_by_its_name(tmp_path: Path) -> None:
     for name in ("README.md", "adapter_config.json"):
         assert str(tmp_path) not in (tmp_path / "out" / name).read_text()
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == "checkpoint"
+
+
+def test_what_is_chosen_is_chosen_for_the_weights_that_are_written(tmp_path: Path) -> None:
+    """Adapters in FP8 are others than those that were trained."""
+    lora = LORA | {"lora": {**LORA["lora"], "written": "fp8"}}
+    recipe = write_training(tmp_path, "classification", **lora | LEARNT)
+    run(recipe)
+    chosen = json.loads((tmp_path / "out" / "tritonpress.json").read_text())
+    loaded = load(of_written(recipe, lora))
+    workload = Workload.load(loaded, Progress(shown=False))
+    material = workload.material()
+    examples = material.examples.held_out
+    given = answered(workload.infer, workload.signature, examples, loaded, workload.tokenizer, ALONE)
+    assert loaded.finetune.module.chosen(examples, given, loaded, material.settings) == pytest.approx(chosen, rel=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{}, LORA])
+def test_weights_may_be_read_by_whoever_may_read_the_rest(tmp_path: Path, settings: dict[str, Any]) -> None:
+    run(write_training(tmp_path, "classification", epochs=1, **settings))
+    modes = {path.suffix: path.stat().st_mode for path in (tmp_path / "out").iterdir() if path.is_file()}
+    assert modes[".safetensors"] == modes[".json"] == modes[".md"]
+
+
+@pytest.mark.parametrize("settings", [{}, LORA])
+def test_weights_for_which_there_is_no_room_are_a_line(tmp_path: Path, settings: dict[str, Any]) -> None:
+    recipe = load(write_training(tmp_path, "recommendation", epochs=1, **settings))
+    _, material = material_of(recipe.path)
+    trained = trainable.load(recipe, material.checkpoint, material.settings, recipe.finetune.config)
+    out = tmp_path / "out"
+    out.mkdir()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(PlaceError, match=r"out: weights cannot be written \(.*File too large.*\); make room"):
+            written.write(out, trained, material.original.tokenizer, material.checkpoint, {}, precision="fp16")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -129,6 +129,7 @@ def test_wrong_argument_and_file_that_is_not_there_are_refused_before_what_compu
         (["build", good, "--canary"], "build it without --canary"),
         (["finetune", plain], "must have 'data'"),
         (["distill", plain], "must have distill"),
+        (["distill", good, "--out", "same", "--work", "./same"], "--out same: must not be --work"),
         (["evaluate", good, "--target", "onxx"], "--target: must be torch, onnx, engine or HOST:PORT"),
         (["evaluate", good, "--dataset", "none.jsonl"], "none.jsonl: cannot be read"),
         (["evaluate", good, "--target", "host:1", "--repository", "none"], "none"),

@@ -164,6 +164,23 @@ def test_different_candidates_have_different_keys(space: Space) -> None:
     assert len({candidate.key for candidate in every}) == len({*every}) == len(every)
 
 
+def test_different_candidates_are_told_apart_by_their_labels(tmp_path: Path) -> None:
+    path = write_training(tmp_path, "recommendation")
+    precisions = [
+        ["fuse", {"quantize": {"calibration": "min_max"}}],
+        ["fuse", {"quantize": {"calibration": "entropy", "samples": 64}}],
+        ["fuse", "quantize"],
+        ["fuse"],
+    ]
+    several = {"precisions": precisions, "lengths": ["exact", "ragged", [16, 48]], "flops": [0.3, 0.302]}
+    every = space_of(path, {"layers": [4], "vocabulary": [False], **several})
+    labels = [every.label(candidate) for candidate in every.all()]
+    assert len({*labels}) == len(labels) == 4 * 3 * 2
+    assert "4 layers, flops -30%, fuse + quantize (calibration min_max), lengths [16, 48]" in labels
+    few = space_of(path, {"layers": [4], "precisions": precisions[1:3:2]})
+    assert few.label(few.reference) == "4 layers, fuse + quantize"
+
+
 @settings(deadline=None)
 @given(CANDIDATES, st.lists(st.sampled_from(["crop", "prune", "distill", "graph"]), max_size=30))
 def test_milder_candidates_end(space: Space, places: dict[str, Any], stages: list[str]) -> None:

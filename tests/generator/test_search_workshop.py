@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -75,7 +76,7 @@ def test_training_that_does_not_fit_is_not_begun_and_said(source: Path, tmp_path
     loop.settle(endless)
     assert [*loop.full.values()] == [reference]
     assert re.fullmatch(
-        r"not trained: takes about [\d.]+ min, [\d.]+ are left of the budget", loop.refused[endless.label]
+        r"not trained: takes about [\d.]+ min, [\d.]+ are left of the budget", loop.refused[space.label(endless)]
     )
     assert not [*tmp_path.glob("distill-*")]
     loop.settle(short)
@@ -86,6 +87,47 @@ def test_training_that_does_not_fit_is_not_begun_and_said(source: Path, tmp_path
     assert loop.budget.expected_s(endless) >= loop.budget.expected_s(replace(short, epochs=2.0))
     assert 0 < workshop.training_s(0.5) < workshop.training_s(1.0) < workshop.training_s(NEVER)
     assert workshop.training_s(0.0) == 0
+
+
+def test_a_training_that_is_found_done_says_how_long_it_took(source: Path, tmp_path: Path) -> None:
+    space, _, loop = parts(source, tmp_path)
+    loop.begin()
+    (candidate,) = space.all()
+    short = space.trained(candidate, first=True)
+    loop.settle(short)
+    took_s = loop.full[short.key].trained_s
+    assert 0 < took_s <= loop.full[short.key].seconds
+    # Another search of the same work, as with another gate.
+    (tmp_path / "journal.jsonl").unlink()
+    shutil.rmtree(tmp_path / "engines")
+    _, _, again = parts(source, tmp_path)
+    again.begin()
+    again.settle(short)
+    assert again.full[short.key].trained_s == took_s
+    other = replace(short, epochs=2 * short.epochs)
+    assert again.budget.expected_s(other) - again.budget.expected_s(candidate) >= took_s
+
+
+def test_the_points_of_the_end_are_timed_a_few_at_a_time(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = {"layers": [2], "flops": [0.0, 0.1, 0.2, 0.3, 0.4], "vocabulary": [False], "precisions": [["fuse"]]}
+    of, workshop, _ = parts(
+        copied(source, "points", passes=[{"prune": PRUNE}], search={**QUICK, "space": space}), tmp_path
+    )
+    timed, at_once = workshop.timed, []
+
+    def counted(candidates: Any) -> Any:
+        at_once.append(len(candidates))
+        return timed(candidates)
+
+    monkeypatch.setattr(workshop, "timed", counted)
+    points = [*of.all()]
+    found = workshop.timed_front(of.reference, points)
+    assert at_once == [3, 3, 2]
+    assert [*found] == [point.key for point in points]
+    assert all(own.to(beside).throughput > 0 for own, beside in found.values())
+    assert workshop.front_s(5) == workshop.timing_s(8)
 
 
 def test_the_model_as_it_is_is_tried_in_each_precision_before_others(source: Path, tmp_path: Path) -> None:
@@ -233,7 +275,9 @@ def test_no_build_is_begun_when_the_time_is_over(source: Path, tmp_path: Path) -
     assert loop.gate_front() == [reference]
     assert kinds(tmp_path) == before
     assert loop.unbuilt == {smaller.key}
-    assert re.fullmatch(r"not built: takes about [\d.]+ min, 0\.00 are left of the budget", loop.refused[smaller.label])
+    assert re.fullmatch(
+        r"not built: takes about [\d.]+ min, 0\.00 are left of the budget", loop.refused[space.label(smaller)]
+    )
     # Where nothing has passed, one build is begun in any case: that was foreseen.
     loop.passed.clear()
     loop.unbuilt.clear()

@@ -34,6 +34,7 @@ from tritonpress_generator.infer import Array
 from tritonpress_generator.onnx_graph import GraphEditor, linear_product
 from tritonpress_generator.quantization import INT7_MAX, INT8_MAX, INT16_MAX, quantize_symmetric, symmetric_scale
 from tritonpress_generator.recipe_text import Settings
+from tritonpress_generator.sampling import spread
 
 READS = "products"
 _ACTIVATIONS: dict[int, tuple[int, Array]] = {
@@ -82,9 +83,7 @@ def apply(
     if not products:
         raise InputError("fixed_point: the graph has no product with constant FP32 weights; quantise it only once")
     products = calibration.included(products, config.exclude, where="fixed_point")
-    largest = calibration.largest(
-        model, [node.input[0] for node in products], calibration.spread(samples, config.samples)
-    )
+    largest = calibration.largest(model, [node.input[0] for node in products], spread(samples, config.samples))
     pairs = _Pairs(editor, config)
     weights: list[onnx.NodeProto] = []
     for node in products:

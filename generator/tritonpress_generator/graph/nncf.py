@@ -34,6 +34,7 @@ from tritonpress_generator.infer import Array
 from tritonpress_generator.onnx_graph import GraphEditor, normalized, with_own_vectors
 from tritonpress_generator.quantized_pairs import described, folded, reading_pairs, rebuilt, undone
 from tritonpress_generator.recipe_text import Settings
+from tritonpress_generator.sampling import spread
 
 READS = "export"
 _WEIGHTED = {"MatMul", "Gemm"}
@@ -83,7 +84,7 @@ def apply(
     if config.keep is not None:
         # Before the calibration, which takes long: without labelled examples there is no metric.
         material.held_out()
-    samples = calibration.spread(samples, config.samples)
+    samples = spread(samples, config.samples)
     key = calibration.kept_key("nncf", fp32, config.model_dump_json(exclude={"keep"}), samples)
     description = material.kept.get(key)
     if description is None:

@@ -29,6 +29,7 @@ from tritonpress_generator.onnx_graph import GraphEditor, normalized
 from tritonpress_generator.pair_places import Places
 from tritonpress_generator.quantization import INT8_MAX, symmetric_scale
 from tritonpress_generator.recipe_text import Settings
+from tritonpress_generator.sampling import spread
 
 READS = "export"
 FP8_MAX = 448.0
@@ -77,7 +78,7 @@ def apply(
     plain = normalized(model)
     if config.precision == "fp8":
         plain = normalized(onnx.version_converter.convert_version(plain, OPSET))
-    samples = calibration.spread(samples, config.samples)
+    samples = spread(samples, config.samples)
     editor = GraphEditor(plain)
     places = _places(editor, config)
     key = calibration.kept_key("qdq", plain, config.model_dump_json(exclude={"keep"}), samples)

@@ -31,6 +31,7 @@ from tritonpress_generator.infer import Array
 from tritonpress_generator.onnx_graph import GraphEditor, linear_product
 from tritonpress_generator.quantization import INT7_MAX, INT8_MAX, quantize_symmetric
 from tritonpress_generator.recipe_text import Settings
+from tritonpress_generator.sampling import spread
 
 READS = "products"
 _SMALLEST_TABLE = 256
@@ -74,7 +75,7 @@ def apply(
     """
     if not samples:
         raise InputError("quantize: calibration needs at least 1 text, got 0; the task must have texts")
-    samples = calibration.spread(samples, config.samples)
+    samples = spread(samples, config.samples)
     editor = GraphEditor(model)
     products = [node for node in model.graph.node if linear_product(editor, node, fewest_columns=FEWEST_COLUMNS)]
     if not products:

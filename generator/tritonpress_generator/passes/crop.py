@@ -28,6 +28,8 @@ from tritonpress_generator.structure import depth, keep_layers
 from tritonpress_generator.vocabulary import with_parts
 
 _BATCH = 32
+_AT_ONCE = 4096
+"""Texts that are tokenised together: what they become takes many times their room."""
 
 
 class VocabularyConfig(Settings):
@@ -178,8 +180,10 @@ def _used(tokenizer: Tokenizer, config: VocabularyConfig, material: Material) ->
     texts += [read_text(material.folder / name).splitlines() for name in config.corpus]
     counts: Counter[int] = Counter()
     for column in texts:
-        for encoding in tokenizer.encode_batch_fast(column, add_special_tokens=False):
-            counts.update(encoding.ids)
+        for first in range(0, len(column), _AT_ONCE):
+            part = column[first : first + _AT_ONCE]
+            for encoding in tokenizer.encode_batch_fast(part, add_special_tokens=False):
+                counts.update(encoding.ids)
     if not counts:
         raise InputError("passes.crop: vocabulary: needs texts, got none; add 'data' or passes.crop.vocabulary.corpus")
     often = [number for number, count in counts.most_common(config.most) if count >= config.min_count]

@@ -123,7 +123,7 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
         "after": progress.best_metric,
         "given_back": given_back,
         "steps": progress.step,
-        "minutes": round(progress.seconds / 60, 1),
+        "minutes": round(progress.seconds / 60, 4),
     }
     return replace(
         student,
@@ -139,7 +139,7 @@ def summary(report: Mapping[str, Any]) -> str:
     """Returns what the report of a distillation says, as a person reads it."""
     line = (
         f"{report['metric']} on the held-out examples: {report['before']:.4f} before, {report['after']:.4f} after "
-        f"{report['steps']} steps, {report['minutes']:g} min"
+        f"{report['steps']} steps, {report['minutes']:.1f} min"
     )
     # One that was written before this was looked at does not say it.
     if not report.get("given_back"):
@@ -273,7 +273,8 @@ def _different(made: torch.Tensor, wanted: torch.Tensor, mask: torch.Tensor) -> 
 def _relations(states: torch.Tensor, heads: int, mask: torch.Tensor) -> torch.Tensor:
     """Returns the scaled products of all tokens, FP32 `(rows, heads, seq, seq)`, minus infinity for padding."""
     by_head = states.float().reshape(*states.shape[:2], heads, -1).transpose(1, 2)
-    products: torch.Tensor = by_head @ by_head.transpose(2, 3) / math.sqrt(by_head.shape[-1])
+    with torch.autocast(states.device.type, enabled=False):  # which would compute them in BF16
+        products: torch.Tensor = by_head @ by_head.transpose(2, 3) / math.sqrt(by_head.shape[-1])
     return products.masked_fill(~mask.bool()[:, None, None, :], float("-inf"))
 
 

@@ -75,7 +75,8 @@ class Budget:
         if not trial.candidate.epochs:
             self._untrained.append(trial.seconds)
         elif (passes := self._passes(trial.candidate)) not in self._trained:
-            training_s = max(0.0, trial.seconds - self._untrained_s())
+            # One that an earlier search has trained is only looked up, and one that was killed only goes on.
+            training_s = max(trial.trained_s, trial.seconds - self._untrained_s())
             self._trained[passes] = training_s / self._training_s(trial.candidate.epochs)
 
     def learn_build(self, candidate: Candidate, seconds: float) -> None:

@@ -76,7 +76,9 @@ class Loop:
         candidate = self._space.reference
         reference = self._judged(candidate)
         if reference is None:
-            raise InputError(f"search: the model as it is must become an engine: {self.refused[candidate.label]}")
+            raise InputError(
+                f"search: the model as it is must become an engine: {self.refused[self._space.label(candidate)]}"
+            )
         self.budget.check(reference)
         self._whole = reference.score
         self._seen.add(candidate.key)
@@ -129,8 +131,10 @@ class Loop:
         if "build" in result:
             self.passed[candidate.key] = result
         else:
-            reason = self.refused[candidate.label] = result.get("gate") or result["refused"]
-            self.gone[candidate.key] = GateError(f"{candidate.label}: {reason}", result.get("remedy", _REMEDY))
+            reason = self.refused[self._space.label(candidate)] = result.get("gate") or result["refused"]
+            self.gone[candidate.key] = GateError(
+                f"{self._space.label(candidate)}: {reason}", result.get("remedy", _REMEDY)
+            )
             self.settle(self.relaxed(self.full.pop(candidate.key), blamed=result.get("stage", "")))
 
     def gate_front(self) -> list[Trial]:
@@ -178,6 +182,10 @@ class Loop:
         """Returns those of them that no other is better than; the objective's best first."""
         return front_of(self.passing(), self._config.objective)
 
+    def label(self, trial: Trial) -> str:
+        """Returns what a trial's candidate is, in few words."""
+        return self._space.label(trial.candidate)
+
     def over(self) -> bool:
         """Says whether the time is used up."""
         return self._left_s() <= 0
@@ -189,7 +197,7 @@ class Loop:
         """
         points = self.front()
         unbuilt = [trial for trial in points if trial.candidate.key not in self.passed]
-        return self.budget.left_s(len(unbuilt) + 2) - self._workshop.timing_s(len(points) + 2)
+        return self.budget.left_s(len(unbuilt) + 2) - self._workshop.front_s(len(points) + 1)
 
     def _known(self, kind: str, candidate: Candidate, compute: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
         """Returns a result that is known, or computes it; None if there is no time left."""
@@ -204,12 +212,12 @@ class Loop:
         key = f"{kind} {candidate.key}"
         result = self._journal.get(key)
         if result is None:
-            self._say.stage(f"[{self.budget.label}] {kind}: {candidate.label}")
+            self._say.stage(f"[{self.budget.label}] {kind}: {self._space.label(candidate)}")
             result = attempted(compute)
             self._journal.put(key, {"kind": kind, "candidate": asdict(candidate)}, result)
             self._say.found(said(result))
         if "refused" in result:
-            self.refused[candidate.label] = result["refused"]
+            self.refused[self._space.label(candidate)] = result["refused"]
         return result
 
     def _has_time(self, kind: str, candidate: Candidate) -> bool:
@@ -217,7 +225,7 @@ class Loop:
         if kind == "build":
             # The best is built once more, and what has passed is timed in turn with the reference.
             expected_s = self.budget.build_s()
-            left_s = self.budget.left_s(1) - self._workshop.timing_s(len(self.passed) + 2)
+            left_s = self.budget.left_s(1) - self._workshop.front_s(len(self.passed) + 1)
         else:
             expected_s, left_s = self.budget.expected_s(candidate), self._left_s()
         if left_s > expected_s:
@@ -225,8 +233,8 @@ class Loop:
         if kind == "build" or (kind == "score" and candidate.epochs):
             done, left = "built" if kind == "build" else "trained", minutes(max(0.0, left_s))
             why = f"not {done}: takes about {minutes(expected_s)} min, {left} are left of the budget"
-            self.refused[candidate.label] = why
-            self._say.stage(f"[{self.budget.label}] {kind}: {candidate.label}")
+            self.refused[self._space.label(candidate)] = why
+            self._say.stage(f"[{self.budget.label}] {kind}: {self._space.label(candidate)}")
             self._say.found(why)
         return False
 
@@ -263,7 +271,7 @@ class Loop:
     def _timed(self, candidate: Candidate, score: float) -> dict[str, Any]:
         """Returns what is measured of a candidate in turn with the reference and the best so far."""
         made = self._workshop.made(candidate)
-        result = {"score": score, "stages": made.stages, "size_bytes": made.size_bytes}
+        result = {"score": score, "stages": made.stages, "size_bytes": made.size_bytes, "trained_s": made.trained_s}
         if candidate == self._space.reference:
             return result | {"throughput": 1.0, "latency": 1.0}
         others = {_REFERENCE: self._space.reference}

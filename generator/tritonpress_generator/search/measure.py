@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from tritonpress_generator import calibration, form_choice, forms, repository
+from tritonpress_generator import form_choice, forms, repository
 from tritonpress_generator import recipe as recipes
 from tritonpress_generator.answering import alone
 from tritonpress_generator.build import build_recipe
@@ -28,6 +29,7 @@ from tritonpress_generator.infer import Infer
 from tritonpress_generator.kept import Kept
 from tritonpress_generator.progress import Progress
 from tritonpress_generator.recipe import Stage
+from tritonpress_generator.sampling import spread
 from tritonpress_generator.search.rounds import Rounds
 from tritonpress_generator.search.settings import Config
 from tritonpress_generator.search.space import Candidate, Space, excludes, recipe_at
@@ -37,6 +39,8 @@ from tritonpress_generator.structure import product_pattern
 from tritonpress_generator.workload import Workload
 
 _MOST_EXAMPLES = 1000
+_POINTS_IN_TURN = 2
+"""As are while a search goes on: a candidate and the best so far, beside the reference."""
 _FEW_TEXTS = 32
 """How many texts say which layer a precision disturbs the most."""
 GRAPH = "graph"
@@ -55,6 +59,8 @@ class Made:
     """The metric on a few examples: of the checkpoint (`""`), after each pass, and of the engine (`GRAPH`)."""
     batching: dict[str, Any]
     samples: Sequences
+    trained_s: float = 0.0
+    """How long its distillation has taken."""
 
     @property
     def engine(self) -> Path:
@@ -71,7 +77,7 @@ class Workshop:
         self._quiet = Progress(shown=False)
         # Where the builds of its points look too, and what is thrown away is not.
         self._kept = Kept(None if material.work is None else material.work / "kept")
-        self._passed: dict[str, tuple[Workload, dict[str, float]]] = {}
+        self._passed: dict[str, tuple[Workload, dict[str, float], float]] = {}
 
     def baseline(self) -> float:
         """Returns the checkpoint's metric on the held-out examples, 1000 at most.
@@ -112,6 +118,10 @@ class Workshop:
     def pattern(self, layer: int) -> str:
         """Returns what matches the names of a layer's products."""
         return product_pattern(self._workload.model, layer)
+
+    def label(self, candidate: Candidate) -> str:
+        """Returns what a candidate is, in few words."""
+        return self._space.label(candidate)
 
     def written(self, candidate: Candidate) -> dict[str, Any]:
         """Returns a candidate's recipe, as it is written."""
@@ -177,6 +187,25 @@ class Workshop:
         """Returns how long it takes to time so many candidates in turn, besides loading them."""
         return 2 * (self._config.rounds + 1) * candidates * self._config.slice_s
 
+    def front_s(self, points: int) -> float:
+        """Returns how long `timed_front` takes of so many points, besides loading them."""
+        return self.timing_s(points + math.ceil(points / _POINTS_IN_TURN))
+
+    def timed_front(self, reference: Candidate, points: Sequence[Candidate]) -> dict[str, tuple[Rounds, Rounds]]:
+        """Returns how fast each point is, and the reference in turn with it, by key.
+
+        A few of them run in turn, so that no more engines are in memory than while they were searched.
+
+        Raises:
+            InputError: As `made`.
+        """
+        found: dict[str, tuple[Rounds, Rounds]] = {}
+        for first in range(0, len(points), _POINTS_IN_TURN):
+            group = {point.key: point for point in points[first : first + _POINTS_IN_TURN]}
+            rounds = self.timed({"": reference} | group)
+            found |= {key: (rounds[key], rounds[""]) for key in group}
+        return found
+
     def timed(self, candidates: Mapping[str, Candidate]) -> dict[str, Rounds]:
         """Returns how fast each candidate is; all of them run in turn, so that what disturbs one disturbs all.
 
@@ -213,11 +242,11 @@ class Workshop:
         left = [layer for layer in range(candidate.layers) if layer not in candidate.excluded]
         if not any(map(excludes, recipe.graph)) or len(left) <= candidate.layers / 2:
             return None
-        workload, _ = self._after_passes(candidate)
+        workload, _, _ = self._after_passes(candidate)
         source = workload.source(material=self._material)
         lengths = recipe.lengths[0].module
         fp32 = forms.exported(recipe, recipe.lengths[0], source)
-        feeds = calibration.spread([feed for _, feed in alone(source.calibration)], _FEW_TEXTS)
+        feeds = spread([feed for _, feed in alone(source.calibration)], _FEW_TEXTS)
         native = [lengths.native(feed, workload.signature) for feed in feeds]
         wanted = [workload.infer(feed) for feed in feeds]
         distances: dict[int, float] = {}
@@ -241,7 +270,7 @@ class Workshop:
     def _make(self, candidate: Candidate, folder: Path) -> None:
         """Writes the candidate's engine, and what `Made` says of it, into `folder`."""
         recipe = self.recipe(candidate)
-        workload, stages = self._after_passes(candidate)
+        workload, stages, trained_s = self._after_passes(candidate)
         # By its own recipe it is known what was kept, as in the build of its point.
         source = workload.source(self._kept, replace(self._material, recipe=recipe))
         (form,) = forms.compile_forms(recipe, source).values()
@@ -253,24 +282,30 @@ class Workshop:
         known = {
             "size_bytes": sum(path.stat().st_size for path in (folder / "1").rglob("*") if path.is_file()),
             "stages": {**stages, GRAPH: few},
+            "trained_s": trained_s,
             "batching": form.encoding["batching"],
             "samples": samples,
         }
         (folder / "made.json").write_text(json.dumps(known), encoding="utf-8")
 
-    def _after_passes(self, candidate: Candidate) -> tuple[Workload, dict[str, float]]:
-        """Returns the workload after a candidate's passes, and the metric on a few examples before and after each."""
+    def _after_passes(self, candidate: Candidate) -> tuple[Workload, dict[str, float], float]:
+        """Returns the workload after a candidate's passes.
+
+        Beside it the metric on a few examples before and after each, and how long the distillation has taken.
+        """
         passes = json.dumps(self._space.passes(candidate))
         if passes not in self._passed:
             workload = replace(self._workload, recipe=self.recipe(candidate))
             stages = {"": self._scored(workload.infer, workload.tokenizer, self._config.examples)}
-            for stage, _, changed in workload.passed(self._material, self._quiet):
+            trained_s = 0.0
+            for stage, compressed, changed in workload.passed(self._material, self._quiet):
                 workload = changed
+                trained_s = 60.0 * compressed.report.get("distill", {}).get("minutes", 0.0)
                 stages[stage.word] = self._scored(workload.infer, workload.tokenizer, self._config.examples)
             # Candidates that differ in their precision alone come one after the other; more models are not kept.
-            self._passed = {**dict([*self._passed.items()][-1:]), passes: (workload, stages)}
-        workload, stages = self._passed[passes]
-        return replace(workload, recipe=self.recipe(candidate)), dict(stages)
+            self._passed = {**dict([*self._passed.items()][-1:]), passes: (workload, stages, trained_s)}
+        workload, stages, trained_s = self._passed[passes]
+        return replace(workload, recipe=self.recipe(candidate)), dict(stages), trained_s
 
     def _padded(self, candidate: Candidate, engine_folder: Path) -> Infer:
         """Returns a candidate's engine; takes a padded batch."""

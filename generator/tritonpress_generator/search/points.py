@@ -15,9 +15,6 @@ from tritonpress_generator.search.measure import Workshop
 from tritonpress_generator.search.rounds import Rounds
 from tritonpress_generator.search.trials import Trial
 
-REFERENCE = "reference"
-"""Under this name are the times of the model as it is, which the others are relative to."""
-
 
 @dataclass(frozen=True)
 class Point:
@@ -25,6 +22,8 @@ class Point:
 
     name: str
     """The workload's."""
+    label: str
+    """What it is, in few words."""
     trial: Trial
     recipe: Path
     build: str
@@ -34,22 +33,17 @@ class Point:
     size_bytes: int
     """Of all files that are served."""
     texts_per_s: float
-    """Of the engine with all its instances; measured in turn with the other points, as is the next."""
+    """Of the engine with all its instances; measured in turn with the reference, as is the next."""
     latency_ms: float
     """Of a text alone, on all cores; the mean over the sample texts."""
     speedup: float
     """Its texts per second over the reference's."""
 
-    @property
-    def label(self) -> str:
-        """What it is, in few words."""
-        return self.trial.candidate.label
-
 
 def write(
     trials: list[Trial],
     verdicts: Mapping[str, dict[str, Any]],
-    rounds: Mapping[str, Rounds],
+    rounds: Mapping[str, tuple[Rounds, Rounds]],
     workshop: Workshop,
     recipe: recipes.Recipe,
     target: Path,
@@ -59,7 +53,7 @@ def write(
     Args:
         trials: Of the points, in their order.
         verdicts: What their builds were and what the gate says of them, by key.
-        rounds: Their times, by key, and those of `REFERENCE`.
+        rounds: Their times, and those of the reference in turn with them, by key.
         workshop: Knows their recipes.
         recipe: That was searched.
         target: Is made; what an earlier search has written there is removed.
@@ -69,26 +63,28 @@ def write(
         old.unlink()
     points = []
     for number, trial in enumerate(trials, start=1):
-        result, times = verdicts[trial.candidate.key], rounds[trial.candidate.key]
+        result, (times, beside) = verdicts[trial.candidate.key], rounds[trial.candidate.key]
         verdict = result["verdict"]
         folder = os.path.relpath(recipe.folder, target)
         text = yaml.safe_dump(
             workshop.written(trial.candidate) | {"folder": folder}, sort_keys=False, allow_unicode=True
         )
         path = target / f"front-{number:02}.yaml"
+        label = workshop.label(trial.candidate)
         path.write_text(
-            f"# Point {number} of {len(trials)} of the search of {recipe.path.name}: {trial.candidate.label}.\n"
+            f"# Point {number} of {len(trials)} of the search of {recipe.path.name}: {label}.\n"
             f"# Gate: {verdict['metric']} {verdict['served']:.6f}, limit {verdict['limit']:.6f}; "
             f"build {result['build']}\n"
             f"{text}",
             encoding="utf-8",
         )
         recipes.load(path)
-        speedup = times.to(rounds[REFERENCE]).throughput
+        speedup = times.to(beside).throughput
         texts_per_s, latency_ms = times.medians()
         points.append(
             Point(
                 recipe.name,
+                label,
                 trial,
                 path,
                 result["build"],

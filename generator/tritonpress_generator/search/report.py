@@ -85,7 +85,7 @@ def _circle(trial: Trial, horizontal: Axis, vertical: Axis, most: int, found: Fo
     kind = " ".join(name for name, holds in kinds.items() if holds) or "other"
     number = f"{[*on_front].index(key) + 1:02} " if key in on_front else ""
     title = (
-        f"{number}{trial.candidate.label}: {found.metric} {trial.score:.4f}, {trial.throughput:.2f}x, "
+        f"{number}{found.labels[key]}: {found.metric} {trial.score:.4f}, {trial.throughput:.2f}x, "
         f"{trial.size_bytes / 1e6:.2f} MB"
     )
     x, y = horizontal(trial.throughput), vertical(trial.score)

@@ -23,7 +23,7 @@ from tritonpress_generator.search.budget import Budget
 from tritonpress_generator.search.estimate import Estimator, prunable
 from tritonpress_generator.search.loop import Loop
 from tritonpress_generator.search.measure import Workshop
-from tritonpress_generator.search.points import REFERENCE, Point, write
+from tritonpress_generator.search.points import Point, write
 from tritonpress_generator.search.rounds import Rounds
 from tritonpress_generator.search.settings import Config, results_of
 from tritonpress_generator.search.space import Candidate, Space
@@ -51,6 +51,8 @@ class Found:
     metric: str
     """What was scored on them."""
     objective: str
+    labels: dict[str, str]
+    """What the trials are, by their candidates' keys."""
     refused: dict[str, str]
     """Why others were not taken, by what they are."""
     minutes: float
@@ -109,7 +111,7 @@ def search(
             say.stage("recipes of the front")
             target = results_of(recipe_path)
             written = write(points, loop.passed, times, workshop, recipe, target)
-            say.stage(f"the best of {len(written)} points: {points[0].candidate.label}")
+            say.stage(f"the best of {len(written)} points: {written[0].label}")
             again = build(written[0].recipe, out, data=material.folder, work=own, progress=Progress(shown=False))
             if again.manifest["build"] != written[0].build:
                 raise VerificationError(
@@ -121,7 +123,8 @@ def search(
             metric = str(recipe.finetune.module.METRIC)
             return Found(
                 written, target, [*loop.full.values()], reference.candidate, loop.floor, metric, config.objective,
-                loop.refused, loop.budget.spent_s / 60,
+                {trial.candidate.key: loop.label(trial) for trial in loop.full.values()}, loop.refused,
+                loop.budget.spent_s / 60,
             )  # fmt: skip
 
 
@@ -154,14 +157,13 @@ def _begun(
 
 def _in_turn(
     trials: list[Trial], reference: Trial, workshop: Workshop, config: Config
-) -> tuple[list[Trial], dict[str, Rounds]]:
-    """Returns the trials, the best by the objective first, and the times of each, all measured in turn."""
-    if not trials:
-        return [], {}
-    rounds = workshop.timed({REFERENCE: reference.candidate} | {t.candidate.key: t.candidate for t in trials})
+) -> tuple[list[Trial], dict[str, tuple[Rounds, Rounds]]]:
+    """Returns the trials, the best by the objective first, and the times of each and of the reference beside it."""
+    rounds = workshop.timed_front(reference.candidate, [trial.candidate for trial in trials])
 
     def objective(trial: Trial) -> float:
-        times = rounds[trial.candidate.key].to(rounds[REFERENCE])
+        own, beside = rounds[trial.candidate.key]
+        times = own.to(beside)
         by = {"throughput": -times.throughput, "latency": times.latency, "size": float(trial.size_bytes)}
         return by[config.objective]
 
@@ -180,7 +182,7 @@ def _nothing(recipe: recipes.Recipe, loop: Loop) -> GateError:
     metric = recipe.finetune.module.METRIC
     return GateError(
         f"search: none of {tried} keeps {metric} at or above {loop.floor:.4f} on the held-out examples; the nearest, "
-        f"{best.candidate.label if best else 'none'}, has {best.score if best else 0:.4f}",
+        f"{loop.label(best) if best else 'none'}, has {best.score if best else 0:.4f}",
         "lower gate.keep, or let the space have milder candidates",
     )
 

@@ -20,6 +20,7 @@ _FLOPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 _SEARCHED = ("crop", "prune", "distill")
 _FIRST_EPOCHS = 0.25
 """The share of the recipe's epochs after which a distilled candidate is judged first."""
+_NONE = object()
 _MOST_EPOCHS = 2
 """How many times the recipe's epochs a candidate that misses the gate is distilled at most."""
 
@@ -51,19 +52,6 @@ class Candidate:
     def of(cls, data: Mapping[str, Any]) -> Candidate:
         """Returns the candidate of which `data` is the `asdict`, as JSON gives it back."""
         return cls(**{**data, "excluded": tuple(data["excluded"])})
-
-    @property
-    def label(self) -> str:
-        """What it is, in few words."""
-        parts = [f"{self.layers} layer{'s' if self.layers > 1 else ''}"]
-        for name in ("flops", "heads", "ffn"):
-            if share := getattr(self, name):
-                parts.append(f"{name} -{share:.0%}")
-        parts += ["vocabulary"] if self.vocabulary else []
-        parts += [f"distilled {self.epochs:g}"] if self.epochs else []
-        parts.append(" + ".join(words(json.loads(self.graph))) or "no graph pass")
-        parts += [f"but layers {', '.join(map(str, self.excluded))}"] if self.excluded else []
-        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -169,6 +157,31 @@ class Space:
         raw = {"distill": self._own("distill")}
         return recipes.staged("passes", raw, path=self.recipe.path, key="passes").config
 
+    def label(self, candidate: Candidate) -> str:
+        """Returns what a candidate is, in few words, which no other one has."""
+        parts = [f"{candidate.layers} layer{'s' if candidate.layers > 1 else ''}"]
+        for name in ("flops", "heads", "ffn"):
+            if share := getattr(candidate, name):
+                parts.append(f"{name} -{100 * share:.4g}%")
+        parts += ["vocabulary"] if candidate.vocabulary else []
+        parts += [f"distilled {candidate.epochs:g}"] if candidate.epochs else []
+        parts.append(self._label_of_graph(candidate.graph))
+        parts += [f"but layers {', '.join(map(str, candidate.excluded))}"] if candidate.excluded else []
+        if len(self.dimensions["lengths"]) > 1:
+            parts.append(f"lengths {_plain(json.loads(candidate.lengths))}")
+        return ", ".join(parts)
+
+    def _label_of_graph(self, graph: str) -> str:
+        """Returns the names of graph passes, each with those settings that others of the same names have not."""
+        own = json.loads(graph)
+        alike = [other for other in map(json.loads, self.dimensions["graph"]) if words(other) == words(own)]
+        said = []
+        for place, (word, settings) in enumerate(zip(words(own), map(_settings, own), strict=True)):
+            others = [_settings(other[place]) for other in alike]
+            apart = [key for key, value in settings.items() if any(o.get(key, _NONE) != value for o in others)]
+            said.append(word + (f" ({', '.join(f'{key} {_plain(settings[key])}' for key in apart)})" if apart else ""))
+        return " + ".join(said) or "no graph pass"
+
     def trained(self, candidate: Candidate, *, first: bool) -> Candidate:
         """Returns the candidate with the distillation it is judged by: a short one `first`; none where it is whole."""
         epochs = self.epochs * (_FIRST_EPOCHS if first else 1)
@@ -258,6 +271,16 @@ def excludes(stage: Stage) -> bool:
 def words(graph: Sequence[Any]) -> list[str]:
     """Returns the names of graph passes."""
     return [raw if isinstance(raw, str) else str(next(iter(raw))) for raw in graph]
+
+
+def _settings(raw: Any) -> dict[str, Any]:
+    """Returns the settings of a graph pass, as they are written."""
+    return {} if isinstance(raw, str) else next(iter(raw.values())) or {}
+
+
+def _plain(value: Any) -> str:
+    """Returns a setting as a person reads it."""
+    return value if isinstance(value, str) else json.dumps(value).replace('"', "")
 
 
 def recipe_at(path: Path, written: dict[str, Any], *, folder: Path) -> Recipe:

@@ -33,6 +33,8 @@ class Trial:
     """The time of a text alone, likewise."""
     seconds: float
     """How long it took to find this."""
+    trained_s: float = 0.0
+    """How long its distillation has taken, whenever that was."""
 
     def cost(self, objective: str) -> float:
         """Returns what the objective makes as small as it can; times in steps, since their noise is no difference."""
