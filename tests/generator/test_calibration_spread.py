@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_encoders import feed, make, signature
-from tritonpress_generator import calibration, export
+from tritonpress_generator import export
 from tritonpress_generator.graph import fixed_point, fuse, qdq, quantize
+from tritonpress_generator.sampling import spread
 
 MODEL = make("bert", export.ATTENTION)
 FP32 = export.export(MODEL, signature(MODEL))
@@ -19,7 +20,7 @@ BY_LENGTH = [feed([1 + i], seed=i) for i in range(24)]
 
 @given(st.integers(1, 400), st.integers(1, 300))
 def test_samples_are_spread_over_all(count: int, most: int) -> None:
-    chosen = [*calibration.spread(range(count), most)]
+    chosen = [*spread(range(count), most)]
     assert len(chosen) == min(count, most)
     assert chosen[0] == 0
     steps = {after - before for before, after in zip(chosen, [*chosen[1:], count], strict=True)}
