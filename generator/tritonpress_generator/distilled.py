@@ -64,11 +64,13 @@ def _check_writable(recipe: Recipe) -> None:
             f"{recipe.path}: passes: the last must be distill with lora for --out, is {last.word}; what is written are "
             "masks and low-rank differences"
         )
+    leaving = {"crop", "prune"} | ({"restore"} if last.config.from_checkpoint else set())
     for stage in recipe.passes[:-1]:
-        if stage.word not in ("crop", "prune") or getattr(stage.config, "reconstruct", False):
+        if stage.word not in leaving or getattr(stage.config, "reconstruct", False):
             raise InputError(
                 f"{recipe.path}: passes: {stage.word} must leave the weights as they are for --out (prune: "
-                "{reconstruct: false}, crop); what is written are masks and low-rank differences"
+                "{reconstruct: false}, crop; restore: with distill's from_checkpoint: true); what is written are masks "
+                "and low-rank differences"
             )
 
 

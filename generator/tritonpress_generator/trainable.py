@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tritonpress_generator.checkpoint import Checkpoint
+from tritonpress_generator.errors import InputError
 from tritonpress_generator.positions import check_length
 from tritonpress_generator.pretrained import encoder_of, load_model, quiet_peft
 from tritonpress_generator.recipe import Recipe
@@ -102,6 +103,52 @@ def with_adapters(model: Any, config: LoraConfig, given: Collection[str]) -> pef
     if not isinstance(adapted, peft.PeftModel):
         raise TypeError("peft must give a model of one adapter")
     return adapted
+
+
+def begin_with(model: Any, wanted: Mapping[str, torch.Tensor], *, where: str) -> None:
+    """Sets new adapters so that a model computes what another one does, as nearly as their rank allows.
+
+    Source: Eckart and Young 1936; of a difference of two matrices the parts with the largest singular values are the
+    nearest of their rank.
+
+    Args:
+        model: As `with_adapters` leaves it.
+        wanted: The weights of the other model, of the same shapes, by their names without adapters.
+        where: The section of a recipe, for messages.
+
+    Raises:
+        InputError: Weights differ that no adapter changes.
+    """
+    from peft.tuners.lora import LoraLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    held: tuple[str, ...] = ()
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, LoraLayer):
+                _begin(module, wanted[f"{name}.weight"])
+                held += (f"{name}.lora_", f"{name}.base_layer.weight")
+            elif isinstance(module, ModulesToSaveWrapper):
+                for part, tensor in module.modules_to_save["default"].state_dict(keep_vars=True).items():
+                    tensor.copy_(wanted[f"{name}.{part}"])
+                held += (f"{name}.",)
+        for name, tensor in model.state_dict().items():
+            if not name.startswith(held) and not torch.equal(tensor, wanted[name.replace(".base_layer", "")]):
+                raise InputError(
+                    f"{where}: {name.replace('.base_layer', '')} is not the checkpoint's, and no adapter changes it; "
+                    "leave out the pass that has changed it"
+                )
+
+
+def _begin(layer: Any, wanted: torch.Tensor) -> None:
+    """Sets the adapter of a linear layer, whose weights are `(outputs, inputs)`."""
+    rows, columns = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    left, sizes, right = torch.linalg.svd(wanted.double() - layer.base_layer.weight.double(), full_matrices=False)
+    # What is rounding alone stays as it began: a row of random numbers whose column is 0 can learn, one of 0 cannot.
+    sizes = sizes[: len(rows)] / layer.scaling["default"]
+    rank = int((sizes > sizes.max().clamp(min=1e-9) * 1e-6).sum())
+    rows[:rank] = (sizes[:rank, None].sqrt() * right[:rank]).to(rows)
+    columns[:, :rank] = (left[:, :rank] * sizes[:rank].sqrt()).to(columns)
 
 
 def freeze_what_is_not_read(head: torch.nn.Module, loss: torch.Tensor) -> None:

@@ -86,6 +86,32 @@ def test_what_travels_is_small(written: tuple[str, Path]) -> None:
     assert str(Path.home()) not in "".join(p.read_text() for p in folder.iterdir() if p.suffix != ".safetensors")
 
 
+def test_what_was_restored_is_gone_on_with(written: tuple[str, Path], tmp_path: Path) -> None:
+    """Cut further and trained further, the result is again of the checkpoint alone."""
+    folder = Path(shutil.copytree(written[1].parent, tmp_path / "sources"))
+    restored = {"restore": {"folder": "small"}}
+    further = {"prune": {"ffn": 0.25, "round_to": 8, "reconstruct": False}}
+    recipe = change(folder / "recipe.yaml", passes=[restored, {"distill": LORA | {"from_checkpoint": True}}])
+
+    def weights(passes: list[Any]) -> tuple[Compressed, Any]:
+        workload = Workload.load(recipes.load(change(recipe, passes=passes)), Progress(shown=False))
+        *_, (_, compressed, _) = workload.passed(workload.material(), Progress(shown=False))
+        return compressed, compressed.model.state_dict()
+
+    # Hardly trained, of the same rank: only FP16 is between what was restored and what is written.
+    (_, before), (_, begun) = (
+        weights([restored, *more])
+        for more in ([], [{"distill": LORA | {"epochs": 0.05, "learning_rate": 1e-9, "from_checkpoint": True}}])
+    )
+    assert all(torch.allclose(tensor, begun[name], atol=2e-4) for name, tensor in before.items())
+    change(recipe, passes=[restored, further, {"distill": LORA | {"from_checkpoint": True}}])
+    command = ["distill", str(recipe), "--work", str(folder / "work"), "--out", str(folder / "smaller")]
+    assert cli.main(command) == 0
+    shutil.rmtree(folder / "small")
+    compressed, _ = weights([{"restore": {"folder": "smaller"}}])
+    assert [name for name, _ in compressed.cuts] == ["layers", "positions", "vocabulary", "heads", "ffn", "ffn"]
+
+
 @given(st.lists(st.integers(0, 3000), min_size=1, max_size=40, unique=True).map(sorted), st.integers(1, 512))
 def test_masks_come_back(kept: list[int], rows: int) -> None:
     done = cuts.written([("vocabulary", kept), ("ffn", [kept, kept]), ("positions", rows)])
@@ -119,6 +145,8 @@ def test_cuts_done_again_are_the_same_model(written: tuple[str, Path]) -> None:
         ([{"distill": LORA | {"lora": None}}], "the last must be distill with lora for --out"),
         ([{"distill": LORA}, {"crop": {"layers": 1}}], "the last must be distill with lora for --out, is crop"),
         ([{"crop": {"layers": 1}}], "passes: must have distill to be distilled"),
+        ([{"restore": {"folder": "a"}}, {"distill": LORA}], "restore must leave the weights as they are for --out"),
+        ([{"distill": LORA | {"lora": None, "from_checkpoint": True}}], "from_checkpoint is of adapters; give lora"),
     ],
 )
 def test_what_cannot_travel_is_refused_beforehand(

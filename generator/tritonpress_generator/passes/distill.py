@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from pydantic import Field, model_validator
 
-from tritonpress_generator import workplace
+from tritonpress_generator import cuts, workplace
 from tritonpress_generator.compression import Compressed, Material, copied, original_layers
 from tritonpress_generator.examples import collate, finite
 from tritonpress_generator.pretrained import encoder_of, merged
 from tritonpress_generator.structure import depth, layers, projections
-from tritonpress_generator.trainable import freeze_what_is_not_read, set_dropout, with_adapters
+from tritonpress_generator.trainable import begin_with, freeze_what_is_not_read, set_dropout, with_adapters
 from tritonpress_generator.training import loop
 from tritonpress_generator.training.distances import divergence
 from tritonpress_generator.training.distributed import ALONE, World
 from tritonpress_generator.training.fake_quantization import fake_quantize
 from tritonpress_generator.training.fingerprint import fingerprint_of
-from tritonpress_generator.training.settings import Precision, TrainingConfig
+from tritonpress_generator.training.settings import TrainingConfig
 from tritonpress_generator.written import write_adapter
 
 if TYPE_CHECKING:
@@ -57,6 +57,9 @@ class Config(TrainingConfig):
     fake_quantize: Literal[7, 8] | None = None
     """Trains with inputs and weights of the encoder's layers as INT8 leaves them, weights of so many bits; adapters are
     merged into these."""
+    from_checkpoint: bool = False
+    """Whether adapters are differences to the checkpoint, and begin with what was restored before, as near as their
+    rank comes to it, so that `distill --out` can write both; else they are added to the weights that come in."""
 
     @model_validator(mode="after")
     def _learns_something(self) -> Config:
@@ -66,6 +69,8 @@ class Config(TrainingConfig):
             raise ValueError(
                 "fake_quantize computes with merged adapters, of whose inputs lora.dropout drops none; set that 0"
             )
+        if self.from_checkpoint and self.lora is None:
+            raise ValueError("from_checkpoint is of adapters; give lora, or leave it out")
         return self
 
 
@@ -112,11 +117,11 @@ def apply(given: Compressed, config: Config, material: Material) -> Compressed:
             progress = loop.train(job, config, folder, material.world)
         given_back = progress.best_metric is not None and before > progress.best_metric
         if given_back:
-            student, adapted = _student(given, config, material)  # whose adapters are none yet: their differences are 0
+            student, adapted = _student(given, config, material)  # whose adapters are as they began
         model = student.model
         # Only now: `given` may be the original, and is copied as it was before.
-        if config.lora is not None and adapted is not None:
-            model = _as_written(given, student, adapted, material, folder / "adapter", config.lora.written)
+        if adapted is not None:
+            model = _as_written(student, adapted, config, material, folder / "adapter", given)
     report = {
         "metric": metric,
         "before": before,
@@ -149,29 +154,42 @@ def summary(report: Mapping[str, Any]) -> str:
 
 def _student(given: Compressed, config: Config, material: Material) -> tuple[Compressed, peft.PeftModel | None]:
     """Returns what is trained, and its adapter where that is what is trained of it."""
-    student = copied(given)
+    student = _adapted_of(given, config, material)
     student.model.requires_grad_(True)
     torch.manual_seed(config.seed)
     if config.dropout is not None:
         set_dropout(student.model, config.dropout)
     if config.lora is None:
         return student, None
-    return student, with_adapters(student.model, config.lora, material.checkpoint.tensors)
+    adapted = with_adapters(student.model, config.lora, material.checkpoint.tensors)
+    if config.from_checkpoint:
+        begin_with(student.model, given.model.state_dict(), where=f"{_WHERE}.from_checkpoint")
+    return student, adapted
+
+
+def _adapted_of(given: Compressed, config: Config, material: Material) -> Compressed:
+    """Returns a copy of what adapters are added to, or all weights are trained of."""
+    if not config.from_checkpoint:
+        return copied(given)
+    plain = cuts.again(copied(material.original), cuts.written(given.cuts))
+    return replace(copied(given), model=plain.model.eval())
 
 
 def _as_written(
-    given: Compressed,
     student: Compressed,
     adapted: peft.PeftModel,
+    config: Config,
     material: Material,
     folder: Path,
-    precision: Precision,
+    given: Compressed,
 ) -> Any:
     """Returns the model with the adapter as it is restored from `folder`, into which it is written."""
+    if config.lora is None:
+        raise TypeError("only adapters are written so")
     if material.world.writes:
-        write_adapter(folder, student.model, adapted, material.checkpoint, precision=precision)
+        write_adapter(folder, student.model, adapted, material.checkpoint, precision=config.lora.written)
     material.world.gather(None)  # so that it is there for all
-    return merged(copied(given).model, folder)
+    return merged(_adapted_of(given, config, material).model, folder)
 
 
 class _Lesson:
