@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from tritonpress_generator.checkpoint import ADAPTER
 from tritonpress_generator.recipe import Recipe
 from tritonpress_generator.recipe_text import DataConfig
 from tritonpress_generator.training.loop import Progress
@@ -58,7 +59,7 @@ def model_card(
         + " |"
         for name, row in scores.items()
     ]
-    files = _files(data, folder)
+    files = "\n".join(_files(data, folder))
     what = "A LoRA adapter and its head" if config.lora else "A checkpoint"
     settings = yaml.safe_dump(config.model_dump(), sort_keys=False)
     versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
@@ -99,11 +100,12 @@ def distilled_card(recipe: Recipe, folder: Path, report: Mapping[str, Any]) -> s
     if recipe.data is None:
         raise ValueError("the recipe must have data")
     done = report["distill"]
-    given_back = (
-        " That is less: the weights are those after the cuts, and all differences 0." if done["given_back"] else ""
-    )
+    goes_on = recipe.passes[-1].config.from_checkpoint
+    kept = "the differences those that were restored" if goes_on else "all differences 0"
+    given_back = f" That is less: the weights are those after the cuts, and {kept}." if done["given_back"] else ""
     passes = yaml.safe_dump([{stage.word: stage.config.model_dump()} for stage in recipe.passes], sort_keys=False)
     versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
+    files = "\n".join([*_restored(recipe), *_files(recipe.data, folder)])
     return f"""# {recipe.name}, compressed
 
 Masks and low-rank differences to {portable(recipe.checkpoint.source)} (with the recipe's adapter, if it has one), by
@@ -114,7 +116,7 @@ for `passes: [{{restore: {{folder: FOLDER}}}}]`.
 
 | file | use | SHA-256 |
 | --- | --- | --- |
-{_files(recipe.data, folder)}
+{files}
 
 `{done["metric"]}` on the validation files, on which the weights were chosen: {done["before"]:.4f} after the cuts,
 {done["after"]:.4f} after {done["steps"]} steps of training in {done["minutes"]:.1f} minutes.{given_back}
@@ -125,10 +127,17 @@ Versions: {versions}.
 """
 
 
-def _files(data: DataConfig, folder: Path) -> str:
+def _restored(recipe: Recipe) -> list[str]:
+    """Returns the rows of a table of the adapters that were gone on with."""
+    folders = [recipe.file(stage.config.folder) for stage in recipe.passes if stage.word == "restore"]
+    return [_row(folder.name, "restored", folder / ADAPTER) for folder in folders if (folder / ADAPTER).is_file()]
+
+
+def _files(data: DataConfig, folder: Path) -> list[str]:
     """Returns the rows of a table of the data's files."""
-    return "\n".join(
-        f"| {name} | {use} | {hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16]}… |"
-        for use in ("train", "validation", "test")
-        for name in getattr(data, use)
-    )
+    uses = ("train", "validation", "test")
+    return [_row(name, use, folder / name) for use in uses for name in getattr(data, use)]
+
+
+def _row(name: str, use: str, path: Path) -> str:
+    return f"| {name} | {use} | {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}… |"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -107,6 +108,8 @@ def test_what_was_restored_is_gone_on_with(written: tuple[str, Path], tmp_path: 
     change(recipe, passes=[restored, further, {"distill": LORA | {"from_checkpoint": True}}])
     command = ["distill", str(recipe), "--work", str(folder / "work"), "--out", str(folder / "smaller")]
     assert cli.main(command) == 0
+    adapter = hashlib.sha256((folder / "small" / "adapter_model.safetensors").read_bytes()).hexdigest()
+    assert f"| small | restored | {adapter[:16]}… |" in (folder / "smaller" / "README.md").read_text()
     shutil.rmtree(folder / "small")
     compressed, _ = weights([{"restore": {"folder": "smaller"}}])
     assert [name for name, _ in compressed.cuts] == ["layers", "positions", "vocabulary", "heads", "ffn", "ffn"]
