@@ -46,7 +46,7 @@ def distill(
     workload = Workload.load(recipe, say)
     material = replace(workload.material(data, work), world=world)
     if out is not None:
-        _check_writable(recipe)
+        _check_writable(recipe, out)
     *_, (_, compressed, _) = workload.passed(material, say)
     if out is not None and world.writes:
         say.stage(f"differences {out}")
@@ -56,8 +56,11 @@ def distill(
     return report
 
 
-def _check_writable(recipe: Recipe) -> None:
-    """Refuses passes whose result is more than masks and low-rank differences, before hours are spent."""
+def _check_writable(recipe: Recipe, out: Path) -> None:
+    """Refuses passes whose result is more than masks and low-rank differences, before hours are spent.
+
+    So it does a folder whose content the passes begin with: it would be lost, and the training no longer be found done.
+    """
     last = recipe.passes[-1]
     if last.word != "distill" or last.config.lora is None:
         raise InputError(
@@ -72,6 +75,8 @@ def _check_writable(recipe: Recipe) -> None:
                 "{reconstruct: false}, crop; restore: with distill's from_checkpoint: true); what is written are masks "
                 "and low-rank differences"
             )
+        if stage.word == "restore" and recipe.file(stage.config.folder).resolve() == out.resolve():
+            raise InputError(f"--out {out} must be another folder than passes.restore's, which training begins with")
 
 
 def _write(out: Path, compressed: Compressed, material: Material) -> None:

@@ -100,10 +100,10 @@ def distilled_card(recipe: Recipe, folder: Path, report: Mapping[str, Any]) -> s
     if recipe.data is None:
         raise ValueError("the recipe must have data")
     done = report["distill"]
-    goes_on = recipe.passes[-1].config.from_checkpoint
-    kept = "the differences those that were restored" if goes_on else "all differences 0"
-    given_back = f" That is less: the weights are those after the cuts, and {kept}." if done["given_back"] else ""
-    passes = yaml.safe_dump([{stage.word: stage.config.model_dump()} for stage in recipe.passes], sort_keys=False)
+    begun = " That is less: the weights are those after the cuts, with the differences that training began with."
+    given_back = begun if done["given_back"] else ""
+    settings = [{stage.word: _portable(stage.config.model_dump())} for stage in recipe.passes]
+    passes = yaml.safe_dump(settings, sort_keys=False)
     versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     files = "\n".join([*_restored(recipe), *_files(recipe.data, folder)])
     return f"""# {recipe.name}, compressed
@@ -125,6 +125,15 @@ Versions: {versions}.
 ```yaml
 {passes}```
 """
+
+
+def _portable(settings: Any) -> Any:
+    """Returns a pass's settings with the names of this machine's folders and files in place of their paths."""
+    if isinstance(settings, dict):
+        return {key: _portable(value) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [_portable(value) for value in settings]
+    return portable(settings) if isinstance(settings, str) else settings
 
 
 def _restored(recipe: Recipe) -> list[str]:

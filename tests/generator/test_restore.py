@@ -87,12 +87,19 @@ def test_what_travels_is_small(written: tuple[str, Path]) -> None:
     assert str(Path.home()) not in "".join(p.read_text() for p in folder.iterdir() if p.suffix != ".safetensors")
 
 
-def test_what_was_restored_is_gone_on_with(written: tuple[str, Path], tmp_path: Path) -> None:
+def test_what_was_restored_is_gone_on_with(
+    written: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Cut further and trained further, the result is again of the checkpoint alone."""
     folder = Path(shutil.copytree(written[1].parent, tmp_path / "sources"))
     restored = {"restore": {"folder": "small"}}
     further = {"prune": {"ffn": 0.25, "round_to": 8, "reconstruct": False}}
     recipe = change(folder / "recipe.yaml", passes=[restored, {"distill": LORA | {"from_checkpoint": True}}])
+    there = {path.name: path.read_bytes() for path in (folder / "small").iterdir()}
+    assert cli.main(["distill", str(recipe), "--out", str(folder / "small")]) == 2
+    assert f"--out {folder / 'small'} must be another folder than passes.restore's" in capsys.readouterr().err
+    assert there == {path.name: path.read_bytes() for path in (folder / "small").iterdir()}
+    restored["restore"]["folder"] = str(folder / "small")
 
     def weights(passes: list[Any]) -> tuple[Compressed, Any]:
         workload = Workload.load(recipes.load(change(recipe, passes=passes)), Progress(shown=False))
@@ -109,7 +116,9 @@ def test_what_was_restored_is_gone_on_with(written: tuple[str, Path], tmp_path: 
     command = ["distill", str(recipe), "--work", str(folder / "work"), "--out", str(folder / "smaller")]
     assert cli.main(command) == 0
     adapter = hashlib.sha256((folder / "small" / "adapter_model.safetensors").read_bytes()).hexdigest()
-    assert f"| small | restored | {adapter[:16]}… |" in (folder / "smaller" / "README.md").read_text()
+    card = (folder / "smaller" / "README.md").read_text()
+    assert f"| small | restored | {adapter[:16]}… |" in card
+    assert str(tmp_path) not in card
     shutil.rmtree(folder / "small")
     compressed, _ = weights([{"restore": {"folder": "smaller"}}])
     assert [name for name, _ in compressed.cuts] == ["layers", "positions", "vocabulary", "heads", "ffn", "ffn"]

@@ -172,7 +172,7 @@ def _adapted_of(given: Compressed, config: Config, material: Material) -> Compre
     if not config.from_checkpoint:
         return copied(given)
     plain = cuts.again(copied(material.original), cuts.written(given.cuts))
-    return replace(copied(given), model=plain.model.eval())
+    return replace(given, model=plain.model.eval())
 
 
 def _as_written(
