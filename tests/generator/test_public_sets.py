@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -21,8 +22,14 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the public data sets 
 
 @needs_data
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(public_sets.SETS))
-@pytest.mark.parametrize("start", ["recommendation", "recommendation_compressed"])
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [
+        *itertools.product(["recommendation", "recommendation_compressed"], sorted(public_sets.SETS)),
+        # Of next purchases the encoder knows so little (`ndcg@10` 0.01 and 0.03) that chance decides (docs/measurements.md).
+        ("recommendation_distilled", "scifact"),
+    ],
+)
 def test_int8_keeps_99_percent_of_ndcg(
     tmp_path: Path, start: str, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
