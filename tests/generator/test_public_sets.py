@@ -26,7 +26,7 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the public data sets 
     ("start", "name"),
     [
         *itertools.product(["recommendation", "recommendation_compressed"], sorted(public_sets.SETS)),
-        # Of next purchases the encoder knows so little (`ndcg@10` 0.01 and 0.03) that chance decides (docs/measurements.md).
+        # Of next purchases the encoder knows so little (`ndcg@10` 0.01, 0.03) that chance decides (README, Accuracy).
         ("recommendation_distilled", "scifact"),
     ],
 )
