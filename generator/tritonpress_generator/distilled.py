@@ -43,10 +43,9 @@ def distill(
     check_distills((stage.word for stage in recipe.passes), path=recipe_path)
     if out is not None:
         check_out("distill", out)
+        _check_writable(recipe, out)
     workload = Workload.load(recipe, say)
     material = replace(workload.material(data, work), world=world)
-    if out is not None:
-        _check_writable(recipe, out)
     *_, (_, compressed, _) = workload.passed(material, say)
     if out is not None and world.writes:
         say.stage(f"differences {out}")

@@ -83,6 +83,7 @@ def _check_files(options: argparse.Namespace, written: RecipeText) -> None:
                 records.check_readable((folder / file).resolve())
     if command == "search" or _applies(options):
         _check_corpora(written, options.data or folder, path=path)
+        _check_restored(written, folder, path=path)
     if command in ("build", "search") and written.serve.samples is not None:
         records.check_readable((folder / written.serve.samples).resolve())
     if command != "evaluate" or options.target in IN_PROCESS:
@@ -109,6 +110,18 @@ def _check_corpora(written: RecipeText, folder: Path, *, path: Path) -> None:
                     f"{path}: passes[{i}].crop: vocabulary: {folder} must have the file {file}, has not; give its "
                     "folder with --data"
                 )
+
+
+def _check_restored(written: RecipeText, folder: Path, *, path: Path) -> None:
+    """Refuses a folder to restore that is not there; what it has in it, the pass reads."""
+    for i, stage in enumerate(written.passes):
+        word, settings = recipes.divided(stage, where=str(path))
+        restored = settings.get("folder") if word == "restore" and isinstance(settings, dict) else None
+        if isinstance(restored, str) and not (folder / restored / checkpoint.CUTS).is_file():
+            raise InputError(
+                f"{path}: passes[{i}].restore: folder: {folder / restored} must have the file {checkpoint.CUTS}, has "
+                "not; give a folder that tritonpress distill --out has written"
+            )
 
 
 def check_data(data: Path) -> None:

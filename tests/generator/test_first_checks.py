@@ -200,6 +200,16 @@ def test_corpus_that_is_not_there_is_refused_before_what_computes_is_imported(tm
     assert set().union(*imported) <= OF_ENGINES
 
 
+def test_folder_to_restore_that_is_not_there_is_refused_before_what_computes_is_imported(tmp_path: Path) -> None:
+    """It is sought beside the recipe, wherever the data is."""
+    folder = sources(tmp_path / "sources")
+    recipe = recipe_of(folder, "restoring", passes=[{"restore": {"folder": "none"}}, "distill"])
+    message = f"passes[0].restore: folder: {folder / 'none'} must have the file cuts.json, has not"
+    commands: list[list[object]] = [["build", recipe], ["distill", recipe], ["evaluate", recipe, "--target", "onnx"]]
+    imported = refused(tmp_path, [(command, message) for command in commands])
+    assert set().union(*imported) <= OF_ENGINES
+
+
 def test_place_that_may_not_be_looked_into_is_a_line(tmp_path: Path) -> None:
     good = recipe_of(sources(tmp_path / "sources"), "good")
     closed = tmp_path / "closed"

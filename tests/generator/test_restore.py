@@ -157,7 +157,10 @@ def test_cuts_done_again_are_the_same_model(written: tuple[str, Path]) -> None:
         ([{"distill": LORA | {"lora": None}}], "the last must be distill with lora for --out"),
         ([{"distill": LORA}, {"crop": {"layers": 1}}], "the last must be distill with lora for --out, is crop"),
         ([{"crop": {"layers": 1}}], "passes: must have distill to be distilled"),
-        ([{"restore": {"folder": "a"}}, {"distill": LORA}], "restore must leave the weights as they are for --out"),
+        (
+            [{"restore": {"folder": "restored"}}, {"distill": LORA}],
+            "restore must leave the weights as they are for --out",
+        ),
         ([{"distill": LORA | {"lora": None, "from_checkpoint": True}}], "from_checkpoint is of adapters; give lora"),
     ],
 )
@@ -165,8 +168,11 @@ def test_what_cannot_travel_is_refused_beforehand(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], passes: list[Any], message: str
 ) -> None:
     recipe = change(write_training(tmp_path, "recommendation"), passes=passes)
+    (tmp_path / "restored").mkdir()
+    (tmp_path / "restored" / "cuts.json").write_text("{}")
     assert cli.main(["distill", str(recipe), "--out", str(tmp_path / "small")]) == 2
-    assert message in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()  # Before anything is loaded.
+    assert message in line
     assert not (tmp_path / "small").exists()
 
 
@@ -239,4 +245,6 @@ def test_folder_that_is_not_there(
 ) -> None:
     recipe = change(restoring(written[1], "none.yaml"), passes=[{"restore": {"folder": "nowhere"}}])
     assert cli.main(["build", str(recipe), "--out", str(tmp_path / "out")]) == 2
-    assert "nowhere/cuts.json cannot be read" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "passes[0].restore: folder: " in line
+    assert "nowhere must have the file cuts.json, has not; give a folder that tritonpress distill --out has" in line
